@@ -1,0 +1,217 @@
+//! The disk server: one process a host, one Unix socket a disk. What it serves stands in a folder, so that a new
+//! process serves the same when the old one was killed; QEMU reconnects by itself.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use mayfly_vhd::{Access, Vhd, VhdError};
+use serde::{Deserialize, Serialize};
+
+use crate::nbd;
+
+/// A disk that is served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    /// Its name, unique on the host: letters, digits, `-` and `_`.
+    pub name: String,
+    /// The differencing disk.
+    pub disk: PathBuf,
+    /// The base image below it.
+    pub base: PathBuf,
+    /// The socket to serve it on.
+    pub socket: PathBuf,
+}
+
+/// Why a disk is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The system refused.
+    #[error("disk server: cannot {action} {path}", path = path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The disk cannot be opened.
+    #[error("disk server: cannot open a disk")]
+    Vhd(#[from] VhdError),
+    /// The name cannot be a file name.
+    #[error("disk server: `{0}` is no name for an export")]
+    Name(String),
+}
+
+/// The server. It lives as long as its process.
+#[derive(Clone)]
+pub struct DiskServer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    folder: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Bases that a disk uses, each open once.
+    bases: HashMap<PathBuf, Weak<Vhd>>,
+    serving: HashMap<String, Serving>,
+}
+
+struct Serving {
+    export: Export,
+    /// Connections, to be cut when the export is closed.
+    connections: Arc<Mutex<Vec<UnixStream>>>,
+}
+
+impl DiskServer {
+    /// Starts a server that remembers its exports in `folder`, and serves those that are remembered there.
+    ///
+    /// # Errors
+    /// [`ServerError::Io`] when the folder cannot be used. A remembered disk that cannot be served is only logged.
+    pub fn start(folder: &Path) -> Result<DiskServer, ServerError> {
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| ServerError::Io { action, path, source }
+        };
+        fs::create_dir_all(folder).map_err(io("create", folder))?;
+        let shared = Shared { folder: folder.to_owned(), state: Mutex::default() };
+        let server = DiskServer { shared: Arc::new(shared) };
+        for entry in fs::read_dir(folder).map_err(io("list", folder))? {
+            let path = entry.map_err(io("list", folder))?.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            let text = fs::read(&path).map_err(io("read", &path))?;
+            let opened = serde_json::from_slice(&text).map_err(|error| error.to_string()).and_then(|export: Export| {
+                server.serve(export).map_err(|error| error.to_string())
+            });
+            if let Err(error) = opened {
+                tracing::error!(export = %path.display(), %error, "a disk of before cannot be served");
+            }
+        }
+        Ok(server)
+    }
+
+    /// Serves a disk until [`DiskServer::close`], also after a restart. Serving it already is success.
+    ///
+    /// # Errors
+    /// [`ServerError`] says why it cannot.
+    pub fn open(&self, export: Export) -> Result<(), ServerError> {
+        let file = self.remembered(&export.name)?;
+        if self.state().serving.get(&export.name).is_some_and(|serving| serving.export == export) {
+            return Ok(());
+        }
+        let text = serde_json::to_vec(&export).map_err(|error| ServerError::Name(error.to_string()))?;
+        self.serve(export)?;
+        let temporary = file.with_extension("tmp");
+        fs::write(&temporary, text)
+            .and_then(|()| fs::rename(&temporary, &file))
+            .map_err(|source| ServerError::Io { action: "write", path: file, source })
+    }
+
+    /// Stops serving a disk and forgets it. Not serving it is success.
+    ///
+    /// # Errors
+    /// [`ServerError::Io`] when it cannot be forgotten.
+    pub fn close(&self, name: &str) -> Result<(), ServerError> {
+        let file = self.remembered(name)?;
+        match fs::remove_file(&file) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(ServerError::Io { action: "remove", path: file, source });
+            }
+            _ => {}
+        }
+        if let Some(serving) = self.state().serving.remove(name) {
+            // Without its path the listener gets no more clients; one last connection wakes it up to end.
+            let _ = UnixStream::connect(&serving.export.socket);
+            let _ = fs::remove_file(&serving.export.socket);
+            for connection in lock(&serving.connections).drain(..) {
+                let _ = connection.shutdown(Shutdown::Both);
+            }
+        }
+        Ok(())
+    }
+
+    /// The names of the disks that are served.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.state().serving.keys().cloned().collect();
+        names.sort();
+        names
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.shared.state)
+    }
+
+    fn remembered(&self, name: &str) -> Result<PathBuf, ServerError> {
+        let good = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+        if good { Ok(self.shared.folder.join(format!("{name}.json"))) } else { Err(ServerError::Name(name.to_owned())) }
+    }
+
+    fn serve(&self, export: Export) -> Result<(), ServerError> {
+        let mut state = self.state();
+        let base = match state.bases.get(&export.base).and_then(Weak::upgrade) {
+            Some(base) => base,
+            None => {
+                let base = Arc::new(Vhd::open(&export.base, Access::ReadOnly, None)?);
+                state.bases.insert(export.base.clone(), Arc::downgrade(&base));
+                base
+            }
+        };
+        let disk = Arc::new(Vhd::open(&export.disk, Access::ReadWrite, Some(base))?);
+        let io = |action| {
+            let path = export.socket.clone();
+            move |source| ServerError::Io { action, path, source }
+        };
+        match fs::remove_file(&export.socket) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(io("remove")(source)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&export.socket).map_err(io("listen on"))?;
+        let connections = Arc::default();
+        let serving = Serving { export: export.clone(), connections: Arc::clone(&connections) };
+        state.serving.insert(export.name.clone(), serving);
+        let server = self.clone();
+        std::thread::Builder::new()
+            .name(export.name.clone())
+            .spawn(move || server.accept(&export.name, &listener, &disk, &connections))
+            .map_err(|source| ServerError::Io { action: "start a thread for", path: PathBuf::new(), source })?;
+        Ok(())
+    }
+
+    fn accept(&self, name: &str, listener: &UnixListener, disk: &Arc<Vhd>, connections: &Arc<Mutex<Vec<UnixStream>>>) {
+        for stream in listener.incoming() {
+            let same = |serving: &Serving| Arc::ptr_eq(&serving.connections, connections);
+            if !self.state().serving.get(name).is_some_and(same) {
+                return;
+            }
+            let Ok(stream) = stream.inspect_err(|error| tracing::warn!(name, %error, "a connection failed")) else {
+                continue;
+            };
+            match stream.try_clone() {
+                Ok(clone) => lock(connections).push(clone),
+                Err(error) => tracing::warn!(name, %error, "a connection cannot be kept account of"),
+            }
+            let (name, disk) = (name.to_owned(), Arc::clone(disk));
+            std::thread::spawn(move || match nbd::serve(stream, &disk, Access::ReadWrite) {
+                Ok(()) => {}
+                Err(error) => tracing::info!(name, %error, "a connection ended"),
+            });
+        }
+    }
+}
+
+// The maps are changed in single steps, so a panic elsewhere cannot leave them half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

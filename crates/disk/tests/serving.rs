@@ -1,0 +1,112 @@
+//! The disk server, used by QEMU's own tools over its sockets.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use mayfly_disk::{DiskClient, DiskServer, Export};
+use mayfly_vhd::{Access, DifferencingOptions, Vhd, create_differencing};
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {text}");
+    text
+}
+
+/// A base made by qemu-img, of which the first 4 MiB are sevens.
+fn base(folder: &Path, subformat: &str) -> std::path::PathBuf {
+    let (raw, vhd) = (folder.join("base.raw"), folder.join("base.vhd"));
+    let mut data = vec![7u8; 4 << 20];
+    data.resize(16 << 20, 0);
+    std::fs::write(&raw, data).unwrap();
+    let options = format!("subformat={subformat},force_size=on");
+    let (raw, vhd_text) = (raw.to_str().unwrap(), vhd.to_str().unwrap());
+    run("qemu-img", &["convert", "-f", "raw", "-O", "vpc", "-o", &options, raw, vhd_text]);
+    vhd
+}
+
+fn export(folder: &Path, subformat: &str) -> Export {
+    let base = base(folder, subformat);
+    let parent = Vhd::open(&base, Access::ReadOnly, None).unwrap();
+    let disk = folder.join("child.vhd");
+    create_differencing(&disk, &parent, &DifferencingOptions { unique_id: [1; 16], timestamp: 1 }).unwrap();
+    Export { name: "d1".to_owned(), disk, base, socket: folder.join("d1.sock") }
+}
+
+fn qemu_io(socket: &Path, commands: &[&str]) -> String {
+    let uri = format!("nbd+unix:///?socket={}", socket.display());
+    let mut arguments = vec!["-f", "raw"];
+    for command in commands {
+        arguments.extend(["-c", command]);
+    }
+    arguments.push(&uri);
+    run("qemu-io", &arguments)
+}
+
+#[test]
+fn qemu_reads_the_base_and_writes_the_child() {
+    for subformat in ["fixed", "dynamic"] {
+        let folder = tempfile::tempdir().unwrap();
+        let export = export(folder.path(), subformat);
+        let before = std::fs::read(&export.base).unwrap();
+        let server = DiskServer::start(&folder.path().join("exports")).unwrap();
+        server.open(export.clone()).unwrap();
+        qemu_io(&export.socket, &["read -P 7 0 4M", "read -P 0 4M 12M", "write -P 9 1M 64k", "flush"]);
+        qemu_io(&export.socket, &["read -P 7 0 1M", "read -P 9 1M 64k", "read -P 7 1088k 1M", "write -z 2M 1M"]);
+        qemu_io(&export.socket, &["read -P 0 2M 1M", "read -P 7 3M 1M"]);
+        assert!(std::fs::read(&export.base).unwrap() == before, "the base must never change");
+    }
+}
+
+#[test]
+fn a_new_server_goes_on_where_the_old_one_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let export = export(folder.path(), "fixed");
+    let exports = folder.path().join("exports");
+    DiskServer::start(&exports).unwrap().open(export.clone()).unwrap();
+    qemu_io(&export.socket, &["write -P 5 0 512"]);
+    let server = DiskServer::start(&exports).unwrap();
+    assert_eq!(server.names(), ["d1"]);
+    qemu_io(&export.socket, &["read -P 5 0 512", "read -P 7 512 512"]);
+    server.close("d1").unwrap();
+    server.close("d1").unwrap();
+    assert!(!export.socket.exists());
+    assert_eq!(DiskServer::start(&exports).unwrap().names(), Vec::<String>::new());
+}
+
+#[test]
+fn the_agent_is_told_what_went_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let control = folder.path().join("control.sock");
+    let server = DiskServer::start(&folder.path().join("exports")).unwrap();
+    let (thread_server, path) = (server.clone(), control.clone());
+    std::thread::spawn(move || thread_server.control(&path));
+    let client = DiskClient::new(control.clone());
+    for _ in 0..100 {
+        if control.exists() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let mut export = export(folder.path(), "fixed");
+    client.open(export.clone()).unwrap();
+    client.open(export.clone()).unwrap();
+    assert_eq!(client.names().unwrap(), ["d1"]);
+    client.close("d1").unwrap();
+    export.base = folder.path().join("missing.vhd");
+    let error = client.open(export).unwrap_err().to_string();
+    assert!(error.contains("missing.vhd") && error.contains("No such file"), "{error}");
+}
+
+#[test]
+fn libvhdi_reads_the_differencing_disk_the_same() {
+    // An independent reader of differencing VHDs; it follows the parent locator that was written.
+    let folder = tempfile::tempdir().unwrap();
+    let export = export(folder.path(), "dynamic");
+    let parent = Arc::new(Vhd::open(&export.base, Access::ReadOnly, None).unwrap());
+    let disk = Vhd::open(&export.disk, Access::ReadWrite, Some(parent)).unwrap();
+    disk.write_at(&[9; 65536], 1 << 20).unwrap();
+    let info = run("vhdiinfo", &[export.disk.to_str().unwrap()]);
+    assert!(info.contains("Differential") && info.contains("base.vhd"), "{info}");
+}

@@ -1,0 +1,179 @@
+//! The goal state: what one host should be running, whole.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::definition::ProbeProtocol;
+use crate::image::Digest;
+use crate::name::{HostName, InstanceKey};
+use crate::size::VmSize;
+use crate::{Incarnation, VmId};
+
+/// What one host should be running.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoalState {
+    /// Its number; only grows.
+    pub incarnation: Incarnation,
+    /// The VMs of this host.
+    pub vms: Vec<VmGoal>,
+    /// The network of the whole location, as this host has to know it.
+    pub network: NetworkGoal,
+}
+
+/// One VM that the host should be running.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmGoal {
+    /// Which VM.
+    pub vm: VmId,
+    /// Whose identity it carries.
+    pub instance: InstanceKey,
+    /// The deployment's id.
+    pub deployment_id: String,
+    /// The number of the instance's differencing disk; only grows.
+    pub generation: u64,
+    /// The guest's own name.
+    pub computer_name: String,
+    /// The fault domain of the host.
+    pub fault_domain: String,
+    /// The instance's update domain.
+    pub update_domain: u32,
+    /// Its private address.
+    pub dip: Ipv4Addr,
+    /// The size of the VM.
+    pub size: VmSize,
+    /// The base image's digest.
+    pub image: Digest,
+    /// Bytes of the base image's file.
+    pub image_bytes: u64,
+    /// How many reboots have been asked for in this VM's life.
+    pub reboots: u32,
+    /// The post-boot script or cloud-config.
+    pub user_data: String,
+    /// Configuration settings.
+    pub settings: BTreeMap<String, String>,
+    /// The probes of the instance's endpoints.
+    pub probes: Vec<ProbeGoal>,
+}
+
+impl VmGoal {
+    /// The hardware address of the guest's card: locally administered, made of the DIP.
+    pub fn mac(&self) -> [u8; 6] {
+        let [a, b, c, d] = self.dip.octets();
+        [0x02, 0x00, a, b, c, d]
+    }
+}
+
+/// A probe that the host runs against one of its own instances.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ProbeGoal {
+    /// The port in the guest.
+    pub port: u16,
+    /// The path of an HTTP probe; a TCP probe has none.
+    pub path: Option<String>,
+    /// Seconds between questions.
+    pub interval_seconds: u32,
+    /// Seconds without an answer until the backend leaves.
+    pub timeout_seconds: u32,
+}
+
+impl ProbeGoal {
+    /// A probe of `port` as `protocol` says.
+    pub fn new(protocol: &ProbeProtocol, port: u16, interval_seconds: u32, timeout_seconds: u32) -> ProbeGoal {
+        let path = match protocol {
+            ProbeProtocol::Tcp => None,
+            ProbeProtocol::Http { path } => Some(path.clone()),
+        };
+        ProbeGoal { port, path, interval_seconds, timeout_seconds }
+    }
+}
+
+/// The location's network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkGoal {
+    /// The DNS zone.
+    pub zone: String,
+    /// All hosts, this one included.
+    pub peers: Vec<PeerGoal>,
+    /// Where every DIP lives.
+    pub routes: Vec<RouteGoal>,
+    /// The public addresses.
+    pub vips: Vec<VipGoal>,
+    /// Names and addresses.
+    pub dns: Vec<DnsRecord>,
+    /// Voters of the location, controllers included; see `lease`.
+    pub voters: usize,
+}
+
+/// One host of the location.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerGoal {
+    /// Its name.
+    pub host: HostName,
+    /// Its address in the data centre's network.
+    pub address: Ipv4Addr,
+    /// Its address in the overlay.
+    pub overlay: Ipv4Addr,
+    /// The hardware address of its tunnel device.
+    pub mac: [u8; 6],
+}
+
+/// Where a DIP lives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteGoal {
+    /// The address.
+    pub dip: Ipv4Addr,
+    /// The host that carries it.
+    pub host: HostName,
+    /// The deployment whose instances may talk to it.
+    pub deployment_id: String,
+}
+
+/// A public address and what is behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipGoal {
+    /// The address.
+    pub vip: Ipv4Addr,
+    /// The endpoints on it.
+    pub endpoints: Vec<EndpointGoal>,
+    /// Hosts in the order in which they take the address; the first live one has it.
+    pub owners: Vec<HostName>,
+}
+
+/// An input endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointGoal {
+    /// Whether it is UDP.
+    pub udp: bool,
+    /// The port on the VIP.
+    pub port: u16,
+    /// The port in the guests.
+    pub local_port: u16,
+    /// The instances that may be behind it. Which of them are, the hosts' probes decide.
+    pub backends: Vec<Backend>,
+}
+
+/// An instance behind an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    /// The VM.
+    pub vm: VmId,
+    /// Its address.
+    pub dip: Ipv4Addr,
+    /// Its host.
+    pub host: HostName,
+    /// The health that decides: that of this probe, or the guest's own readiness where there is none.
+    pub probe: Option<ProbeGoal>,
+    /// In rotation whatever the probe says.
+    pub always: bool,
+}
+
+/// A name and its address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DnsRecord {
+    /// The full name in lower case, without a dot at the end.
+    pub name: String,
+    /// Its address.
+    pub address: Ipv4Addr,
+}

@@ -1,0 +1,173 @@
+//! Leases: who may serve an identity, and until when. Pure arithmetic for both sides.
+//!
+//! # Host side
+//!
+//! A host sends a report at its time `sent` and receives grant `n`. It may serve until `sent + ttl` on its own
+//! monotonic clock: counted from *before* it sent, so the grant is never used longer than the controller thinks.
+//! When that runs out, it takes its identities out of the data plane and stops its guests, unless it is
+//! *orphaned together with a strict majority of the voters* (controllers and hosts): then nobody can have re-placed
+//! them, and it keeps serving.
+//!
+//! # Controller side (in `fabric`)
+//!
+//! The controller received the last report at `r >= sent`. It re-places the host's instances no earlier than
+//! `r + ttl + drift`, where `drift` bounds how much slower the host's clock may run over a `ttl`. And only while a
+//! strict majority of the voters, itself included, has *acknowledged* a grant whose report came within `fresh`, and
+//! has done so without a gap for a whole `ttl`.
+//!
+//! # Why both cannot be true
+//!
+//! Let host A keep serving without a lease while the controller re-places A's instances. A heard from a majority
+//! within `mesh_timeout` that none of them holds a fresh lease. The controller has a fresh, acknowledged majority, for
+//! at least `ttl > mesh_timeout`. The two share a voter v other than A (A has no lease) and other than the controller
+//! (it would have granted A one). v acknowledged a grant, so v knew of it, and says *fresh* until `received + fresh`
+//! on its clock, which is later than the controller's `r + fresh - drift`. So v told A that it is fresh: contradiction.
+//! `fresh` is shorter than `ttl`, so that when all controllers die, every host stops saying *fresh* before the
+//! first lease runs out, and no host fences itself for the sake of another's last few hundred milliseconds.
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::Time;
+
+/// The times that leases are made of, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseTimings {
+    /// Between two reports of a host.
+    pub renew: u64,
+    /// How long a grant lasts.
+    pub ttl: u64,
+    /// A bound on how much two clocks drift apart during a `ttl`.
+    pub drift: u64,
+    /// How long after a grant a host counts as fresh; shorter than `ttl` by at least two renewals.
+    pub fresh: u64,
+    /// How long a peer's word holds.
+    pub mesh_timeout: u64,
+}
+
+impl Default for LeaseTimings {
+    fn default() -> Self {
+        LeaseTimings { renew: 500, ttl: 3000, drift: 500, fresh: 1500, mesh_timeout: 800 }
+    }
+}
+
+/// What the controller answers to a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseGrant {
+    /// Its number; only grows.
+    pub number: u64,
+    /// How long it lasts, in milliseconds from when the report was sent.
+    pub ttl: u64,
+    /// How long the host says *fresh* after receiving it, in milliseconds.
+    pub fresh: u64,
+}
+
+/// What a host may do with the identities of its guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MayServe {
+    /// It holds a lease.
+    Lease,
+    /// It holds none, and neither does anybody in a strict majority of the voters that it reaches.
+    Orphaned,
+    /// Neither: out of the data plane, and stop the guests.
+    No,
+}
+
+/// A host's lease, on its own monotonic clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostLease {
+    number: u64,
+    serve_until: Time,
+    fresh_until: Time,
+    fenced: bool,
+}
+
+impl HostLease {
+    /// A lease that the previous agent process on this host had, valid until `serve_until`.
+    pub fn resumed(number: u64, serve_until: Time) -> HostLease {
+        HostLease { number, serve_until, fresh_until: Time(0), fenced: false }
+    }
+
+    /// Takes a grant that answers the report sent at `sent`.
+    pub fn granted(&mut self, sent: Time, received: Time, grant: LeaseGrant) {
+        if grant.number <= self.number {
+            return;
+        }
+        self.number = grant.number;
+        self.serve_until = self.serve_until.max(sent.plus(grant.ttl));
+        self.fresh_until = self.fresh_until.max(received.plus(grant.fresh));
+        if received < self.serve_until {
+            self.fenced = false;
+        }
+    }
+
+    /// The number of the last grant received.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// When the lease runs out.
+    pub fn serve_until(&self) -> Time {
+        self.serve_until
+    }
+
+    /// Whether the host tells its peers that it holds a fresh lease.
+    pub fn fresh(&self, now: Time) -> bool {
+        now < self.fresh_until
+    }
+
+    /// What the host may do now. `reached` counts the voters it reaches, itself included, none of which may hold a
+    /// fresh lease for `others_fresh` to be false. A host that has fenced itself once stays so until a new grant.
+    pub fn may_serve(&mut self, now: Time, voters: usize, reached: usize, others_fresh: bool) -> MayServe {
+        if now < self.serve_until {
+            return MayServe::Lease;
+        }
+        if !self.fenced && self.number > 0 && !others_fresh && reached * 2 > voters {
+            return MayServe::Orphaned;
+        }
+        self.fenced = true;
+        MayServe::No
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease() -> HostLease {
+        let mut lease = HostLease::default();
+        lease.granted(Time(1000), Time(1400), LeaseGrant { number: 1, ttl: 3000, fresh: 1500 });
+        lease
+    }
+
+    #[test]
+    fn a_lease_counts_from_before_the_report_was_sent() {
+        let mut lease = lease();
+        assert_eq!(lease.may_serve(Time(3999), 4, 1, true), MayServe::Lease);
+        assert_eq!(lease.may_serve(Time(4000), 4, 1, false), MayServe::No);
+        assert!(lease.fresh(Time(2899)) && !lease.fresh(Time(2900)));
+    }
+
+    #[test]
+    fn orphans_serve_only_with_a_majority_that_has_no_lease() {
+        assert_eq!(lease().may_serve(Time(5000), 4, 3, false), MayServe::Orphaned);
+        assert_eq!(lease().may_serve(Time(5000), 4, 2, false), MayServe::No);
+        assert_eq!(lease().may_serve(Time(5000), 4, 3, true), MayServe::No);
+        assert_eq!(HostLease::default().may_serve(Time(5000), 4, 3, false), MayServe::No, "it never had one");
+    }
+
+    #[test]
+    fn a_fenced_host_waits_for_a_grant() {
+        let mut lease = lease();
+        assert_eq!(lease.may_serve(Time(5000), 4, 1, false), MayServe::No);
+        assert_eq!(lease.may_serve(Time(5001), 4, 4, false), MayServe::No);
+        lease.granted(Time(6000), Time(6001), LeaseGrant { number: 2, ttl: 3000, fresh: 1500 });
+        assert_eq!(lease.may_serve(Time(6002), 4, 4, false), MayServe::Lease);
+    }
+
+    #[test]
+    fn an_old_grant_changes_nothing() {
+        let mut lease = lease();
+        lease.granted(Time(9000), Time(9001), LeaseGrant { number: 1, ttl: 3000, fresh: 1500 });
+        assert_eq!(lease.serve_until(), Time(4000));
+    }
+}

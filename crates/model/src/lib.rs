@@ -1,0 +1,60 @@
+//! The nouns of Mayfly: names, sizes, records, states, goal states, reports and the arithmetic of leases.
+//!
+//! Nothing here does I/O, reads a clock or is async. The types derive serde because they are stored as records and
+//! sent between controller and host as they are; what users see through the API is a type of its own in `api`.
+
+pub mod configuration;
+pub mod definition;
+pub mod event;
+pub mod goal;
+pub mod host;
+pub mod image;
+pub mod instance;
+pub mod lease;
+pub mod limits;
+pub mod name;
+pub mod report;
+pub mod service;
+pub mod size;
+pub mod time;
+
+pub use configuration::{RoleConfiguration, ServiceConfiguration, USER_DATA_SETTING};
+pub use definition::{
+    Endpoint, EndpointProtocol, LoadBalancerProbe, LocalStorage, PortRange, ProbeProtocol, RoleDefinition, RoleKind,
+    ServiceDefinition,
+};
+pub use event::{Event, EventKind};
+pub use goal::{Backend, DnsRecord, EndpointGoal, GoalState, NetworkGoal, PeerGoal, ProbeGoal, RouteGoal, VipGoal, VmGoal};
+pub use host::{Host, HostCondition};
+pub use image::{Digest, Image};
+pub use instance::{Instance, InstanceState, Then, Vm, VmPhase};
+pub use lease::{HostLease, LeaseGrant, LeaseTimings};
+pub use name::{DeploymentKey, HostName, ImageName, InstanceKey, NameError, RoleName, ServiceName, Slot};
+pub use report::{HostFacts, HostReport, Observed, Readiness, VmReport};
+pub use service::{Deployment, Service};
+pub use size::{Resources, VmSize};
+pub use time::Time;
+
+use serde::{Deserialize, Serialize};
+
+/// The identity of one VM, never used twice. An instance gets a new one with every new differencing disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct VmId(pub u64);
+
+impl std::fmt::Display for VmId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "vm{}", self.0)
+    }
+}
+
+/// The number of a goal state. It only grows; a host refuses one that is lower than what it has applied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Incarnation(pub u64);
+
+impl std::fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}

@@ -1,0 +1,20 @@
+//! Limits of the service model, most of them the original platform's (its schema pages and its table of quotas).
+
+/// Most update domains that a definition may ask for.
+pub const UPDATE_DOMAINS_MAX: u32 = 20;
+/// Update domains where the definition does not say.
+pub const UPDATE_DOMAINS_DEFAULT: u32 = 5;
+/// Most roles in one definition.
+pub const ROLES_MAX: usize = 25;
+/// Most input endpoints in one definition.
+pub const INPUT_ENDPOINTS_MAX: usize = 25;
+/// Most instances of one role.
+pub const INSTANCES_MAX: u32 = 1000;
+/// Most bytes in the user data of a role; cloud-init's and the original platform's custom data share this limit.
+pub const USER_DATA_BYTES_MAX: usize = 64 * 1024;
+/// Most bytes of a definition or configuration file.
+pub const SOURCE_BYTES_MAX: usize = 1024 * 1024;
+/// Events that are kept; older ones are dropped.
+pub const EVENTS_KEPT: u64 = 5000;
+/// Seconds that an instance may take from its VM's start to its first Ready, unless its role says otherwise.
+pub const START_TIMEOUT_SECONDS: u64 = 600;

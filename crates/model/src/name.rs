@@ -1,0 +1,244 @@
+//! Validated names and the keys made of them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a text is not a name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not a {kind} name: {rule}")]
+pub struct NameError {
+    /// What was meant, for example `service`.
+    pub kind: &'static str,
+    /// The offending text.
+    pub text: String,
+    /// The rule it broke.
+    pub rule: &'static str,
+}
+
+const LABEL_RULE: &str =
+    "use 1 to 63 lower-case letters, digits and hyphens, with a letter or digit first and last (it becomes a DNS name)";
+const ROLE_RULE: &str = "use 1 to 48 letters, digits, hyphens and underscores, with a letter first";
+
+fn is_label(text: &str) -> bool {
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    text.len() <= 63
+        && edge(text.chars().next())
+        && edge(text.chars().last())
+        && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+}
+
+fn is_role(text: &str) -> bool {
+    text.len() <= 48
+        && text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+        && !text.contains("_IN_")
+}
+
+macro_rules! name_type {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $check:ident, $rule:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// Checks `text` and makes a name of it.
+            pub fn new(text: impl Into<String>) -> Result<Self, NameError> {
+                let text = text.into();
+                if $check(&text) {
+                    Ok(Self(text))
+                } else {
+                    Err(NameError { kind: $kind, text, rule: $rule })
+                }
+            }
+
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NameError;
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                Self::new(text)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+            fn try_from(text: String) -> Result<Self, NameError> {
+                Self::new(text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0
+            }
+        }
+    };
+}
+
+name_type!(
+    /// A hosted service, `shop`.
+    ServiceName,
+    "service",
+    is_label,
+    LABEL_RULE
+);
+name_type!(
+    /// A host, `host-1`.
+    HostName,
+    "host",
+    is_label,
+    LABEL_RULE
+);
+name_type!(
+    /// A base image, `hello`.
+    ImageName,
+    "image",
+    is_label,
+    LABEL_RULE
+);
+name_type!(
+    /// A role of a service definition, `web`.
+    RoleName,
+    "role",
+    is_role,
+    ROLE_RULE
+);
+
+/// Where in a hosted service a deployment runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Slot {
+    /// The slot that the service's DNS name leads to.
+    #[default]
+    Production,
+    /// The slot to try a deployment in.
+    Staging,
+}
+
+impl Slot {
+    /// The slot as users write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Slot::Production => "production",
+            Slot::Staging => "staging",
+        }
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A deployment: a service and a slot.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct DeploymentKey {
+    /// The hosted service.
+    pub service: ServiceName,
+    /// Its slot.
+    pub slot: Slot,
+}
+
+impl fmt::Display for DeploymentKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.slot {
+            Slot::Production => write!(f, "{}", self.service),
+            Slot::Staging => write!(f, "{}@staging", self.service),
+        }
+    }
+}
+
+/// A role instance: the identity that outlives any one VM that carries it. Written `shop/web_IN_0`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct InstanceKey {
+    /// The deployment it belongs to.
+    pub deployment: DeploymentKey,
+    /// Its role.
+    pub role: RoleName,
+    /// Its number within the role, from 0.
+    pub index: u32,
+}
+
+impl InstanceKey {
+    /// The name without the service, `web_IN_0`.
+    pub fn name(&self) -> String {
+        format!("{}_IN_{}", self.role, self.index)
+    }
+
+    /// The host label of the identity in DNS, `web-in-0`.
+    pub fn dns_label(&self) -> String {
+        self.name().to_ascii_lowercase().replace('_', "-")
+    }
+}
+
+impl fmt::Display for InstanceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.deployment, self.name())
+    }
+}
+
+impl FromStr for InstanceKey {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let error = || NameError {
+            kind: "instance",
+            text: text.to_owned(),
+            rule: "write SERVICE/ROLE_IN_NUMBER, for example shop/web_IN_0",
+        };
+        let (deployment, name) = text.split_once('/').ok_or_else(error)?;
+        let (service, slot) = match deployment.split_once('@') {
+            None => (deployment, Slot::Production),
+            Some((service, "staging")) => (service, Slot::Staging),
+            Some((service, "production")) => (service, Slot::Production),
+            Some(_) => return Err(error()),
+        };
+        let (role, index) = name.rsplit_once("_IN_").ok_or_else(error)?;
+        Ok(InstanceKey {
+            deployment: DeploymentKey { service: ServiceName::new(service)?, slot },
+            role: RoleName::new(role)?,
+            index: index.parse().map_err(|_| error())?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_their_rules() {
+        assert!(ServiceName::new("shop-2").is_ok());
+        for bad in ["", "-a", "a-", "Shop", "a.b", "a_b", &"x".repeat(64)] {
+            assert!(ServiceName::new(bad).is_err(), "{bad}");
+        }
+        assert!(RoleName::new("Web_Role1").is_ok());
+        for bad in ["", "1web", "a b", "a_IN_3"] {
+            assert!(RoleName::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn instance_keys_read_back_what_they_print() {
+        for text in ["shop/web_IN_0", "shop@staging/a_b_IN_12"] {
+            assert_eq!(text.parse::<InstanceKey>().unwrap().to_string(), text);
+        }
+        let error = "shop/web".parse::<InstanceKey>().unwrap_err();
+        assert!(error.to_string().contains("shop/web_IN_0"), "{error}");
+        assert_eq!("shop/A_b_IN_1".parse::<InstanceKey>().unwrap().dns_label(), "a-b-in-1");
+    }
+}

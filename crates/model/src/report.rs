@@ -1,0 +1,78 @@
+//! What a host reports: what it sees, never what it wants.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::name::HostName;
+use crate::size::Resources;
+use crate::{Incarnation, VmId};
+
+/// Facts about a host that change rarely.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFacts {
+    /// The fault domain it stands in.
+    pub fault_domain: String,
+    /// Its address in the data centre's network.
+    pub address: Ipv4Addr,
+    /// What it may carry.
+    pub capacity: Resources,
+}
+
+/// A host's report, which is also its request to renew the lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostReport {
+    /// Who reports.
+    pub host: HostName,
+    /// Facts about it.
+    pub facts: HostFacts,
+    /// Random for each start of the host (not of the agent). A new one says that all guests are gone.
+    pub boot_id: u64,
+    /// The number of the last lease grant that the host has received; 0 for none.
+    pub lease_ack: u64,
+    /// The goal state that it has applied.
+    pub applied: Incarnation,
+    /// The VMs that exist on it, whether wanted or not. A VM that is not listed has no process and no disk.
+    pub vms: Vec<VmReport>,
+}
+
+/// What a host sees of one VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmReport {
+    /// Which VM.
+    pub vm: VmId,
+    /// The highest number of a requested reboot that has been carried out.
+    pub reboots: u32,
+    /// How often the VM was started again without being asked to.
+    pub restarts: u32,
+    /// What the host sees.
+    pub observed: Observed,
+    /// Bytes of the differencing disk's file.
+    pub disk_bytes: u64,
+}
+
+/// The state of a VM as its host sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Observed {
+    /// Disks and network are being made; the text says what is under way.
+    Preparing(String),
+    /// The guest has been started and has not said anything yet.
+    Starting,
+    /// The guest runs.
+    Running(Readiness),
+    /// The guest is being stopped, or stopped by itself and is about to be started again; the text says why.
+    Stopped(String),
+    /// The VM cannot be started; the text says why. The host keeps trying.
+    Failed(String),
+}
+
+/// Whether a running guest can be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Readiness {
+    /// The guest says that it is ready, or, saying nothing, answers its probe.
+    Ready,
+    /// The guest says that it is not ready; the text is its own.
+    NotReady(String),
+    /// The guest was heard and has fallen silent.
+    Silent,
+}
