@@ -66,7 +66,8 @@ impl ImageCache {
     /// [`CacheError::Io`] when the file cannot be created.
     pub fn begin(&self, digest: &str) -> Result<PartialImage, CacheError> {
         let path = self.folder.join(format!("{digest}.part"));
-        let file = File::create(&path).map_err(|source| CacheError::Io { action: "create", path: path.clone(), source })?;
+        let file =
+            File::create(&path).map_err(|source| CacheError::Io { action: "create", path: path.clone(), source })?;
         let target = self.path(digest);
         Ok(PartialImage { file, path, target, wanted: digest.to_owned(), hasher: Sha256::new(), done: false })
     }

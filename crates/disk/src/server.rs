@@ -92,9 +92,9 @@ impl DiskServer {
                 continue;
             }
             let text = fs::read(&path).map_err(io("read", &path))?;
-            let opened = serde_json::from_slice(&text).map_err(|error| error.to_string()).and_then(|export: Export| {
-                server.serve(export).map_err(|error| error.to_string())
-            });
+            let opened = serde_json::from_slice(&text)
+                .map_err(|error| error.to_string())
+                .and_then(|export: Export| server.serve(export).map_err(|error| error.to_string()));
             if let Err(error) = opened {
                 tracing::error!(export = %path.display(), %error, "a disk of before cannot be served");
             }
@@ -114,9 +114,11 @@ impl DiskServer {
         let text = serde_json::to_vec(&export).map_err(|error| ServerError::Name(error.to_string()))?;
         self.serve(export)?;
         let temporary = file.with_extension("tmp");
-        fs::write(&temporary, text)
-            .and_then(|()| fs::rename(&temporary, &file))
-            .map_err(|source| ServerError::Io { action: "write", path: file, source })
+        fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &file)).map_err(|source| ServerError::Io {
+            action: "write",
+            path: file,
+            source,
+        })
     }
 
     /// Stops serving a disk and forgets it. Not serving it is success.

@@ -229,7 +229,9 @@ impl Endpoint {
     /// The endpoint's name.
     pub fn name(&self) -> &str {
         match self {
-            Endpoint::Input { name, .. } | Endpoint::Internal { name, .. } | Endpoint::InstanceInput { name, .. } => name,
+            Endpoint::Input { name, .. } | Endpoint::Internal { name, .. } | Endpoint::InstanceInput { name, .. } => {
+                name
+            }
         }
     }
 }

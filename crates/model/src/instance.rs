@@ -4,10 +4,10 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::VmId;
 use crate::name::{HostName, InstanceKey};
 use crate::report::{Observed, Readiness, VmReport};
 use crate::time::Time;
+use crate::{Incarnation, VmId};
 
 /// One VM. Everything in it is new with every new VM, so that nothing of an old one can be mistaken for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +102,8 @@ pub enum InstanceState {
         vm: Vm,
         /// What comes next.
         then: Then,
+        /// The goal state that lacks the VM: a host that has applied it and lists the VM no longer has no trace of it.
+        since: Incarnation,
     },
 }
 
@@ -123,7 +125,7 @@ pub enum Then {
 ///   Creating ─▶ Starting ─▶ StartingRole ─▶ Ready ⇄ Busy
 ///      │            │            │            │  └──▶ Unresponsive ─▶ Ready
 ///      └────────────┴──▶ FailedStartingVm     └─ reboot ─▶ Restarting ─▶ Ready
-///                        (host keeps trying)     any, its host is late ─▶ Unknown ─▶ what the host says next
+///                        (host keeps trying)
 ///      StartingRole, too long ─▶ FailedStartingRole ─▶ Ready if it gets there after all
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,8 +163,6 @@ pub enum VmPhase {
         /// What is known.
         reason: String,
     },
-    /// Its host is late.
-    Unknown,
 }
 
 impl VmPhase {
@@ -173,10 +173,8 @@ impl VmPhase {
         if report.reboots < reboots {
             return VmPhase::Restarting;
         }
-        let was_ready = matches!(
-            self,
-            VmPhase::Ready | VmPhase::Busy { .. } | VmPhase::Unresponsive | VmPhase::Restarting | VmPhase::Unknown
-        );
+        let was_ready =
+            matches!(self, VmPhase::Ready | VmPhase::Busy { .. } | VmPhase::Unresponsive | VmPhase::Restarting);
         let late = !was_ready && started_for > start_timeout;
         match &report.observed {
             Observed::Running(Readiness::Ready) => VmPhase::Ready,
@@ -209,7 +207,6 @@ impl VmPhase {
             VmPhase::Unresponsive => "UnresponsiveRole",
             VmPhase::FailedStartingVm { .. } => "FailedStartingVM",
             VmPhase::FailedStartingRole { .. } => "FailedStartingRole",
-            VmPhase::Unknown => "RoleStateUnknown",
         }
     }
 
@@ -218,11 +215,7 @@ impl VmPhase {
         match self {
             VmPhase::Creating { detail } | VmPhase::StartingRole { detail } | VmPhase::Busy { detail } => Some(detail),
             VmPhase::FailedStartingVm { reason } | VmPhase::FailedStartingRole { reason } => Some(reason),
-            VmPhase::Starting
-            | VmPhase::Ready
-            | VmPhase::Restarting
-            | VmPhase::Unresponsive
-            | VmPhase::Unknown => None,
+            VmPhase::Starting | VmPhase::Ready | VmPhase::Restarting | VmPhase::Unresponsive => None,
         }
     }
 }

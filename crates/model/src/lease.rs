@@ -38,7 +38,7 @@ pub struct LeaseTimings {
     pub ttl: u64,
     /// A bound on how much two clocks drift apart during a `ttl`.
     pub drift: u64,
-    /// How long after a grant a host counts as fresh; shorter than `ttl` by at least two renewals.
+    /// How long after a grant a host counts as fresh; shorter than `ttl` by more than a renewal.
     pub fresh: u64,
     /// How long a peer's word holds.
     pub mesh_timeout: u64,
@@ -46,7 +46,7 @@ pub struct LeaseTimings {
 
 impl Default for LeaseTimings {
     fn default() -> Self {
-        LeaseTimings { renew: 500, ttl: 3000, drift: 500, fresh: 1500, mesh_timeout: 800 }
+        LeaseTimings { renew: 500, ttl: 3000, drift: 500, fresh: 2000, mesh_timeout: 800 }
     }
 }
 

@@ -24,7 +24,9 @@ pub use definition::{
     ServiceDefinition,
 };
 pub use event::{Event, EventKind};
-pub use goal::{Backend, DnsRecord, EndpointGoal, GoalState, NetworkGoal, PeerGoal, ProbeGoal, RouteGoal, VipGoal, VmGoal};
+pub use goal::{
+    Backend, DnsRecord, EndpointGoal, GoalState, NetworkGoal, PeerGoal, ProbeGoal, RouteGoal, VipGoal, VmGoal,
+};
 pub use host::{Host, HostCondition};
 pub use image::{Digest, Image};
 pub use instance::{Instance, InstanceState, Then, Vm, VmPhase};

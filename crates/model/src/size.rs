@@ -54,8 +54,7 @@ pub enum VmSize {
 
 impl VmSize {
     /// All sizes, smallest first.
-    pub const ALL: [VmSize; 5] =
-        [VmSize::ExtraSmall, VmSize::Small, VmSize::Medium, VmSize::Large, VmSize::ExtraLarge];
+    pub const ALL: [VmSize; 5] = [VmSize::ExtraSmall, VmSize::Small, VmSize::Medium, VmSize::Large, VmSize::ExtraLarge];
 
     /// The name as service definitions write it.
     pub fn as_str(self) -> &'static str {

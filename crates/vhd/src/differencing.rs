@@ -26,9 +26,7 @@ pub struct DifferencingOptions {
 /// [`VhdError::Io`] when the file exists or cannot be written; nothing is left behind then.
 pub fn create_differencing(path: &Path, parent: &Vhd, options: &DifferencingOptions) -> Result<(), VhdError> {
     let image = layout(path, parent, options);
-    let io = |action| {
-        move |source| VhdError::Io { path: path.to_owned(), action, source }
-    };
+    let io = |action| move |source| VhdError::Io { path: path.to_owned(), action, source };
     let file = OpenOptions::new().write(true).create_new(true).open(path).map_err(io("create"))?;
     file.write_all_at(&image, 0).map_err(|source| {
         // The half-written file must not be taken for a disk; the write error is the one worth telling.
@@ -52,7 +50,12 @@ fn layout(path: &Path, parent: &Vhd, options: &DifferencingOptions) -> Vec<u8> {
     for (code, text) in [(*b"W2ru", relative(&own, &absolute)), (*b"W2ku", absolute)] {
         let data: Vec<u8> = text.to_string_lossy().encode_utf16().flat_map(u16::to_le_bytes).collect();
         let space = data.len().next_multiple_of(512);
-        locators.push(ParentLocator { code, space: space as u32, length: data.len() as u32, offset: image.len() as u64 });
+        locators.push(ParentLocator {
+            code,
+            space: space as u32,
+            length: data.len() as u32,
+            offset: image.len() as u64,
+        });
         image.extend_from_slice(&data);
         image.resize(image.len().next_multiple_of(512), 0);
     }

@@ -126,7 +126,13 @@ fn damage_is_named() {
         let path = folder.path().join("other.vhd");
         let mut bytes = whole;
         let at = bytes.len() - 512;
-        let mut footer = Footer { data_offset: u64::MAX, timestamp: 5, disk_bytes: DISK, disk_type: DiskType::Fixed, unique_id: [8; 16] };
+        let mut footer = Footer {
+            data_offset: u64::MAX,
+            timestamp: 5,
+            disk_bytes: DISK,
+            disk_type: DiskType::Fixed,
+            unique_id: [8; 16],
+        };
         footer.timestamp = 7;
         bytes[at..].copy_from_slice(&footer.encode());
         std::fs::write(&path, bytes).unwrap();
@@ -156,9 +162,19 @@ fn random_damage_never_panics() {
             bytes[at] = rng.random();
         }
         // Make the checksums right again, so that the checks behind them are reached.
-        let footer: u32 = !bytes[..512].iter().enumerate().filter(|(i, _)| !(64..68).contains(i)).map(|(_, b)| u32::from(*b)).sum::<u32>();
+        let footer: u32 = !bytes[..512]
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| !(64..68).contains(i))
+            .map(|(_, b)| u32::from(*b))
+            .sum::<u32>();
         bytes[64..68].copy_from_slice(&footer.to_be_bytes());
-        let header: u32 = !bytes[512..1536].iter().enumerate().filter(|(i, _)| !(36..40).contains(i)).map(|(_, b)| u32::from(*b)).sum::<u32>();
+        let header: u32 = !bytes[512..1536]
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| !(36..40).contains(i))
+            .map(|(_, b)| u32::from(*b))
+            .sum::<u32>();
         bytes[512 + 36..512 + 40].copy_from_slice(&header.to_be_bytes());
         std::fs::write(&path, &bytes).unwrap();
         if let Ok(disk) = Vhd::open(&path, Access::ReadWrite, Some(parent.clone())) {

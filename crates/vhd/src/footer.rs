@@ -112,12 +112,8 @@ impl Footer {
                     .to_owned(),
             });
         }
-        let damaged = |field, at: u64, why: String| VhdError::Damaged {
-            path: path.to_owned(),
-            field,
-            offset: offset + at,
-            why,
-        };
+        let damaged =
+            |field, at: u64, why: String| VhdError::Damaged { path: path.to_owned(), field, offset: offset + at, why };
         let (stored, computed) = (be32(bytes, CHECKSUM_AT), checksum(bytes, CHECKSUM_AT));
         if stored != computed {
             let why = format!("{stored:#010x} is stored, {computed:#010x} is right");
@@ -132,8 +128,9 @@ impl Footer {
             return Err(damaged("current size", 48, format!("{disk_bytes} is not a positive multiple of 512")));
         }
         let kind = be32(bytes, 60);
-        let disk_type = DiskType::from_number(kind)
-            .ok_or_else(|| damaged("disk type", 60, format!("{kind} is not 2 (fixed), 3 (dynamic) or 4 (differencing)")))?;
+        let disk_type = DiskType::from_number(kind).ok_or_else(|| {
+            damaged("disk type", 60, format!("{kind} is not 2 (fixed), 3 (dynamic) or 4 (differencing)"))
+        })?;
         let mut unique_id = [0; 16];
         unique_id.copy_from_slice(&bytes[68..84]);
         Ok(Footer { data_offset: be64(bytes, 16), timestamp: be32(bytes, 24), disk_bytes, disk_type, unique_id })
@@ -208,8 +205,13 @@ mod tests {
 
     #[test]
     fn any_flipped_bit_is_noticed() {
-        let footer =
-            Footer { data_offset: u64::MAX, timestamp: 1, disk_bytes: 512, disk_type: DiskType::Fixed, unique_id: [1; 16] };
+        let footer = Footer {
+            data_offset: u64::MAX,
+            timestamp: 1,
+            disk_bytes: 512,
+            disk_type: DiskType::Fixed,
+            unique_id: [1; 16],
+        };
         for at in 0..FOOTER_BYTES {
             let mut bytes = footer.encode();
             bytes[at] ^= 0x10;

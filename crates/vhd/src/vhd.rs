@@ -67,11 +67,7 @@ impl Vhd {
     /// the parent is missing, superfluous or another disk.
     pub fn open(path: &Path, access: Access, parent: Option<Arc<Vhd>>) -> Result<Vhd, VhdError> {
         let io = |action| move |source| VhdError::Io { path: path.to_owned(), action, source };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(access == Access::ReadWrite)
-            .open(path)
-            .map_err(io("open"))?;
+        let file = OpenOptions::new().read(true).write(access == Access::ReadWrite).open(path).map_err(io("open"))?;
         let length = file.metadata().map_err(io("inspect"))?.len();
         let footer = read_footer(&file, length, path)?;
         let content = match footer.disk_type {
@@ -243,7 +239,8 @@ impl Vhd {
         }
         let position = u64::from(sector) * SECTOR + header.bitmap_bytes() + within;
         // In a dynamic disk a block that is there is there whole; writers do not agree about its bitmap.
-        let Some(bitmap) = blocks.bitmaps.get(&block).filter(|_| self.footer.disk_type == DiskType::Differencing) else {
+        let Some(bitmap) = blocks.bitmaps.get(&block).filter(|_| self.footer.disk_type == DiskType::Differencing)
+        else {
             return (Run::Own(position), limit);
         };
         let bit = |sector: u64| bitmap[(sector / 8) as usize] & (0x80 >> (sector % 8)) != 0;
@@ -346,7 +343,10 @@ fn open_sparse(
     check_parent(footer, &header, path, parent.as_deref())?;
     let needed = footer.disk_bytes.div_ceil(u64::from(header.block_bytes));
     if header.table_offset.checked_add(needed * 4).is_none_or(|end| end > length) {
-        let why = format!("a table of {needed} entries at {} does not fit into the file of {length} bytes", header.table_offset);
+        let why = format!(
+            "a table of {needed} entries at {} does not fit into the file of {length} bytes",
+            header.table_offset
+        );
         return Err(damaged("table offset", footer.data_offset + 16, why));
     }
     let mut raw = vec![0; needed as usize * 4];
@@ -374,12 +374,7 @@ fn open_sparse(
     Ok(Content::Sparse { header, parent, blocks })
 }
 
-fn check_parent(
-    footer: &Footer,
-    header: &DynamicHeader,
-    path: &Path,
-    parent: Option<&Vhd>,
-) -> Result<(), VhdError> {
+fn check_parent(footer: &Footer, header: &DynamicHeader, path: &Path, parent: Option<&Vhd>) -> Result<(), VhdError> {
     let wrong = |why| Err(VhdError::WrongParent { path: path.to_owned(), why });
     match (footer.disk_type, parent) {
         (DiskType::Differencing, None) => {

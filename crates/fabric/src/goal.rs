@@ -1,0 +1,165 @@
+//! Goal states: what each host should be running, as a pure function of the records.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::Ipv4Addr;
+
+use mayfly_model::{
+    Backend, Deployment, DnsRecord, Endpoint, EndpointGoal, GoalState, Host, HostName, Instance, NetworkGoal, PeerGoal,
+    ProbeGoal, RoleDefinition, RouteGoal, Slot, VipGoal, VmGoal,
+};
+
+use crate::core::Core;
+use crate::state::State;
+
+/// The goal state of a host.
+pub fn goal_state(core: &Core, host: &HostName) -> GoalState {
+    let state = core.state();
+    let network = network(core);
+    GoalState { incarnation: state.meta.revision, vms: vms(state, host), network }
+}
+
+/// The VMs that a host should be running.
+pub fn vms(state: &State, host: &HostName) -> Vec<VmGoal> {
+    state.instances_on(host).filter_map(|instance| vm(state, instance)).collect()
+}
+
+fn vm(state: &State, instance: &Instance) -> Option<VmGoal> {
+    let vm = instance.wanted_vm()?;
+    let deployment = state.deployments.get(&instance.key.deployment)?;
+    let role = deployment.definition.role(&instance.key.role)?;
+    let configuration = deployment.configuration.role(&instance.key.role)?;
+    let image = state.images.get(configuration.image.as_ref()?)?;
+    let settings = configuration
+        .settings
+        .iter()
+        .filter(|(name, _)| name != mayfly_model::USER_DATA_SETTING)
+        .cloned()
+        .collect::<BTreeMap<_, _>>();
+    let mut probes: Vec<ProbeGoal> = role.endpoints.iter().filter_map(|endpoint| probe(deployment, endpoint)).collect();
+    probes.sort();
+    probes.dedup();
+    Some(VmGoal {
+        vm: vm.id,
+        instance: instance.key.clone(),
+        deployment_id: deployment.id.clone(),
+        generation: instance.generation,
+        computer_name: vm.computer_name.clone(),
+        fault_domain: state.hosts.get(&vm.host)?.fault_domain.clone(),
+        update_domain: instance.update_domain,
+        dip: vm.dip,
+        size: role.size,
+        image: image.digest.clone(),
+        image_bytes: image.file_bytes,
+        reboots: vm.reboots,
+        user_data: configuration.setting(mayfly_model::USER_DATA_SETTING).unwrap_or_default().to_owned(),
+        settings,
+        probes,
+    })
+}
+
+fn probe(deployment: &Deployment, endpoint: &Endpoint) -> Option<ProbeGoal> {
+    let Endpoint::Input { local_port, probe: Some(name), .. } = endpoint else { return None };
+    let probe = deployment.definition.probe(name)?;
+    let port = probe.port.unwrap_or(*local_port);
+    Some(ProbeGoal::new(&probe.protocol, port, probe.interval_seconds, probe.timeout_seconds))
+}
+
+/// The location's network, the same for every host.
+pub fn network(core: &Core) -> NetworkGoal {
+    let state = core.state();
+    NetworkGoal {
+        zone: core.config().zone.clone(),
+        peers: state.hosts.values().map(peer).collect(),
+        routes: routes(state),
+        vips: state.deployments.values().filter(|one| !one.deleting).map(|one| vip(state, one)).collect(),
+        dns: dns(state, &core.config().zone),
+        voters: core.leases().voters(),
+    }
+}
+
+fn peer(host: &Host) -> PeerGoal {
+    PeerGoal {
+        host: host.name.clone(),
+        address: host.address,
+        overlay: host.overlay_address(),
+        mac: host.overlay_mac(),
+    }
+}
+
+fn routes(state: &State) -> Vec<RouteGoal> {
+    let wanted = state.instances.values().filter_map(|instance| Some((instance, instance.wanted_vm()?)));
+    wanted
+        .filter_map(|(instance, vm)| {
+            let deployment_id = state.deployments.get(&instance.key.deployment)?.id.clone();
+            Some(RouteGoal { dip: vm.dip, host: vm.host.clone(), deployment_id })
+        })
+        .collect()
+}
+
+fn vip(state: &State, deployment: &Deployment) -> VipGoal {
+    let roles = &deployment.definition.roles;
+    let endpoints = roles.iter().flat_map(|role| {
+        role.endpoints.iter().filter_map(|endpoint| input_endpoint(state, deployment, role, endpoint))
+    });
+    let mut owners: Vec<&HostName> = state.hosts.keys().collect();
+    owners.sort_by_key(|host| rendezvous(deployment.vip, host));
+    VipGoal { vip: deployment.vip, endpoints: endpoints.collect(), owners: owners.into_iter().cloned().collect() }
+}
+
+fn input_endpoint(
+    state: &State,
+    deployment: &Deployment,
+    role: &RoleDefinition,
+    endpoint: &Endpoint,
+) -> Option<EndpointGoal> {
+    let Endpoint::Input { protocol, port, local_port, ignore_role_instance_status, .. } = endpoint else {
+        return None;
+    };
+    let probe = probe(deployment, endpoint);
+    let backends = state.members(&deployment.key, &role.name).filter_map(Instance::wanted_vm).map(|vm| Backend {
+        vm: vm.id,
+        dip: vm.dip,
+        host: vm.host.clone(),
+        probe: probe.clone(),
+        always: *ignore_role_instance_status,
+    });
+    Some(EndpointGoal { udp: protocol.is_udp(), port: *port, local_port: *local_port, backends: backends.collect() })
+}
+
+/// A host's rank for a VIP: highest random weight, so that a host that comes or goes moves only its own VIPs.
+fn rendezvous(vip: Ipv4Addr, host: &HostName) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (vip, host).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The zone: a service's name leads to its VIP, the names inside it to the DIPs of today.
+pub fn dns(state: &State, zone: &str) -> Vec<DnsRecord> {
+    let mut records = Vec::new();
+    for deployment in state.deployments.values().filter(|one| !one.deleting) {
+        let name = match deployment.key.slot {
+            Slot::Production => format!("{}.{zone}", deployment.key.service),
+            Slot::Staging => format!("{}.{zone}", deployment.id),
+        };
+        records.push(DnsRecord { name, address: deployment.vip });
+    }
+    for instance in state.instances.values() {
+        let Some(vm) = instance.wanted_vm() else { continue };
+        let suffix = internal_suffix(instance, zone);
+        for label in [instance.key.dns_label(), vm.computer_name.clone()] {
+            records.push(DnsRecord { name: format!("{label}.{suffix}"), address: vm.dip });
+        }
+    }
+    records.sort();
+    records
+}
+
+/// What follows an instance's label: `shop.internal.<zone>`, in staging `staging.shop.internal.<zone>`.
+fn internal_suffix(instance: &Instance, zone: &str) -> String {
+    let service = &instance.key.deployment.service;
+    match instance.key.deployment.slot {
+        Slot::Production => format!("{service}.internal.{zone}"),
+        Slot::Staging => format!("staging.{service}.internal.{zone}"),
+    }
+}

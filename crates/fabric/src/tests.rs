@@ -1,0 +1,373 @@
+//! The core, driven by hand: hosts that do at once what their goal state says.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use mayfly_model::{
+    DeploymentKey, Digest, Endpoint, EndpointProtocol, Host, HostFacts, HostName, HostReport, Image, Incarnation,
+    Instance, InstanceKey, InstanceState, LeaseTimings, Observed, Readiness, Resources, RoleConfiguration,
+    RoleDefinition, RoleKind, ServiceConfiguration, ServiceDefinition, Slot, Time, VmReport, VmSize,
+};
+
+use crate::address::AddressRange;
+use crate::check::{check, check_quiet};
+use crate::{Change, Command, Config, Core, Input, Record, Rejected, goal};
+
+struct Fabric {
+    core: Core,
+    now: Time,
+    acknowledged: BTreeMap<HostName, u64>,
+    dead: Vec<HostName>,
+    committed: BTreeMap<String, Record>,
+}
+
+fn config() -> Config {
+    let range = |a, b, c, d, prefix| AddressRange { network: Ipv4Addr::new(a, b, c, d), prefix };
+    Config {
+        zone: "mayfly.test".to_owned(),
+        dips: range(10, 80, 0, 0, 16),
+        vips: range(10, 78, 0, 0, 24),
+        timings: LeaseTimings::default(),
+    }
+}
+
+fn name<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+    text.parse().unwrap()
+}
+
+fn production(service: &str) -> DeploymentKey {
+    DeploymentKey { service: name(service), slot: Slot::Production }
+}
+
+fn role(role: &str, size: VmSize) -> RoleDefinition {
+    let endpoint = Endpoint::Input {
+        name: "http".to_owned(),
+        protocol: EndpointProtocol::Tcp,
+        port: 80,
+        local_port: 8080,
+        probe: None,
+        ignore_role_instance_status: false,
+    };
+    RoleDefinition {
+        name: name(role),
+        kind: RoleKind::VirtualMachine,
+        size,
+        settings: vec![],
+        endpoints: vec![endpoint],
+        local_storage: vec![],
+        certificates: vec![],
+        imports: vec![],
+    }
+}
+
+impl Fabric {
+    /// A fabric with `hosts` hosts, each in a fault domain of its own, an image `hello` and a service `shop`.
+    fn new(hosts: usize) -> Fabric {
+        let (core, changes) = Core::start([], config(), Time(1000));
+        let mut fabric =
+            Fabric { core, now: Time(1000), acknowledged: BTreeMap::new(), dead: vec![], committed: BTreeMap::new() };
+        fabric.commit(changes);
+        fabric.acknowledged = (1..=hosts).map(|number| (name(&format!("host-{number}")), 0)).collect();
+        fabric.run(1000);
+        let digest = Digest::new("0".repeat(64)).unwrap();
+        let image = Image { name: name("hello"), digest, file_bytes: 1024, disk_bytes: 512, created: Time(0) };
+        fabric.command(Command::CommitImage(image)).unwrap();
+        fabric.command(Command::CreateService(name("shop"))).unwrap();
+        fabric
+    }
+
+    fn commit(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            match change {
+                Change::Put(record) => drop(self.committed.insert(record.key(), record)),
+                Change::Delete(key) => drop(self.committed.remove(&key)),
+            }
+        }
+        assert_eq!(check(self.core.state()), []);
+        let reloaded = crate::State::load(self.committed.values().cloned());
+        assert_eq!(reloaded.instances(), self.core.state().instances(), "the changes make up the whole state");
+    }
+
+    fn step(&mut self, input: Input) -> Result<u64, Rejected> {
+        let outcome = self.core.step(self.now, self.now.0 * 7919, input)?;
+        self.commit(outcome.changes);
+        Ok(outcome.grant.map_or(0, |grant| grant.number))
+    }
+
+    fn command(&mut self, command: Command) -> Result<(), Rejected> {
+        self.step(Input::Command(command)).map(drop)
+    }
+
+    fn report(&mut self, host: &HostName) {
+        let goal = goal::goal_state(&self.core, host);
+        let vms = goal.vms.iter().map(|vm| VmReport {
+            vm: vm.vm,
+            reboots: vm.reboots,
+            restarts: 0,
+            observed: Observed::Running(Readiness::Ready),
+            disk_bytes: 0,
+        });
+        let number = host.as_str().trim_start_matches("host-").parse::<u8>().unwrap();
+        let report = HostReport {
+            host: host.clone(),
+            facts: HostFacts {
+                fault_domain: format!("fd-{number}"),
+                address: Ipv4Addr::new(10, 77, 0, 10 + number),
+                capacity: Resources { cpu_milli: 4000, memory_mib: 8192 },
+            },
+            boot_id: 1,
+            lease_ack: self.acknowledged[host],
+            applied: goal.incarnation,
+            vms: vms.collect(),
+        };
+        let grant = self.step(Input::Report(report)).unwrap();
+        self.acknowledged.insert(host.clone(), grant);
+    }
+
+    /// Lets time pass, with all live hosts reporting each 500 ms.
+    fn run(&mut self, millis: u64) {
+        for _ in 0..millis / 100 {
+            self.now = self.now.plus(100);
+            self.step(Input::Tick).unwrap();
+            if self.now.0 % 500 == 0 {
+                let hosts: Vec<_> =
+                    self.acknowledged.keys().filter(|host| !self.dead.contains(host)).cloned().collect();
+                for host in hosts {
+                    self.report(&host);
+                }
+            }
+        }
+    }
+
+    fn deploy(&mut self, roles: &[(&str, u32, VmSize)]) -> Result<(), Rejected> {
+        let definition = ServiceDefinition {
+            name: "Shop".to_owned(),
+            update_domain_count: 5,
+            probes: vec![],
+            roles: roles.iter().map(|(name, _, size)| role(name, *size)).collect(),
+            traffic_rules: vec![],
+        };
+        let configured = roles.iter().map(|(role, instances, _)| RoleConfiguration {
+            name: name(role),
+            instances: *instances,
+            image: Some(name("hello")),
+            settings: vec![],
+            certificates: vec![],
+        });
+        let configuration = ServiceConfiguration { service_name: "Shop".to_owned(), roles: configured.collect() };
+        self.command(Command::Deploy { key: production("shop"), definition, configuration })
+    }
+
+    fn scale(&mut self, role: &str, count: u32) -> Result<(), Rejected> {
+        self.command(Command::Scale { key: production("shop"), counts: BTreeMap::from([(name(role), count)]) })
+    }
+
+    fn instance(&self, text: &str) -> Instance {
+        self.core.state().instances()[&name::<InstanceKey>(text)].clone()
+    }
+
+    fn hosts_of(&self, role: &str) -> Vec<String> {
+        let members = self.core.state().instances().values().filter(|one| one.key.role.as_str() == role);
+        members.map(|one| one.wanted_vm().map_or("none".to_owned(), |vm| vm.host.to_string())).collect()
+    }
+}
+
+#[test]
+fn instances_are_spread_over_fault_domains() {
+    let mut fabric = Fabric::new(3);
+    fabric.deploy(&[("web", 2, VmSize::Small), ("db", 3, VmSize::ExtraSmall)]).unwrap();
+    fabric.run(1000);
+    assert_eq!(check_quiet(fabric.core.state()), []);
+    let hosts = fabric.hosts_of("web");
+    assert_ne!(hosts[0], hosts[1]);
+    assert!(fabric.core.state().instances().values().all(Instance::is_ready));
+}
+
+#[test]
+fn what_does_not_fit_is_refused_whole() {
+    let mut fabric = Fabric::new(3);
+    let before = fabric.core.state().clone();
+    let error = fabric.deploy(&[("web", 13, VmSize::Small)]).unwrap_err();
+    assert!(error.to_string().contains("only 12 of 13"), "{error}");
+    assert_eq!(*fabric.core.state(), before);
+    fabric.deploy(&[("web", 2, VmSize::Small)]).unwrap();
+    fabric.run(1000);
+    let before = fabric.core.state().clone();
+    fabric.scale("web", 13).unwrap_err();
+    let error = fabric.scale("wev", 1).unwrap_err();
+    assert!(error.to_string().contains("its roles are `web`"), "{error}");
+    assert_eq!(*fabric.core.state(), before);
+}
+
+#[test]
+fn two_instances_need_two_fault_domains() {
+    let mut fabric = Fabric::new(1);
+    let error = fabric.deploy(&[("web", 2, VmSize::Small)]).unwrap_err();
+    assert!(error.to_string().contains("two fault domains"), "{error}");
+    fabric.deploy(&[("web", 1, VmSize::Small)]).unwrap();
+}
+
+#[test]
+fn a_lost_host_is_healed_within_seconds_and_comes_back_clean() {
+    let mut fabric = Fabric::new(3);
+    fabric.deploy(&[("web", 2, VmSize::Small)]).unwrap();
+    fabric.run(5000);
+    let before = fabric.instance("shop/web_IN_0");
+    let victim = before.vm().unwrap().host.clone();
+    fabric.dead.push(victim.clone());
+    fabric.run(3000);
+    assert_eq!(fabric.instance("shop/web_IN_0").vm(), before.vm(), "the lease is not over yet");
+    fabric.run(1500);
+    let after = fabric.instance("shop/web_IN_0");
+    let (old, new) = (before.vm().unwrap(), after.vm().unwrap());
+    assert!(old.host != new.host && old.computer_name != new.computer_name && old.dip != new.dip && old.id != new.id);
+    assert_eq!(after.generation, before.generation + 1);
+    fabric.dead.clear();
+    fabric.run(1000);
+    assert_eq!(goal::vms(fabric.core.state(), &victim), [], "nothing of before is wanted there");
+    fabric.scale("web", 3).unwrap();
+    assert!(fabric.hosts_of("web").contains(&victim.to_string()), "it takes new work");
+}
+
+#[test]
+fn without_a_majority_nothing_is_placed_anew() {
+    let mut fabric = Fabric::new(3);
+    fabric.deploy(&[("web", 3, VmSize::Small)]).unwrap();
+    fabric.run(5000);
+    let before = fabric.hosts_of("web");
+    fabric.dead.extend([name("host-1"), name("host-2")]);
+    fabric.run(60_000);
+    assert_eq!(fabric.hosts_of("web"), before);
+    fabric.dead.remove(0);
+    fabric.run(10_000);
+    assert!(!fabric.hosts_of("web").contains(&"host-2".to_owned()), "a majority is back: host-2 is given up");
+}
+
+#[test]
+fn a_controller_that_starts_waits_a_whole_lease() {
+    let mut fabric = Fabric::new(3);
+    fabric.deploy(&[("web", 3, VmSize::Small)]).unwrap();
+    fabric.run(5000);
+    fabric.dead.push(name("host-1"));
+    fabric.run(3000);
+    let (core, changes) = Core::start(fabric.committed.values().cloned().collect::<Vec<_>>(), config(), fabric.now);
+    fabric.core = core;
+    fabric.commit(changes);
+    fabric.run(3000);
+    assert!(fabric.hosts_of("web").contains(&"host-1".to_owned()));
+    fabric.run(3000);
+    assert!(!fabric.hosts_of("web").contains(&"host-1".to_owned()));
+}
+
+#[test]
+fn a_reimage_waits_for_the_old_vm_to_go() {
+    let mut fabric = Fabric::new(2);
+    fabric.deploy(&[("web", 2, VmSize::Small)]).unwrap();
+    fabric.run(5000);
+    let before = fabric.instance("shop/web_IN_1");
+    fabric.command(Command::Reimage(name("shop/web_IN_1"))).unwrap();
+    let retiring = fabric.instance("shop/web_IN_1");
+    assert!(matches!(retiring.state, InstanceState::Retiring { .. }));
+    fabric.command(Command::Reimage(name("shop/web_IN_1"))).unwrap_err();
+    fabric.run(1000);
+    let after = fabric.instance("shop/web_IN_1");
+    assert_eq!(after.vm().unwrap().host, before.vm().unwrap().host, "the same host, as it has room");
+    assert_ne!(after.vm().unwrap().computer_name, before.vm().unwrap().computer_name);
+    assert_eq!(after.generation, before.generation + 1);
+}
+
+#[test]
+fn a_host_that_has_not_applied_the_goal_keeps_its_vm() {
+    let mut fabric = Fabric::new(2);
+    fabric.deploy(&[("web", 1, VmSize::Small)]).unwrap();
+    fabric.run(1000);
+    let host = fabric.instance("shop/web_IN_0").vm().unwrap().host.clone();
+    fabric.command(Command::Reimage(name("shop/web_IN_0"))).unwrap();
+    let number = host.as_str().trim_start_matches("host-").parse::<u8>().unwrap();
+    let report = HostReport {
+        host: host.clone(),
+        facts: HostFacts {
+            fault_domain: format!("fd-{number}"),
+            address: Ipv4Addr::new(10, 77, 0, 10 + number),
+            capacity: Resources { cpu_milli: 4000, memory_mib: 8192 },
+        },
+        boot_id: 1,
+        lease_ack: 0,
+        applied: Incarnation(1),
+        vms: vec![],
+    };
+    fabric.step(Input::Report(report)).unwrap();
+    let state = fabric.instance("shop/web_IN_0").state;
+    assert!(matches!(state, InstanceState::Retiring { .. }), "an old report proves nothing: {state:?}");
+}
+
+#[test]
+fn a_reboot_keeps_everything_but_the_count() {
+    let mut fabric = Fabric::new(2);
+    fabric.deploy(&[("web", 2, VmSize::Small)]).unwrap();
+    fabric.run(1000);
+    let before = fabric.instance("shop/web_IN_0");
+    fabric.command(Command::Reboot(name("shop/web_IN_0"))).unwrap();
+    assert_eq!(fabric.instance("shop/web_IN_0").state.name(), "RestartingRole");
+    fabric.run(1000);
+    let after = fabric.instance("shop/web_IN_0");
+    assert!(after.is_ready());
+    assert_eq!(after.vm().unwrap().reboots, 1);
+    assert_eq!((after.generation, after.vm().unwrap().id), (before.generation, before.vm().unwrap().id));
+}
+
+#[test]
+fn scaling_in_and_deleting_leave_nothing() {
+    let mut fabric = Fabric::new(3);
+    fabric.deploy(&[("web", 6, VmSize::ExtraSmall)]).unwrap();
+    fabric.run(1000);
+    fabric.scale("web", 4).unwrap();
+    fabric.scale("web", 5).unwrap();
+    fabric.run(2000);
+    assert_eq!(fabric.hosts_of("web").len(), 5);
+    assert_eq!(check_quiet(fabric.core.state()), []);
+    fabric.command(Command::DeleteImage(name("hello"))).unwrap_err();
+    fabric.command(Command::DeleteService(name("shop"))).unwrap();
+    fabric.run(1000);
+    assert!(fabric.core.state().instances().is_empty() && fabric.core.state().services().is_empty());
+    fabric.command(Command::DeleteImage(name("hello"))).unwrap();
+    fabric.command(Command::CreateService(name("shop"))).unwrap();
+}
+
+#[test]
+fn a_role_is_spread_again_when_a_fault_domain_is_back() {
+    let mut fabric = Fabric::new(3);
+    fabric.deploy(&[("web", 6, VmSize::ExtraSmall)]).unwrap();
+    fabric.run(5000);
+    fabric.dead.push(name("host-3"));
+    fabric.run(5000);
+    assert!(!fabric.hosts_of("web").contains(&"host-3".to_owned()));
+    fabric.dead.clear();
+    fabric.run(60_000);
+    assert_eq!(check_quiet(fabric.core.state()), []);
+}
+
+#[test]
+fn names_lead_to_the_addresses_of_today() {
+    let mut fabric = Fabric::new(2);
+    fabric.deploy(&[("web", 1, VmSize::Small)]).unwrap();
+    let instance = fabric.instance("shop/web_IN_0");
+    let vm = instance.vm().unwrap();
+    let records = goal::dns(fabric.core.state(), "mayfly.test");
+    let find = |name: &str| records.iter().find(|record| record.name == name).map(|record| record.address);
+    assert_eq!(find("shop.mayfly.test"), Some(Ipv4Addr::new(10, 78, 0, 2)));
+    assert_eq!(find("web-in-0.shop.internal.mayfly.test"), Some(vm.dip));
+    assert_eq!(find(&format!("{}.shop.internal.mayfly.test", vm.computer_name)), Some(vm.dip));
+    assert_eq!(records.len(), 3);
+    let network = goal::network(&fabric.core);
+    assert_eq!(network.vips[0].endpoints[0].backends[0].dip, vm.dip);
+    assert_eq!(network.vips[0].owners.len(), 2);
+}
+
+#[test]
+fn a_host_is_never_recorded_without_its_number() {
+    let fabric = Fabric::new(3);
+    let mut numbers: Vec<u16> = fabric.core.state().hosts().values().map(|host: &Host| host.number).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, [1, 2, 3]);
+}

@@ -1,0 +1,138 @@
+//! What a definition and a configuration have to agree about, and the files that a configuration refers to.
+
+use std::collections::BTreeMap;
+
+use mayfly_model::configuration::START_TIMEOUT_SETTING;
+use mayfly_model::{RoleKind, ServiceConfiguration, ServiceDefinition, USER_DATA_SETTING, limits};
+use roxmltree::{Document, Node};
+
+use crate::diagnostic::{Diagnostics, Source};
+use crate::element::{HasLocalName, Reader};
+
+/// Texts of files that a configuration refers to as `@name`, by that name.
+pub type PackageFiles = BTreeMap<String, String>;
+
+/// Finds what a definition and its configuration contradict each other in. Errors point into the configuration.
+///
+/// # Errors
+/// All contradictions, at once.
+pub fn check(
+    definition: &ServiceDefinition,
+    configuration: &ServiceConfiguration,
+    source: &Source,
+) -> Result<(), Diagnostics> {
+    let mut reader = Reader::new(source);
+    let Ok(document) = Document::parse(&source.text) else { return Ok(()) };
+    let root = document.root_element();
+    if configuration.service_name != definition.name {
+        let message = format!(
+            "the configuration is for `{}`, the definition is `{}`",
+            configuration.service_name, definition.name
+        );
+        reader.error_in(root, "serviceName", &message, Some("the two names have to be the same"));
+    }
+    for node in root.children().filter(|node| node.has_tag_name_local("Role")) {
+        let Some(role) = configuration.roles.iter().find(|role| Some(role.name.as_str()) == node.attribute("name"))
+        else {
+            continue;
+        };
+        let Some(defined) = definition.role(&role.name) else {
+            let names: Vec<&str> = definition.roles.iter().map(|role| role.name.as_str()).collect();
+            let help = format!("the definition has {}", names.join(", "));
+            reader.error_in(node, "name", &format!("the definition has no role `{}`", role.name), Some(&help));
+            continue;
+        };
+        check_settings(&mut reader, node, defined.settings.as_slice());
+        let is_vm = defined.kind == RoleKind::VirtualMachine;
+        match (is_vm, &role.image) {
+            (true, None) => {
+                let help = "add <OsImage href=\"NAME\"/> with the name of an uploaded image";
+                reader.error_at(node, &format!("the VM role `{}` lacks its base image", role.name), Some(help));
+            }
+            (false, Some(_)) => {
+                let message = format!("`{}` is a {}, which has no <OsImage>", role.name, defined.kind.element());
+                reader.error_at(node, &message, None);
+            }
+            _ => {}
+        }
+    }
+    for role in &definition.roles {
+        if configuration.role(&role.name).is_none() {
+            let help = format!("add <Role name=\"{}\"> with <Instances count=\"1\"/>", role.name);
+            reader.error_at(root, &format!("the configuration lacks the role `{}`", role.name), Some(&help));
+        }
+    }
+    reader.diagnostics.or(())
+}
+
+fn check_settings(reader: &mut Reader<'_>, role: Node<'_, '_>, defined: &[String]) {
+    let settings = role.descendants().filter(|node| node.has_tag_name_local("Setting")).collect::<Vec<_>>();
+    for node in &settings {
+        let (name, value) = (node.attribute("name").unwrap_or(""), node.attribute("value").unwrap_or(""));
+        // The platform's own settings need no place in the definition, as plug-ins' did not.
+        let platform = name.starts_with("Mayfly.") || name.starts_with("Microsoft.WindowsAzure.Plugins.");
+        if !platform && !defined.iter().any(|setting| setting == name) {
+            let help =
+                format!("add <Setting name=\"{name}\"/> to the role's <ConfigurationSettings> in the definition");
+            reader.error_in(*node, "name", &format!("the definition has no setting `{name}`"), Some(&help));
+        }
+        if name.starts_with("Mayfly.") && name != USER_DATA_SETTING && name != START_TIMEOUT_SETTING {
+            let help = format!("Mayfly's settings are {USER_DATA_SETTING} and {START_TIMEOUT_SETTING}");
+            reader.error_in(*node, "name", &format!("Mayfly has no setting `{name}`"), Some(&help));
+        }
+        if name == START_TIMEOUT_SETTING && !value.parse::<u64>().is_ok_and(|seconds| (1..=86_400).contains(&seconds)) {
+            reader.error_in(
+                *node,
+                "value",
+                &format!("`{value}` is not a whole number of seconds from 1 to 86400"),
+                None,
+            );
+        }
+    }
+    for name in defined {
+        if !settings.iter().any(|node| node.attribute("name") == Some(name)) {
+            let message = format!("the configuration lacks the setting `{name}` that the definition declares");
+            reader.error_at(role, &message, Some(&format!("add <Setting name=\"{name}\" value=\"…\"/>")));
+        }
+    }
+}
+
+/// Puts the texts of files in place of `@name` in the user data of all roles.
+///
+/// # Errors
+/// Those that name a file which is missing in `files`, and user data that is too long.
+pub fn resolve_user_data(
+    configuration: &mut ServiceConfiguration,
+    files: &PackageFiles,
+    source: &Source,
+) -> Result<(), Diagnostics> {
+    let mut reader = Reader::new(source);
+    let Ok(document) = Document::parse(&source.text) else { return Ok(()) };
+    for role in &mut configuration.roles {
+        let node = document.descendants().find(|node| {
+            node.has_tag_name_local("Setting")
+                && node.attribute("name") == Some(USER_DATA_SETTING)
+                && node
+                    .ancestors()
+                    .any(|up| up.has_tag_name_local("Role") && up.attribute("name") == Some(role.name.as_str()))
+        });
+        let Some((node, (_, value))) = node.zip(role.settings.iter_mut().find(|(name, _)| name == USER_DATA_SETTING))
+        else {
+            continue;
+        };
+        if let Some(name) = value.strip_prefix('@') {
+            match files.get(name) {
+                Some(text) => *value = text.clone(),
+                None => {
+                    let message = format!("the file `{name}` was not given");
+                    reader.error_in(node, "value", &message, Some("the path counts from the configuration's folder"));
+                }
+            }
+        }
+        if value.len() > limits::USER_DATA_BYTES_MAX {
+            let message = format!("{} bytes of user data are more than {}", value.len(), limits::USER_DATA_BYTES_MAX);
+            reader.error_in(node, "value", &message, None);
+        }
+    }
+    reader.diagnostics.or(())
+}

@@ -1,0 +1,323 @@
+//! Reading a service definition.
+
+use std::collections::HashSet;
+
+use mayfly_model::definition::{RoleCode, StartupTask, TrafficRule};
+use mayfly_model::{
+    Endpoint, EndpointProtocol, LoadBalancerProbe, LocalStorage, PortRange, ProbeProtocol, RoleDefinition, RoleKind,
+    RoleName, ServiceDefinition, VmSize, limits,
+};
+use roxmltree::Node;
+
+use crate::diagnostic::{Diagnostics, Source};
+use crate::element::{HasLocalName, Reader};
+
+const NAMESPACE: &str = "http://schemas.microsoft.com/ServiceHosting/2008/10/ServiceDefinition";
+const ROLE_ELEMENTS: [&str; 3] = ["VirtualMachineRole", "WebRole", "WorkerRole"];
+
+/// Reads a service definition.
+///
+/// # Errors
+/// Everything that is wrong with it, at once.
+pub fn parse_definition(source: &Source) -> Result<ServiceDefinition, Diagnostics> {
+    let mut reader = Reader::new(source);
+    let Some(document) = reader.document("ServiceDefinition", NAMESPACE) else {
+        return Err(reader.diagnostics);
+    };
+    let definition = read_definition(&mut reader, document.root_element());
+    reader.diagnostics.or(definition)
+}
+
+fn read_definition(reader: &mut Reader<'_>, root: Node<'_, '_>) -> ServiceDefinition {
+    reader.attributes(root, &["name", "upgradeDomainCount", "schemaVersion", "topologyChangeDiscovery"]);
+    let name = reader.required(root, "name").unwrap_or_default().to_owned();
+    let domains = 1..=limits::UPDATE_DOMAINS_MAX;
+    let update_domain_count = reader.number(root, "upgradeDomainCount", domains, limits::UPDATE_DOMAINS_DEFAULT);
+    let known = ["LoadBalancerProbes", "VirtualMachineRole", "WebRole", "WorkerRole", "NetworkTrafficRules"];
+    let children = reader.children(root, &known);
+    let probes = reader.child(&children, "LoadBalancerProbes").map_or_else(Vec::new, |node| read_probes(reader, node));
+    let mut names = HashSet::new();
+    let mut ports = HashSet::new();
+    let mut roles = Vec::new();
+    for node in children.iter().filter(|node| ROLE_ELEMENTS.contains(&node.tag_name().name())) {
+        roles.extend(read_role(reader, *node, &mut names, &mut ports, &probes));
+    }
+    if !children.iter().any(|node| ROLE_ELEMENTS.contains(&node.tag_name().name())) {
+        reader.error_at(root, "a service definition needs at least one role", Some("add a <VirtualMachineRole>"));
+    }
+    if roles.len() > limits::ROLES_MAX {
+        reader.error_at(root, &format!("{} roles are more than {}", roles.len(), limits::ROLES_MAX), None);
+    }
+    if ports.len() > limits::INPUT_ENDPOINTS_MAX {
+        let message = format!("{} input endpoints are more than {}", ports.len(), limits::INPUT_ENDPOINTS_MAX);
+        reader.error_at(root, &message, None);
+    }
+    let traffic_rules =
+        reader.child(&children, "NetworkTrafficRules").map_or_else(Vec::new, |node| read_traffic_rules(reader, node));
+    ServiceDefinition { name, update_domain_count, probes, roles, traffic_rules }
+}
+
+fn read_probes(reader: &mut Reader<'_>, parent: Node<'_, '_>) -> Vec<LoadBalancerProbe> {
+    let mut seen = HashSet::new();
+    let mut probes = Vec::new();
+    for node in reader.children(parent, &["LoadBalancerProbe"]) {
+        reader.attributes(node, &["name", "protocol", "path", "port", "intervalInSeconds", "timeoutInSeconds"]);
+        let name = reader.unique(node, "name", &mut seen);
+        let http = reader.choice(node, "protocol", &[("http", true), ("tcp", false)]);
+        let path = node.attribute("path");
+        if http == Some(true) && path.is_none() {
+            reader.error_at(node, "an http probe needs a `path`", Some("add path=\"/\""));
+        }
+        if http == Some(false) && path.is_some() {
+            reader.error_in(node, "path", "a tcp probe has no path", Some("remove `path`, or use protocol=\"http\""));
+        }
+        let port = node.attribute("port").map(|_| reader.number(node, "port", 1..=u16::MAX, 1));
+        let interval_seconds = reader.number(node, "intervalInSeconds", 5..=2_147_483, 15);
+        let timeout_seconds = reader.number(node, "timeoutInSeconds", 11..=2_147_483, 31);
+        let protocol = match (http, path) {
+            (Some(true), Some(path)) => ProbeProtocol::Http { path: format!("/{}", path.trim_start_matches('/')) },
+            _ => ProbeProtocol::Tcp,
+        };
+        probes.extend(name.map(|name| LoadBalancerProbe {
+            name: name.to_owned(),
+            protocol,
+            port,
+            interval_seconds,
+            timeout_seconds,
+        }));
+    }
+    probes
+}
+
+fn read_role(
+    reader: &mut Reader<'_>,
+    node: Node<'_, '_>,
+    names: &mut HashSet<String>,
+    ports: &mut HashSet<(bool, u16)>,
+    probes: &[LoadBalancerProbe],
+) -> Option<RoleDefinition> {
+    reader.attributes(node, &["name", "vmsize", "enableNativeCodeExecution"]);
+    let name = reader.unique(node, "name", names).and_then(|name| match RoleName::new(name) {
+        Ok(name) => Some(name),
+        Err(error) => {
+            reader.error_in(node, "name", &error.to_string(), None);
+            None
+        }
+    });
+    let size = match node.attribute("vmsize") {
+        None => VmSize::default(),
+        Some(text) => text.parse().unwrap_or_else(|()| {
+            let names = VmSize::ALL.map(VmSize::as_str).join(", ");
+            reader.error_in(node, "vmsize", &format!("`{text}` is not a VM size"), Some(&format!("sizes are {names}")));
+            VmSize::default()
+        }),
+    };
+    let common = ["Certificates", "ConfigurationSettings", "Imports", "Endpoints", "LocalResources", "LocalStorage"];
+    let code = ["Runtime", "Startup", "Contents", "Sites"];
+    let is_vm = node.has_tag_name_local("VirtualMachineRole");
+    let known: Vec<&str> = common.iter().chain(code.iter().filter(|_| !is_vm)).copied().collect();
+    let children = reader.children(node, &known);
+    let kind = match node.tag_name().name() {
+        "WebRole" => RoleKind::Web(read_code(reader, &children)),
+        "WorkerRole" => RoleKind::Worker(read_code(reader, &children)),
+        _ => RoleKind::VirtualMachine,
+    };
+    let mut named = |container: &str, element: &str, attribute: &str| {
+        let mut seen = HashSet::new();
+        let Some(parent) = reader.child(&children, container) else { return Vec::new() };
+        let nodes = reader.children(parent, &[element]);
+        nodes.into_iter().filter_map(|node| reader.unique(node, attribute, &mut seen).map(str::to_owned)).collect()
+    };
+    let settings = named("ConfigurationSettings", "Setting", "name");
+    let certificates = named("Certificates", "Certificate", "name");
+    let imports = named("Imports", "Import", "moduleName");
+    let endpoints = match reader.child(&children, "Endpoints") {
+        Some(parent) => read_endpoints(reader, parent, ports, probes),
+        None => Vec::new(),
+    };
+    let local_storage = read_local_storage(reader, &children);
+    Some(RoleDefinition { name: name?, kind, size, settings, endpoints, local_storage, certificates, imports })
+}
+
+fn read_endpoints(
+    reader: &mut Reader<'_>,
+    parent: Node<'_, '_>,
+    ports: &mut HashSet<(bool, u16)>,
+    probes: &[LoadBalancerProbe],
+) -> Vec<Endpoint> {
+    let mut seen = HashSet::new();
+    let mut endpoints = Vec::new();
+    for node in reader.children(parent, &["InputEndpoint", "InternalEndpoint", "InstanceInputEndpoint"]) {
+        let name = reader.unique(node, "name", &mut seen).map(str::to_owned);
+        let endpoint = match node.tag_name().name() {
+            "InputEndpoint" => read_input_endpoint(reader, node, name, ports, probes),
+            "InternalEndpoint" => read_internal_endpoint(reader, node, name),
+            _ => read_instance_input_endpoint(reader, node, name),
+        };
+        endpoints.extend(endpoint);
+    }
+    endpoints
+}
+
+fn read_input_endpoint(
+    reader: &mut Reader<'_>,
+    node: Node<'_, '_>,
+    name: Option<String>,
+    ports: &mut HashSet<(bool, u16)>,
+    probes: &[LoadBalancerProbe],
+) -> Option<Endpoint> {
+    let known =
+        ["name", "protocol", "port", "localPort", "certificate", "ignoreRoleInstanceStatus", "loadBalancerProbe"];
+    reader.attributes(node, &known);
+    use EndpointProtocol::{Http, Https, Tcp, Udp};
+    let protocol = reader.choice(node, "protocol", &[("tcp", Tcp), ("udp", Udp), ("http", Http), ("https", Https)]);
+    reader.required(node, "port");
+    let port: u16 = reader.number(node, "port", 1..=u16::MAX, 0);
+    if let Some(protocol) = protocol
+        && port != 0
+        && !ports.insert((protocol.is_udp(), port))
+    {
+        let message = format!("port {port} is taken by another input endpoint of this service");
+        reader.error_in(
+            node,
+            "port",
+            &message,
+            Some("input endpoints share one public address; give each a port of its own"),
+        );
+    }
+    let local_port = match node.attribute("localPort") {
+        // Any free port: the guest is alone on its address, so the public one is as free as any.
+        None | Some("*") => port,
+        Some(_) => reader.number(node, "localPort", 1..=u16::MAX, port),
+    };
+    let probe = node.attribute("loadBalancerProbe").map(str::to_owned);
+    if let Some(wanted) = &probe
+        && !probes.iter().any(|probe| probe.name == *wanted)
+    {
+        let names: Vec<&str> = probes.iter().map(|probe| probe.name.as_str()).collect();
+        let help = match names.as_slice() {
+            [] => "the definition has no <LoadBalancerProbes>".to_owned(),
+            names => format!("the definition has {}", names.join(", ")),
+        };
+        reader.error_in(node, "loadBalancerProbe", &format!("there is no probe `{wanted}`"), Some(&help));
+    }
+    let ignore_role_instance_status = reader.flag(node, "ignoreRoleInstanceStatus", false);
+    Some(Endpoint::Input { name: name?, protocol: protocol?, port, local_port, probe, ignore_role_instance_status })
+}
+
+fn read_internal_endpoint(reader: &mut Reader<'_>, node: Node<'_, '_>, name: Option<String>) -> Option<Endpoint> {
+    reader.attributes(node, &["name", "protocol", "port"]);
+    use EndpointProtocol::{Any, Http, Tcp, Udp};
+    let protocol = reader.choice(node, "protocol", &[("tcp", Tcp), ("udp", Udp), ("http", Http), ("any", Any)]);
+    let mut ports = node.attribute("port").filter(|port| *port != "*").map(|_| {
+        let port = reader.number(node, "port", 1..=u16::MAX, 1);
+        PortRange { min: port, max: port }
+    });
+    for child in reader.children(node, &["FixedPort", "FixedPortRange"]) {
+        ports = Some(read_ports(reader, child));
+    }
+    Some(Endpoint::Internal { name: name?, protocol: protocol?, ports })
+}
+
+fn read_instance_input_endpoint(reader: &mut Reader<'_>, node: Node<'_, '_>, name: Option<String>) -> Option<Endpoint> {
+    reader.attributes(node, &["name", "protocol", "localPort"]);
+    let protocol = reader.choice(node, "protocol", &[("tcp", EndpointProtocol::Tcp), ("udp", EndpointProtocol::Udp)]);
+    reader.required(node, "localPort");
+    let local_port = reader.number(node, "localPort", 1..=u16::MAX, 1);
+    let children = reader.children(node, &["AllocatePublicPortFrom"]);
+    let ranges = children.first().map_or_else(Vec::new, |parent| reader.children(*parent, &["FixedPortRange"]));
+    let Some(range) = ranges.first() else {
+        let help = "add <AllocatePublicPortFrom><FixedPortRange min=\"…\" max=\"…\"/></AllocatePublicPortFrom>";
+        reader.error_at(node, "an instance input endpoint needs a range of public ports", Some(help));
+        return None;
+    };
+    let public_ports = read_ports(reader, *range);
+    Some(Endpoint::InstanceInput { name: name?, protocol: protocol?, local_port, public_ports })
+}
+
+fn read_ports(reader: &mut Reader<'_>, node: Node<'_, '_>) -> PortRange {
+    if node.has_tag_name_local("FixedPort") {
+        reader.attributes(node, &["port"]);
+        reader.required(node, "port");
+        let port = reader.number(node, "port", 1..=u16::MAX, 1);
+        return PortRange { min: port, max: port };
+    }
+    reader.attributes(node, &["min", "max"]);
+    reader.required(node, "min");
+    reader.required(node, "max");
+    let min = reader.number(node, "min", 1..=u16::MAX, 1);
+    let max = reader.number(node, "max", 1..=u16::MAX, u16::MAX);
+    if min > max {
+        reader.error_in(node, "max", &format!("the range ends at {max}, before it starts at {min}"), None);
+    }
+    PortRange { min, max }
+}
+
+fn read_local_storage(reader: &mut Reader<'_>, children: &[Node<'_, '_>]) -> Vec<LocalStorage> {
+    let mut nodes: Vec<_> = children.iter().copied().filter(|node| node.has_tag_name_local("LocalStorage")).collect();
+    if let Some(parent) = reader.child(children, "LocalResources") {
+        nodes.extend(reader.children(parent, &["LocalStorage"]));
+    }
+    let mut seen = HashSet::new();
+    let mut storage = Vec::new();
+    for node in nodes {
+        reader.attributes(node, &["name", "sizeInMB", "cleanOnRoleRecycle"]);
+        let name = reader.unique(node, "name", &mut seen).map(str::to_owned);
+        let size_mb = reader.number(node, "sizeInMB", 1..=2_097_152, 100);
+        let clean_on_role_recycle = reader.flag(node, "cleanOnRoleRecycle", true);
+        storage.extend(name.map(|name| LocalStorage { name, size_mb, clean_on_role_recycle }));
+    }
+    storage
+}
+
+fn read_code(reader: &mut Reader<'_>, children: &[Node<'_, '_>]) -> RoleCode {
+    let mut code = RoleCode::default();
+    if let Some(parent) = reader.child(children, "Startup") {
+        for node in reader.children(parent, &["Task"]) {
+            reader.attributes(node, &["commandLine", "executionContext", "taskType"]);
+            code.startup.extend(reader.required(node, "commandLine").map(|command_line| StartupTask {
+                command_line: command_line.to_owned(),
+                elevated: node.attribute("executionContext") == Some("elevated"),
+                task_type: node.attribute("taskType").unwrap_or("simple").to_owned(),
+            }));
+        }
+    }
+    if let Some(parent) = reader.child(children, "Runtime") {
+        let runtime = reader.children(parent, &["Environment", "EntryPoint"]);
+        if let Some(entry) = reader.child(&runtime, "EntryPoint") {
+            for node in reader.children(entry, &["NetFxEntryPoint", "ProgramEntryPoint"]) {
+                let attribute = if node.has_tag_name_local("NetFxEntryPoint") { "assemblyName" } else { "commandLine" };
+                code.entry_point = reader.required(node, attribute).map(str::to_owned);
+            }
+        }
+    }
+    if let Some(parent) = reader.child(children, "Sites") {
+        for node in reader.children(parent, &["Site"]) {
+            code.sites.extend(reader.required(node, "name").map(str::to_owned));
+        }
+    }
+    code
+}
+
+fn read_traffic_rules(reader: &mut Reader<'_>, parent: Node<'_, '_>) -> Vec<TrafficRule> {
+    let mut rules = Vec::new();
+    for node in reader.children(parent, &["OnlyAllowTrafficTo"]) {
+        let children = reader.children(node, &["Destinations", "AllowAllTraffic", "WhenSource"]);
+        let mut rule = TrafficRule { destinations: Vec::new(), from_roles: Vec::new() };
+        if let Some(destinations) = reader.child(&children, "Destinations") {
+            for endpoint in reader.children(destinations, &["RoleEndpoint"]) {
+                let pair = (reader.required(endpoint, "roleName"), reader.required(endpoint, "endpointName"));
+                if let (Some(role), Some(endpoint)) = pair {
+                    rule.destinations.push((role.to_owned(), endpoint.to_owned()));
+                }
+            }
+        }
+        if let Some(source) = reader.child(&children, "WhenSource") {
+            for from in reader.children(source, &["FromRole"]) {
+                rule.from_roles.extend(reader.required(from, "roleName").map(str::to_owned));
+            }
+        }
+        rules.push(rule);
+    }
+    rules
+}

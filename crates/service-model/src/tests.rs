@@ -1,0 +1,151 @@
+//! Files as people write them, and as they get them wrong.
+
+use mayfly_model::{Endpoint, RoleKind, VmSize};
+
+use crate::{PackageFiles, Source, check, parse_configuration, parse_definition, resolve_user_data};
+
+const DEFINITION: &str = "\u{feff}<?xml version=\"1.0\" encoding=\"utf-8\"?>\r\n\
+<!-- the shop -->\r\n\
+<ServiceDefinition name=\"Shop\" upgradeDomainCount=\"3\" xmlns=\"http://schemas.microsoft.com/ServiceHosting/2008/10/ServiceDefinition\">\r\n\
+  <LoadBalancerProbes>\r\n\
+    <LoadBalancerProbe name=\"up\" protocol=\"http\" path=\"health\" intervalInSeconds=\"5\" timeoutInSeconds=\"11\"/>\r\n\
+  </LoadBalancerProbes>\r\n\
+  <VirtualMachineRole name=\"web\" vmsize=\"ExtraSmall\">\r\n\
+    <ConfigurationSettings><Setting name=\"Colour\"/></ConfigurationSettings>\r\n\
+    <Endpoints>\r\n\
+      <InputEndpoint name=\"http\" protocol=\"tcp\" port=\"80\" localPort=\"8080\" loadBalancerProbe=\"up\"/>\r\n\
+      <InternalEndpoint name=\"peers\" protocol=\"any\"/>\r\n\
+      <InstanceInputEndpoint name=\"ssh\" protocol=\"tcp\" localPort=\"22\">\r\n\
+        <AllocatePublicPortFrom><FixedPortRange max=\"2299\" min=\"2200\"/></AllocatePublicPortFrom>\r\n\
+      </InstanceInputEndpoint>\r\n\
+    </Endpoints>\r\n\
+    <LocalResources><LocalStorage name=\"scratch\" sizeInMB=\"512\" cleanOnRoleRecycle=\"false\"/></LocalResources>\r\n\
+  </VirtualMachineRole>\r\n\
+  <WorkerRole name=\"Crunch\"><Startup><Task commandLine=\"a.cmd\" executionContext=\"elevated\"/></Startup>\r\n\
+    <Runtime><EntryPoint><ProgramEntryPoint commandLine=\"b.exe\" setReadyOnProcessStart=\"true\"/></EntryPoint></Runtime></WorkerRole>\r\n\
+</ServiceDefinition>\r\n";
+
+const CONFIGURATION: &str = r#"<ServiceConfiguration serviceName="Shop" osFamily="1" xmlns="http://schemas.microsoft.com/ServiceHosting/2008/10/ServiceConfiguration">
+  <Role name="web">
+    <OsImage href="hello.vhd"/>
+    <Instances count="2"/>
+    <ConfigurationSettings>
+      <Setting name="Colour" value="red"/>
+      <Setting name="Mayfly.UserData" value="@setup.sh"/>
+    </ConfigurationSettings>
+  </Role>
+  <Role name="Crunch"><Instances count="1"/></Role>
+</ServiceConfiguration>"#;
+
+fn source(name: &str, text: &str) -> Source {
+    Source::new(name, text.as_bytes()).unwrap()
+}
+
+fn definition_error(from: &str, to: &str) -> String {
+    let text = DEFINITION.replace(from, to);
+    assert_ne!(text, DEFINITION, "nothing was replaced");
+    parse_definition(&source("a.csdef", &text)).unwrap_err().to_string()
+}
+
+fn configuration_error(from: &str, to: &str) -> String {
+    let text = CONFIGURATION.replace(from, to);
+    assert_ne!(text, CONFIGURATION, "nothing was replaced");
+    let definition = parse_definition(&source("a.csdef", DEFINITION)).unwrap();
+    let source = source("a.cscfg", &text);
+    parse_configuration(&source)
+        .and_then(|configuration| check(&definition, &configuration, &source))
+        .unwrap_err()
+        .to_string()
+}
+
+#[test]
+fn a_real_definition_is_read() {
+    let definition = parse_definition(&source("a.csdef", DEFINITION)).unwrap();
+    assert_eq!((definition.name.as_str(), definition.update_domain_count), ("Shop", 3));
+    let web = &definition.roles[0];
+    assert_eq!((web.size, &web.kind), (VmSize::ExtraSmall, &RoleKind::VirtualMachine));
+    assert!(
+        matches!(&web.endpoints[0], Endpoint::Input { port: 80, local_port: 8080, probe: Some(p), .. } if p == "up")
+    );
+    assert!(matches!(&web.endpoints[2], Endpoint::InstanceInput { public_ports, .. } if public_ports.min == 2200));
+    let RoleKind::Worker(code) = &definition.roles[1].kind else { panic!("{:?}", definition.roles[1].kind) };
+    assert_eq!((code.entry_point.as_deref(), code.startup.len()), (Some("b.exe"), 1));
+}
+
+#[test]
+fn a_configuration_is_read_and_its_script_resolved() {
+    let source = source("a.cscfg", CONFIGURATION);
+    let mut configuration = parse_configuration(&source).unwrap();
+    let definition = parse_definition(&self::source("a.csdef", DEFINITION)).unwrap();
+    check(&definition, &configuration, &source).unwrap();
+    let missing = resolve_user_data(&mut configuration.clone(), &PackageFiles::new(), &source).unwrap_err();
+    assert_eq!((missing.0[0].line, missing.0[0].column), (7, 46), "{missing}");
+    let files = PackageFiles::from([("setup.sh".to_owned(), "#!/bin/sh\n".to_owned())]);
+    resolve_user_data(&mut configuration, &files, &source).unwrap();
+    assert_eq!(configuration.roles[0].setting("Mayfly.UserData"), Some("#!/bin/sh\n"));
+    assert_eq!(configuration.roles[0].image.as_ref().unwrap().as_str(), "hello");
+}
+
+#[test]
+fn errors_look_like_a_compilers() {
+    let error = definition_error("port=\"80\"", "port=\"80x\"");
+    assert!(error.contains("error: `80x` is not a whole number from 1 to 65535"), "{error}");
+    assert!(error.contains("a.csdef:10:"), "{error}");
+    assert!(error.contains("^^^ here"), "{error}");
+}
+
+#[test]
+fn wrong_definitions_are_explained() {
+    for (from, to, expected) in [
+        ("</ServiceDefinition>", "", "not well-formed XML"),
+        ("2008/10/ServiceDefinition", "2008/10/Nothing", "wrong namespace"),
+        ("upgradeDomainCount=\"3\"", "upgradeDomainCount=\"21\"", "from 1 to 20"),
+        ("vmsize=\"ExtraSmall\"", "vmsize=\"Tiny\"", "sizes are ExtraSmall, Small"),
+        ("loadBalancerProbe=\"up\"", "loadBalancerProbe=\"down\"", "there is no probe `down`"),
+        ("<Endpoints>", "<Endpoint/><Endpoints>", "unknown element <Endpoint>"),
+        ("name=\"peers\"", "nmae=\"peers\"", "lacks the attribute `name`"),
+        ("name=\"peers\"", "name=\"HTTP\"", "`HTTP` is taken already"),
+        ("name=\"Crunch\"", "name=\"WEB\"", "`WEB` is taken already"),
+        ("min=\"2200\"", "min=\"3200\"", "before it starts"),
+        ("path=\"health\"", "", "an http probe needs a `path`"),
+        ("intervalInSeconds=\"5\"", "intervalInSeconds=\"4\"", "from 5 to"),
+        ("<LocalResources>", "<Startup/><LocalResources>", "unknown element <Startup> in <VirtualMachineRole>"),
+    ] {
+        let error = definition_error(from, to);
+        assert!(error.contains(expected), "expected {expected:?} in:\n{error}");
+    }
+}
+
+#[test]
+fn contradictions_are_explained() {
+    for (from, to, expected) in [
+        ("serviceName=\"Shop\"", "serviceName=\"Other\"", "the definition is `Shop`"),
+        ("<Role name=\"Crunch\">", "<Role name=\"Munch\">", "the definition has no role `Munch`"),
+        ("  <Role name=\"Crunch\"><Instances count=\"1\"/></Role>\n", "", "lacks the role `Crunch`"),
+        ("<OsImage href=\"hello.vhd\"/>", "", "lacks its base image"),
+        ("<Setting name=\"Colour\" value=\"red\"/>", "", "lacks the setting `Colour`"),
+        ("name=\"Colour\"", "name=\"Color\"", "the definition has no setting `Color`"),
+        ("Mayfly.UserData", "Mayfly.Userdata", "Mayfly has no setting"),
+        ("count=\"2\"", "count=\"-2\"", "from 0 to 1000"),
+        ("<Instances count=\"2\"/>", "", "lacks <Instances>"),
+    ] {
+        let error = configuration_error(from, to);
+        assert!(error.contains(expected), "expected {expected:?} in:\n{error}");
+    }
+}
+
+#[test]
+fn all_errors_are_told_at_once() {
+    let text = DEFINITION.replace("vmsize=\"ExtraSmall\"", "vmsize=\"Tiny\"").replace("port=\"80\"", "port=\"0\"");
+    let errors = parse_definition(&source("a.csdef", &text)).unwrap_err();
+    assert_eq!(errors.0.len(), 2, "{errors}");
+}
+
+#[test]
+fn bytes_that_are_not_text_are_an_error() {
+    assert!(Source::new("x", b"\xff\xfe<\0").unwrap_err().to_string().contains("not UTF-8"));
+    for bytes in [&b""[..], b"<", b"<a", b"\0", b"<!DOCTYPE a [<!ENTITY b \"c\">]><a>&b;</a>", "<ä/>".as_bytes()] {
+        let source = Source::new("x", bytes).unwrap();
+        assert!(parse_definition(&source).is_err() && parse_configuration(&source).is_err());
+    }
+}

@@ -1,0 +1,41 @@
+//! A store in memory, for simulation: it survives the controller, not the process.
+
+use std::collections::BTreeMap;
+
+use crate::{Store, StoreError, Write};
+
+/// Records in memory.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryStore {
+    epoch: u64,
+    records: BTreeMap<String, Vec<u8>>,
+}
+
+impl Store for MemoryStore {
+    fn fence(&mut self, epoch: u64) -> Result<(), StoreError> {
+        self.check(epoch)?;
+        self.epoch = epoch;
+        Ok(())
+    }
+
+    fn load(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        Ok(self.records.iter().map(|(key, value)| (key.clone(), value.clone())).collect())
+    }
+
+    fn commit(&mut self, epoch: u64, writes: &[Write]) -> Result<(), StoreError> {
+        self.check(epoch)?;
+        for write in writes {
+            match write {
+                Write::Put(key, value) => drop(self.records.insert(key.clone(), value.clone())),
+                Write::Delete(key) => drop(self.records.remove(key)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl MemoryStore {
+    fn check(&self, own: u64) -> Result<(), StoreError> {
+        if own < self.epoch { Err(StoreError::Fenced { own, current: self.epoch }) } else { Ok(()) }
+    }
+}
