@@ -199,7 +199,7 @@ impl World {
             }
             Event::UserCommands => {
                 if self.in_trouble() {
-                    let delay = self.rng.random_range(50..1500);
+                    let delay = self.rng.random_range(20..400);
                     self.at(delay, Event::UserCommands);
                     self.command()?;
                 }

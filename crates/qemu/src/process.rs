@@ -1,0 +1,145 @@
+//! A running QEMU: starting it, finding it again after a restart of the agent, and why it ended.
+
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use crate::qmp::{Qmp, QmpError, QmpEvent};
+use crate::spec::VmSpec;
+
+/// The program.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+
+/// Why a VM could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// QEMU is not installed.
+    #[error("`{PROGRAM}` is not installed on this host (Debian: apt install qemu-system-x86)")]
+    Missing,
+    /// It could not be run.
+    #[error("`{PROGRAM}` cannot be run")]
+    Run(#[source] std::io::Error),
+    /// It ended at once.
+    #[error("QEMU did not start: {0}")]
+    Refused(String),
+    /// Its monitor does not answer.
+    #[error("QEMU started, and its monitor does not answer")]
+    Monitor(#[source] QmpError),
+}
+
+/// Why a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The guest powered itself off.
+    GuestShutdown,
+    /// It was told to end.
+    Told,
+    /// The process ended without a word: killed or crashed.
+    Crashed,
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Exit::GuestShutdown => "the guest powered itself off",
+            Exit::Told => "it was stopped",
+            Exit::Crashed => "its QEMU process was killed or crashed",
+        })
+    }
+}
+
+/// A running VM.
+pub struct Machine {
+    qmp: Qmp,
+    events: mpsc::UnboundedReceiver<QmpEvent>,
+    pid: Option<Pid>,
+    exit: Exit,
+}
+
+impl Machine {
+    /// Starts a VM. It runs on when the caller ends.
+    ///
+    /// # Errors
+    /// [`MachineError`]; nothing runs then.
+    pub async fn start(spec: &VmSpec) -> Result<Machine, MachineError> {
+        for stale in [spec.monitor(), spec.pid_file(), spec.folder.join("serial.sock")] {
+            // A socket of an earlier process; QEMU makes a new one.
+            let _ = std::fs::remove_file(stale);
+        }
+        let output =
+            tokio::process::Command::new(PROGRAM).args(spec.arguments()).output().await.map_err(|error| match error
+                .kind()
+            {
+                std::io::ErrorKind::NotFound => MachineError::Missing,
+                _ => MachineError::Run(error),
+            })?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            let text = if text.is_empty() { output.status.to_string() } else { text };
+            return Err(MachineError::Refused(text));
+        }
+        Machine::adopt(&spec.monitor(), &spec.pid_file()).await.map_err(MachineError::Monitor)
+    }
+
+    /// Finds a VM that was started earlier.
+    ///
+    /// # Errors
+    /// [`QmpError`] when it does not run any more.
+    pub async fn adopt(monitor: &Path, pid_file: &Path) -> Result<Machine, QmpError> {
+        let (qmp, events) = Qmp::connect(monitor).await?;
+        let pid = std::fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse().ok()).map(Pid::from_raw);
+        Ok(Machine { qmp, events, pid, exit: Exit::Crashed })
+    }
+
+    /// The process.
+    pub fn pid(&self) -> Option<i32> {
+        self.pid.map(Pid::as_raw)
+    }
+
+    /// The next event that matters, or `None` when the VM has ended.
+    pub async fn event(&mut self) -> Option<QmpEvent> {
+        let event = self.events.recv().await?;
+        if event.name == "SHUTDOWN" {
+            self.exit = if event.data["guest"].as_bool() == Some(true) { Exit::GuestShutdown } else { Exit::Told };
+        }
+        Some(event)
+    }
+
+    /// Why it ended, once [`Machine::event`] has returned `None`.
+    pub fn exit(&self) -> Exit {
+        self.exit.clone()
+    }
+
+    /// Goes on after a pause, for example one that a full disk caused.
+    ///
+    /// # Errors
+    /// [`QmpError`].
+    pub async fn resume(&self) -> Result<(), QmpError> {
+        self.qmp.execute("cont", Value::Null).await.map(drop)
+    }
+
+    /// Asks the guest to power off, waits as long as `grace`, and then ends the VM in any case.
+    pub async fn stop(mut self, grace: Duration) {
+        let asked = !grace.is_zero() && self.qmp.execute("system_powerdown", Value::Null).await.is_ok();
+        if asked && tokio::time::timeout(grace, self.ended()).await.is_ok() {
+            return;
+        }
+        let told = self.qmp.execute("quit", Value::Null).await.is_ok();
+        if told && tokio::time::timeout(Duration::from_secs(2), self.ended()).await.is_ok() {
+            return;
+        }
+        if let Some(pid) = self.pid {
+            // It is ours: the monitor's connection is to this process and has not ended.
+            let _ = kill(pid, Signal::SIGKILL);
+            let _ = tokio::time::timeout(Duration::from_secs(5), self.ended()).await;
+        }
+    }
+
+    async fn ended(&mut self) {
+        while self.event().await.is_some() {}
+    }
+}

@@ -1,0 +1,70 @@
+//! The demo guest's first and only process of note. It has no kernel or shell of its own to speak of: the image adds
+//! Debian's cloud kernel and busybox.
+//!
+//! In order: mounts and drivers, the disk with its boot counter, the address by DHCP, name and script from the
+//! metadata address, identity and settings from the wire server, the page on port 80, and then a report of Ready.
+
+mod disk;
+mod fabric;
+mod page;
+mod script;
+mod system;
+
+use std::sync::{Arc, Mutex};
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::Context;
+
+/// Between two reports of health. The original agent took 25 seconds.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+fn main() {
+    system::say("mayfly hello: starting");
+    if let Err(error) = run() {
+        system::say(&format!("mayfly hello: {error:#}"));
+    }
+    // The first process must not end: the kernel would panic.
+    loop {
+        sleep(Duration::from_secs(3600));
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    system::mount_early().context("cannot mount /proc and the like")?;
+    system::load_drivers();
+    std::thread::spawn(system::power_off_on_button);
+    let boots = disk::start().context("cannot use the disk")?;
+    let address = system::configure_network().context("no address by DHCP")?;
+    system::say(&format!("mayfly hello: {address}, boot {boots}"));
+    let seed = fabric::read_seed().context("no metadata")?;
+    nix::unistd::sethostname(&seed.host_name).context("cannot set the host name")?;
+    let goal = fabric::read_goal().context("no goal state")?;
+    let identity = fabric::read_identity(&goal).context("no hosting environment")?;
+    let script = script::run_once(&seed).context("cannot run the script")?;
+    let page = Arc::new(Mutex::new(page::Page { identity, computer_name: seed.host_name, address, boots, script }));
+    page::serve(Arc::clone(&page)).context("cannot serve the page")?;
+    system::say("mayfly hello: ready");
+    report_for_ever(goal, &page)
+}
+
+/// Reports Ready, and takes up new settings when the fabric tells of a new goal state.
+fn report_for_ever(mut goal: fabric::Goal, page: &Mutex<page::Page>) -> anyhow::Result<()> {
+    loop {
+        match fabric::report_ready(&goal) {
+            Ok(latest) if latest != goal.incarnation => {
+                if let Ok(new) = fabric::read_goal()
+                    && let Ok(identity) = fabric::read_identity(&new)
+                {
+                    goal = new;
+                    page.lock().map_err(|_| anyhow::anyhow!("the page is broken"))?.identity = identity;
+                }
+            }
+            Ok(_) => sleep(HEARTBEAT),
+            Err(error) => {
+                system::say(&format!("mayfly hello: cannot report: {error:#}"));
+                sleep(Duration::from_secs(1));
+            }
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! The kernel's side: mounts, drivers, address, power button.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use nix::mount::{MsFlags, mount};
+
+/// Prints a line on the serial console.
+pub fn say(line: &str) {
+    // Without a console there is nobody to tell.
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Mounts what the kernel offers.
+pub fn mount_early() -> anyhow::Result<()> {
+    for (kind, target) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/run")] {
+        fs::create_dir_all(target)?;
+        mount(Some(kind), target, Some(kind), MsFlags::empty(), None::<&str>).with_context(|| target.to_owned())?;
+    }
+    Ok(())
+}
+
+/// Loads the modules of the image in the order of their names.
+pub fn load_drivers() {
+    let mut modules: Vec<PathBuf> =
+        fs::read_dir("/lib/modules").into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    modules.sort();
+    for module in modules {
+        let loaded = File::open(&module)
+            .map_err(anyhow::Error::from)
+            .and_then(|file| Ok(nix::kmod::finit_module(&file, c"", nix::kmod::ModuleInitFlags::empty())?));
+        if let Err(error) = loaded {
+            say(&format!("mayfly hello: {}: {error}", module.display()));
+        }
+    }
+}
+
+/// Gets an address by DHCP and returns it.
+pub fn configure_network() -> anyhow::Result<String> {
+    let status = Command::new("/bin/busybox")
+        .args("udhcpc -q -n -f -i eth0 -t 30 -T 1 -A 1 -S -s /etc/udhcpc.sh".split(' '))
+        .status()
+        .context("cannot run udhcpc")?;
+    if !status.success() {
+        bail!("udhcpc: {status}");
+    }
+    Ok(fs::read_to_string("/run/address")?.trim().to_owned())
+}
+
+/// Waits for the power button and switches off in good order.
+pub fn power_off_on_button() {
+    // `struct input_event` on x86-64: two words of time, then type, code and value.
+    const EVENT_BYTES: usize = 24;
+    const TYPE_KEY: u16 = 1;
+    const KEY_POWER: u16 = 116;
+    let Ok(mut device) = File::open("/dev/input/event0") else { return };
+    let mut event = [0; EVENT_BYTES];
+    while device.read_exact(&mut event).is_ok() {
+        let half = |at: usize| u16::from_le_bytes([event[at], event[at + 1]]);
+        if (half(16), half(18)) == (TYPE_KEY, KEY_POWER) {
+            say("mayfly hello: power button, switching off");
+            crate::disk::stop();
+            let _ = nix::sys::reboot::reboot(nix::sys::reboot::RebootMode::RB_POWER_OFF);
+        }
+    }
+}
