@@ -46,7 +46,7 @@ pub struct LeaseTimings {
 
 impl Default for LeaseTimings {
     fn default() -> Self {
-        LeaseTimings { renew: 500, ttl: 3000, drift: 500, fresh: 2000, mesh_timeout: 800 }
+        LeaseTimings { renew: 500, ttl: 3000, drift: 500, fresh: 2000, mesh_timeout: 1000 }
     }
 }
 

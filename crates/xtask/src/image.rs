@@ -138,7 +138,9 @@ fn boot_partition(root: &Path, folder: &Path, kernel: &Path, initrd: &Path) -> a
         .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz")))
         .context("the kernel package has no vmlinuz")?;
     let configuration = root.join("images/hello/files/syslinux.cfg");
-    for (source, name) in [(vmlinuz.as_path(), "vmlinuz"), (initrd, "initrd"), (configuration.as_path(), "syslinux.cfg")] {
+    for (source, name) in
+        [(vmlinuz.as_path(), "vmlinuz"), (initrd, "initrd"), (configuration.as_path(), "syslinux.cfg")]
+    {
         let (source, target) = (source.to_string_lossy(), format!("::/{name}"));
         let mut copy = Command::new("mcopy");
         finish("mcopy", copy.env("MTOOLS_SKIP_CHECK", "1").args(["-i", &image, &source, &target]))?;

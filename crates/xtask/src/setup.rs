@@ -75,7 +75,8 @@ pub fn unpack_package(package: &str, target: &Path) -> anyhow::Result<()> {
         run("apt-get", &["update", "-qq"]).context("cannot update the package lists")?;
     }
     let mut command = Command::new("apt-get");
-    let status = command.args(["download", "-qq", "-o", "APT::Sandbox::User=root", package]).current_dir(target).status()?;
+    let status =
+        command.args(["download", "-qq", "-o", "APT::Sandbox::User=root", package]).current_dir(target).status()?;
     if !status.success() {
         bail!("apt-get cannot download {package}");
     }

@@ -1,0 +1,37 @@
+//! The addresses and device names that are the same on every host.
+
+use std::net::Ipv4Addr;
+
+use mayfly_model::VmId;
+
+/// Where guests find wire server and DNS (the original platform's address).
+pub const WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+/// Where guests find instance metadata.
+pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// The network that DIPs are from, as guests see it.
+pub const DIP_NETWORK: Ipv4Addr = Ipv4Addr::new(10, 80, 0, 0);
+/// Bits of the network part of [`DIP_NETWORK`].
+pub const DIP_PREFIX: u8 = 16;
+/// The guests' gateway: every host, for its own guests.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 80, 0, 1);
+/// The network of the hosts inside the overlay.
+pub const OVERLAY_NETWORK: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 0);
+/// Bits of the network part of [`OVERLAY_NETWORK`].
+pub const OVERLAY_PREFIX: u8 = 16;
+/// The host's device into the data centre's network.
+pub const UNDERLAY_DEVICE: &str = "eth0";
+/// The tunnel device.
+pub const OVERLAY_DEVICE: &str = "mfvx";
+/// What fits into the tunnel: 1500 less 50 of VXLAN.
+pub const GUEST_MTU: u16 = 1450;
+/// What all taps start with.
+pub const TAP_PREFIX: &str = "mft";
+/// The VXLAN's number.
+pub const OVERLAY_ID: u32 = 7070;
+/// The routing protocol number by which the agent knows its own routes again.
+pub const ROUTE_PROTOCOL: u8 = 77;
+
+/// The tap of a VM.
+pub fn tap_name(vm: VmId) -> String {
+    format!("{TAP_PREFIX}{}", vm.0)
+}

@@ -1,0 +1,28 @@
+//! The host's data plane.
+//!
+//! Each instance has a tap of its own and a /32; the host is its gateway, DHCP, DNS and metadata server, and answers
+//! ARP for everybody. Between hosts, DIPs are routed through one VXLAN device. nftables isolates deployments, drops
+//! spoofed packets, balances load and, by a set whose elements time out in the kernel, takes instances off the
+//! network when the host's lease runs out, even if the agent hangs.
+//!
+//! [`plan`] chooses, purely: from the goal state and what is healthy to rules, routes and addresses. The rest does.
+
+pub mod address;
+mod dhcp;
+mod dns;
+mod error;
+mod garp;
+mod links;
+pub mod mesh;
+mod nft;
+pub mod plan;
+pub mod probe;
+mod tap;
+
+pub use dhcp::{DhcpLease, serve_dhcp};
+pub use dns::{Zone, serve_dns};
+pub use error::NetError;
+pub use garp::announce;
+pub use links::Links;
+pub use nft::Nft;
+pub use tap::{create_tap, delete_tap};

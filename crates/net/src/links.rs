@@ -1,0 +1,303 @@
+//! Devices, addresses, routes and neighbours, through netlink.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use futures_util::TryStreamExt;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::{InfoVxlan, LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
+
+use crate::address::{GUEST_MTU, OVERLAY_DEVICE, OVERLAY_ID, OVERLAY_PREFIX, ROUTE_PROTOCOL, UNDERLAY_DEVICE};
+use crate::error::NetError;
+use crate::plan::NextHop;
+
+/// The links of the network namespace that the process was in when this was made.
+#[derive(Clone)]
+pub struct Links {
+    handle: Handle,
+}
+
+impl Links {
+    /// Opens a netlink connection. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// [`NetError::Io`].
+    pub fn open() -> Result<Links, NetError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(NetError::io("open netlink"))?;
+        tokio::spawn(connection);
+        Ok(Links { handle })
+    }
+
+    /// The index of a device.
+    ///
+    /// # Errors
+    /// [`NetError::NoDevice`].
+    pub async fn index(&self, device: &str) -> Result<u32, NetError> {
+        Ok(self.get(device).await?.ok_or_else(|| NetError::NoDevice(device.to_owned()))?.header.index)
+    }
+
+    /// The hardware address of a device.
+    ///
+    /// # Errors
+    /// [`NetError::NoDevice`].
+    pub async fn mac(&self, device: &str) -> Result<[u8; 6], NetError> {
+        let link = self.get(device).await?.ok_or_else(|| NetError::NoDevice(device.to_owned()))?;
+        let bytes = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Address(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok(),
+            _ => None,
+        });
+        bytes.ok_or_else(|| NetError::NoDevice(format!("{device} with a hardware address")))
+    }
+
+    /// The names of all devices.
+    ///
+    /// # Errors
+    /// [`NetError::Netlink`].
+    pub async fn names(&self) -> Result<Vec<String>, NetError> {
+        let links: Vec<LinkMessage> =
+            self.handle.link().get().execute().try_collect().await.map_err(NetError::netlink("list devices"))?;
+        let name = |link: &LinkMessage| {
+            link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name.clone()),
+                _ => None,
+            })
+        };
+        Ok(links.iter().filter_map(name).collect())
+    }
+
+    async fn get(&self, device: &str) -> Result<Option<LinkMessage>, NetError> {
+        match self.handle.link().get().match_name(device.to_owned()).execute().try_next().await {
+            Ok(link) => Ok(link),
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => Ok(None),
+            Err(error) => Err(NetError::netlink(format!("look for {device}"))(error)),
+        }
+    }
+
+    /// Brings a device up.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub async fn up(&self, device: &str) -> Result<(), NetError> {
+        let index = self.index(device).await?;
+        let message = LinkUnspec::new_with_index(index).up().build();
+        self.handle.link().set(message).execute().await.map_err(NetError::netlink(format!("bring {device} up")))
+    }
+
+    /// Makes a bridge, if it is not there.
+    ///
+    /// # Errors
+    /// [`NetError::Netlink`].
+    pub async fn create_bridge(&self, name: &str) -> Result<(), NetError> {
+        if self.get(name).await?.is_none() {
+            let message = LinkBridge::new(name).up().build();
+            self.handle
+                .link()
+                .add(message)
+                .execute()
+                .await
+                .map_err(NetError::netlink(format!("make the bridge {name}")))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a pair of devices: `name` on the bridge `bridge`, and its peer as [`UNDERLAY_DEVICE`] in the network
+    /// namespace of the process `pid`.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub async fn create_leg(&self, name: &str, bridge: &str, pid: u32) -> Result<(), NetError> {
+        self.delete(name).await?;
+        let far = format!("{name}x");
+        let fail = || NetError::netlink(format!("make {name}"));
+        self.handle.link().add(LinkVeth::new(name, &far).build()).execute().await.map_err(fail())?;
+        let bridge = self.index(bridge).await?;
+        let near = LinkUnspec::new_with_index(self.index(name).await?).controller(bridge).up().build();
+        self.handle.link().set(near).execute().await.map_err(fail())?;
+        let far = LinkUnspec::new_with_index(self.index(&far).await?).name(UNDERLAY_DEVICE).setns_by_pid(pid).build();
+        self.handle.link().set(far).execute().await.map_err(fail())
+    }
+
+    /// Deletes a device. One that is not there is success.
+    ///
+    /// # Errors
+    /// [`NetError::Netlink`].
+    pub async fn delete(&self, device: &str) -> Result<(), NetError> {
+        let Some(link) = self.get(device).await? else { return Ok(()) };
+        let deleted = self.handle.link().del(link.header.index).execute().await;
+        match deleted {
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => Ok(()),
+            other => other.map_err(NetError::netlink(format!("delete {device}"))),
+        }
+    }
+
+    /// Gives a device an address. One that it has already is success.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub async fn add_address(&self, device: &str, address: Ipv4Addr, prefix: u8) -> Result<(), NetError> {
+        let index = self.index(device).await?;
+        let added = self.handle.address().add(index, IpAddr::V4(address), prefix).execute().await;
+        match added {
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::EEXIST => Ok(()),
+            other => other.map_err(NetError::netlink(format!("give {device} the address {address}"))),
+        }
+    }
+
+    /// The IPv4 addresses of a device, with their prefixes.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub async fn addresses(&self, device: &str) -> Result<Vec<(Ipv4Addr, u8)>, NetError> {
+        let index = self.index(device).await?;
+        let listed = self.handle.address().get().set_link_index_filter(index).execute();
+        let messages: Vec<_> =
+            listed.try_collect().await.map_err(NetError::netlink(format!("list addresses of {device}")))?;
+        let address = |message: &rtnetlink::packet_route::address::AddressMessage| {
+            let address = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+                _ => None,
+            })?;
+            Some((address, message.header.prefix_len))
+        };
+        Ok(messages.iter().filter_map(address).collect())
+    }
+
+    /// Makes the /32 addresses of the underlay device exactly `wanted`. Returns those that are new.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub async fn set_vips(&self, wanted: &BTreeSet<Ipv4Addr>) -> Result<Vec<Ipv4Addr>, NetError> {
+        let index = self.index(UNDERLAY_DEVICE).await?;
+        let present: BTreeSet<Ipv4Addr> = self
+            .addresses(UNDERLAY_DEVICE)
+            .await?
+            .into_iter()
+            .filter(|(_, prefix)| *prefix == 32)
+            .map(|(one, _)| one)
+            .collect();
+        let listed = self.handle.address().get().set_link_index_filter(index).execute();
+        let messages: Vec<_> = listed.try_collect().await.map_err(NetError::netlink("list public addresses"))?;
+        for message in messages {
+            let gone = message.header.prefix_len == 32
+                && message.attributes.iter().any(|attribute| {
+                    matches!(attribute, AddressAttribute::Local(IpAddr::V4(address)) if !wanted.contains(address))
+                });
+            if gone {
+                self.handle
+                    .address()
+                    .del(message)
+                    .execute()
+                    .await
+                    .map_err(NetError::netlink("drop a public address"))?;
+            }
+        }
+        let new: Vec<Ipv4Addr> = wanted.difference(&present).copied().collect();
+        for address in &new {
+            self.add_address(UNDERLAY_DEVICE, *address, 32).await?;
+        }
+        Ok(new)
+    }
+
+    /// Makes the tunnel device, if it is not there.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub async fn create_overlay(&self, own: Ipv4Addr, mac: [u8; 6], underlay: Ipv4Addr) -> Result<(), NetError> {
+        if self.get(OVERLAY_DEVICE).await?.is_none() {
+            let below = self.index(UNDERLAY_DEVICE).await?;
+            // The kernel is told where every peer is, so there is nothing to learn.
+            let message = LinkVxlan::new(OVERLAY_DEVICE, OVERLAY_ID)
+                .dev(below)
+                .port(4789)
+                .append_info_data(InfoVxlan::Local(underlay))
+                .append_info_data(InfoVxlan::Learning(false))
+                .address(mac.to_vec())
+                .mtu(u32::from(GUEST_MTU))
+                .up()
+                .build();
+            self.handle.link().add(message).execute().await.map_err(NetError::netlink("make the overlay"))?;
+        }
+        self.add_address(OVERLAY_DEVICE, own, OVERLAY_PREFIX).await
+    }
+
+    /// Tells the tunnel where the other hosts are.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub async fn set_peers(&self, peers: &BTreeSet<(Ipv4Addr, [u8; 6], Ipv4Addr)>) -> Result<(), NetError> {
+        let index = self.index(OVERLAY_DEVICE).await?;
+        for (overlay, mac, underlay) in peers {
+            let fail = || NetError::netlink(format!("lead the overlay to {underlay}"));
+            let neighbours = self.handle.neighbours();
+            let neighbour = neighbours.add(index, IpAddr::V4(*overlay)).link_layer_address(mac);
+            neighbour.state(NeighbourState::Permanent).replace().execute().await.map_err(fail())?;
+            let forward = neighbours.add_bridge(index, mac).destination(IpAddr::V4(*underlay));
+            forward.state(NeighbourState::Permanent).flags(NeighbourFlags::Own).replace().execute().await.map_err(fail())?;
+        }
+        Ok(())
+    }
+
+    /// Tells the kernel the hardware address behind a tap, so that no guest can claim another's.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub async fn pin_neighbour(&self, tap: &str, address: Ipv4Addr, mac: [u8; 6]) -> Result<(), NetError> {
+        let index = self.index(tap).await?;
+        let request = self.handle.neighbours().add(index, IpAddr::V4(address)).link_layer_address(&mac);
+        let request = request.state(NeighbourState::Permanent).replace();
+        request.execute().await.map_err(NetError::netlink(format!("pin {address} to {tap}")))
+    }
+
+    /// Makes the agent's routes exactly `wanted`. A route through a device that is gone is left out.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub async fn set_routes(&self, wanted: &BTreeMap<Ipv4Addr, NextHop>) -> Result<(), NetError> {
+        let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let listed: Vec<RouteMessage> =
+            self.handle.route().get(filter).execute().try_collect().await.map_err(NetError::netlink("list routes"))?;
+        for route in listed {
+            let ours = route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
+            let stale = destination(&route).is_none_or(|address| !wanted.contains_key(&address));
+            if ours && route.header.address_family == AddressFamily::Inet && stale {
+                // It may have gone with its device meanwhile.
+                if let Err(error) = self.handle.route().del(route).execute().await {
+                    tracing::debug!(%error, "a route was gone already");
+                }
+            }
+        }
+        let mut indexes = BTreeMap::new();
+        for (address, hop) in wanted {
+            let device = match hop {
+                NextHop::Tap(tap) => tap.as_str(),
+                NextHop::Overlay(_) => OVERLAY_DEVICE,
+            };
+            if !indexes.contains_key(device) {
+                indexes.insert(device.to_owned(), self.get(device).await?.map(|link| link.header.index));
+            }
+            let Some(Some(index)) = indexes.get(device) else { continue };
+            let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(*address, 32)
+                .output_interface(*index)
+                .protocol(RouteProtocol::Other(ROUTE_PROTOCOL));
+            route = match hop {
+                NextHop::Tap(_) => route.scope(rtnetlink::packet_route::route::RouteScope::Link),
+                NextHop::Overlay(peer) => route.gateway(*peer).onlink(),
+            };
+            let added = self.handle.route().add(route.build()).replace().execute().await;
+            added.map_err(NetError::netlink(format!("route {address}")))?;
+        }
+        Ok(())
+    }
+}
+
+fn destination(route: &RouteMessage) -> Option<Ipv4Addr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
+        _ => None,
+    })
+}

@@ -1,0 +1,73 @@
+//! The hosts' word to each other, a few times a second: that they are there, whether their lease is fresh, and which
+//! of their instances are healthy. Load balancers need no controller to let go of a dead host.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use mayfly_model::{HostName, ProbeGoal, VmId};
+use serde::{Deserialize, Serialize};
+use tokio::net::UdpSocket;
+
+/// The port, on the hosts' own network.
+pub const PORT: u16 = 7471;
+/// Between two words.
+pub const INTERVAL: Duration = Duration::from_millis(200);
+
+/// One host's word.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Word {
+    /// Who speaks.
+    pub host: HostName,
+    /// Milliseconds that its lease stays fresh; 0 when it is not.
+    pub fresh_for: u64,
+    /// Whether its guests are on the network.
+    pub serving: bool,
+    /// What is healthy on it.
+    pub healthy: Vec<(VmId, Option<ProbeGoal>)>,
+}
+
+/// The last word of each peer, and when it came, in milliseconds of the caller's clock.
+#[derive(Clone, Debug, Default)]
+pub struct Peers {
+    heard: BTreeMap<HostName, (u64, Word)>,
+}
+
+impl Peers {
+    /// Takes a word.
+    pub fn hear(&mut self, now: u64, word: Word) {
+        self.heard.insert(word.host.clone(), (now, word));
+    }
+
+    /// The words that still hold: no older than `timeout` ms.
+    pub fn live(&self, now: u64, timeout: u64) -> impl Iterator<Item = &Word> {
+        self.heard.values().filter(move |(at, _)| now.saturating_sub(*at) < timeout).map(|(_, word)| word)
+    }
+
+    /// How many peers are heard, and whether the lease of any of them is still fresh by its own word.
+    pub fn voters(&self, now: u64, timeout: u64) -> (usize, bool) {
+        let live = self.heard.values().filter(|(at, _)| now.saturating_sub(*at) < timeout);
+        live.fold((0, false), |(count, fresh), (at, word)| (count + 1, fresh || now < at + word.fresh_for))
+    }
+}
+
+/// Sends a word to all peers. One that cannot be reached is no error: it will miss the word.
+pub async fn tell(socket: &UdpSocket, peers: impl IntoIterator<Item = Ipv4Addr>, word: &Word) {
+    let Ok(bytes) = serde_json::to_vec(word) else { return };
+    for peer in peers {
+        if let Err(error) = socket.send_to(&bytes, SocketAddr::from((peer, PORT))).await {
+            tracing::debug!(%peer, %error, "a word to a peer was lost");
+        }
+    }
+}
+
+/// The next word that arrives from one of `peers`.
+pub async fn listen(socket: &UdpSocket) -> std::io::Result<(Ipv4Addr, Word)> {
+    let mut buffer = vec![0; 65_536];
+    loop {
+        let (length, from) = socket.recv_from(&mut buffer).await?;
+        if let (SocketAddr::V4(from), Ok(word)) = (from, serde_json::from_slice(&buffer[..length])) {
+            return Ok((*from.ip(), word));
+        }
+    }
+}
