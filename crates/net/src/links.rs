@@ -236,7 +236,13 @@ impl Links {
             let neighbour = neighbours.add(index, IpAddr::V4(*overlay)).link_layer_address(mac);
             neighbour.state(NeighbourState::Permanent).replace().execute().await.map_err(fail())?;
             let forward = neighbours.add_bridge(index, mac).destination(IpAddr::V4(*underlay));
-            forward.state(NeighbourState::Permanent).flags(NeighbourFlags::Own).replace().execute().await.map_err(fail())?;
+            forward
+                .state(NeighbourState::Permanent)
+                .flags(NeighbourFlags::Own)
+                .replace()
+                .execute()
+                .await
+                .map_err(fail())?;
         }
         Ok(())
     }

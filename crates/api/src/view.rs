@@ -1,0 +1,179 @@
+//! Things as users see them.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use mayfly_model::{Resources, Slot};
+use serde::{Deserialize, Serialize};
+
+/// A base image.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ImageView {
+    /// Its name.
+    pub name: String,
+    /// The SHA-256 of its file.
+    pub digest: String,
+    /// Bytes of the disk that a guest sees.
+    pub disk_bytes: u64,
+    /// Bytes of the file.
+    pub file_bytes: u64,
+    /// When it was committed (RFC 3339).
+    pub created: String,
+}
+
+/// A hosted service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServiceView {
+    /// Its name.
+    pub name: String,
+    /// Its DNS name.
+    pub dns_name: String,
+    /// `Active` or `Deleting`.
+    pub state: String,
+    /// When it was created (RFC 3339).
+    pub created: String,
+    /// What runs in its slots.
+    pub deployments: Vec<DeploymentView>,
+}
+
+/// A deployment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DeploymentView {
+    /// Its slot.
+    pub slot: Slot,
+    /// Its id.
+    pub id: String,
+    /// `Running` or `Deleting`.
+    pub state: String,
+    /// Its public address.
+    pub vip: Ipv4Addr,
+    /// Its roles.
+    pub roles: Vec<RoleView>,
+}
+
+/// A role of a deployment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RoleView {
+    /// Its name.
+    pub name: String,
+    /// The size of its instances.
+    pub size: String,
+    /// Its base image.
+    pub image: Option<String>,
+    /// Instances that are wanted.
+    pub wanted: u32,
+    /// Instances that are ready.
+    pub ready: u32,
+    /// Its input endpoints.
+    pub endpoints: Vec<EndpointView>,
+}
+
+/// An input endpoint.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EndpointView {
+    /// Its name.
+    pub name: String,
+    /// Its protocol.
+    pub protocol: String,
+    /// The port on the VIP.
+    pub port: u16,
+    /// The port in the guests.
+    pub local_port: u16,
+}
+
+/// A role instance.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InstanceView {
+    /// The service.
+    pub service: String,
+    /// The slot.
+    pub slot: Slot,
+    /// The role.
+    pub role: String,
+    /// Its name, `web_IN_0`.
+    pub name: String,
+    /// Its state, one of the original platform's instance states.
+    pub state: String,
+    /// More about the state.
+    pub detail: Option<String>,
+    /// The host that carries it.
+    pub host: Option<String>,
+    /// The fault domain of that host.
+    pub fault_domain: Option<String>,
+    /// Its update domain.
+    pub update_domain: u32,
+    /// The guest's own name.
+    pub computer_name: Option<String>,
+    /// Its private address.
+    pub dip: Option<Ipv4Addr>,
+    /// The number of its differencing disk.
+    pub generation: u64,
+    /// Its VM.
+    pub vm: Option<String>,
+    /// Reboots that were asked for in this VM's life.
+    pub reboots: u32,
+    /// Reboots among them that have not been carried out yet, or a VM that is being replaced: the instance is in motion.
+    pub in_motion: bool,
+}
+
+/// A host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostView {
+    /// Its name.
+    pub name: String,
+    /// `Up`, `Suspect` or `Lost`.
+    pub state: String,
+    /// Its fault domain.
+    pub fault_domain: String,
+    /// Its address in the data centre's network.
+    pub address: Ipv4Addr,
+    /// What it may carry.
+    pub capacity: Resources,
+    /// What its VMs take of that.
+    pub used: Resources,
+    /// VMs on it.
+    pub instances: usize,
+}
+
+/// An event.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EventView {
+    /// Its number.
+    pub number: u64,
+    /// When (RFC 3339, with milliseconds).
+    pub time: String,
+    /// What kind.
+    pub kind: String,
+    /// What it is about.
+    pub subject: String,
+    /// One line for people.
+    pub message: String,
+}
+
+/// A file of the user's.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SourceFile {
+    /// Its name, for errors.
+    pub name: String,
+    /// Its text.
+    pub text: String,
+}
+
+/// A request to deploy.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DeployRequest {
+    /// The service definition.
+    pub definition: SourceFile,
+    /// The service configuration.
+    pub configuration: SourceFile,
+    /// Files that the configuration refers to as `@name`.
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
+}
+
+/// A request to scale: the wanted number of instances of each role that is named.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ScaleRequest {
+    /// Instances by role.
+    pub instances: BTreeMap<String, u32>,
+}

@@ -1,0 +1,45 @@
+//! What a controller is started with, as a JSON file.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use mayfly_fabric::Config;
+use mayfly_fabric::address::AddressRange;
+use mayfly_model::LeaseTimings;
+use serde::{Deserialize, Serialize};
+
+/// A controller's configuration.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ControllerConfig {
+    /// Where records and images are kept.
+    pub folder: PathBuf,
+    /// Where the API is served.
+    pub listen: SocketAddr,
+    /// What users show to be let in.
+    pub user_token: String,
+    /// What hosts show.
+    pub host_token: String,
+    /// The fabric's own settings.
+    pub fabric: FabricConfig,
+}
+
+/// The fabric's own settings.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FabricConfig {
+    /// The DNS zone.
+    pub zone: String,
+    /// The network of DIPs.
+    pub dips: (Ipv4Addr, u8),
+    /// The network of VIPs.
+    pub vips: (Ipv4Addr, u8),
+    /// The leases' times.
+    #[serde(default)]
+    pub timings: LeaseTimings,
+}
+
+impl FabricConfig {
+    pub(crate) fn to_core(&self) -> Config {
+        let range = |(network, prefix)| AddressRange { network, prefix };
+        Config { zone: self.zone.clone(), dips: range(self.dips), vips: range(self.vips), timings: self.timings }
+    }
+}

@@ -1,0 +1,45 @@
+//! Deploying and scaling.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use mayfly_api::{DeployRequest, ScaleRequest};
+use mayfly_fabric::{Command, Input};
+use mayfly_model::{DeploymentKey, RoleName, ServiceName, Slot};
+use mayfly_service_model::{Source, check, parse_configuration, parse_definition, resolve_user_data};
+
+use super::Shared;
+use super::error::Failure;
+
+pub(super) async fn deploy(
+    State(shared): State<Arc<Shared>>,
+    Path((service, slot)): Path<(String, Slot)>,
+    Json(request): Json<DeployRequest>,
+) -> Result<(), Failure> {
+    let key = DeploymentKey { service: ServiceName::new(service)?, slot };
+    let definition_source = Source::new(&request.definition.name, request.definition.text.as_bytes())?;
+    let configuration_source = Source::new(&request.configuration.name, request.configuration.text.as_bytes())?;
+    let definition = parse_definition(&definition_source)?;
+    let mut configuration = parse_configuration(&configuration_source)?;
+    check(&definition, &configuration, &configuration_source)?;
+    resolve_user_data(&mut configuration, &request.files, &configuration_source)?;
+    let command = Command::Deploy { key, definition, configuration };
+    shared.driver.submit(Input::Command(command)).await?;
+    Ok(())
+}
+
+pub(super) async fn scale(
+    State(shared): State<Arc<Shared>>,
+    Path((service, slot)): Path<(String, Slot)>,
+    Json(request): Json<ScaleRequest>,
+) -> Result<(), Failure> {
+    let key = DeploymentKey { service: ServiceName::new(service)?, slot };
+    let mut counts = BTreeMap::new();
+    for (role, count) in request.instances {
+        counts.insert(RoleName::new(role)?, count);
+    }
+    shared.driver.submit(Input::Command(Command::Scale { key, counts })).await?;
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! Images: upload, list, delete, and download by hosts.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
+use mayfly_api::{ApiError, ErrorCode, ImageView};
+use mayfly_fabric::{Command, Input};
+use mayfly_model::{Digest, Image, ImageName, Time};
+use tokio_util::io::ReaderStream;
+
+use super::error::{Failure, invalid};
+use super::{Shared, events};
+
+pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Json<Vec<ImageView>> {
+    Json(shared.driver.committed().state().images().values().map(view).collect())
+}
+
+fn view(image: &Image) -> ImageView {
+    ImageView {
+        name: image.name.to_string(),
+        digest: image.digest.to_string(),
+        disk_bytes: image.disk_bytes,
+        file_bytes: image.file_bytes,
+        created: events::rfc3339(image.created),
+    }
+}
+
+pub(super) async fn push(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<ImageView>, Failure> {
+    let name = ImageName::new(name)?;
+    // Known before the bytes have travelled; the core has the last word.
+    if shared.driver.committed().state().images().contains_key(&name) {
+        let message = format!("there is an image `{name}` already; images never change, so choose another name");
+        return Err(ApiError::new(ErrorCode::AlreadyExists, message).into());
+    }
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let received = shared.images.receive(body, length).await?;
+    let image = Image {
+        name,
+        digest: received.digest,
+        file_bytes: received.file_bytes,
+        disk_bytes: received.disk_bytes,
+        created: now(),
+    };
+    shared.driver.submit(Input::Command(Command::CommitImage(image.clone()))).await?;
+    Ok(Json(view(&image)))
+}
+
+fn now() -> Time {
+    Time(u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0))
+}
+
+pub(super) async fn delete(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Result<(), Failure> {
+    let name = ImageName::new(name)?;
+    let before = shared.driver.committed();
+    shared.driver.submit(Input::Command(Command::DeleteImage(name.clone()))).await?;
+    if let Some(image) = before.state().images().get(&name) {
+        let after = shared.driver.committed();
+        if !after.state().images().values().any(|other| other.digest == image.digest) {
+            shared.images.delete(&image.digest);
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn fetch(State(shared): State<Arc<Shared>>, Path(digest): Path<String>) -> Result<Response, Failure> {
+    let digest = Digest::new(digest).map_err(invalid)?;
+    let file = tokio::fs::File::open(shared.images.path(&digest))
+        .await
+        .map_err(|error| ApiError::new(ErrorCode::NotFound, format!("the image {digest} cannot be read: {error}")))?;
+    let length = file.metadata().await.map_or(0, |data| data.len());
+    let body = Body::from_stream(ReaderStream::with_capacity(file, 256 << 10));
+    Ok(([(header::CONTENT_LENGTH, length)], body).into_response())
+}

@@ -1,0 +1,50 @@
+//! The fabric controller: the core, driven by time, users and hosts; the store that keeps its records; the images;
+//! and the API server. It never touches a guest's process or disk.
+
+mod config;
+mod driver;
+mod http;
+mod images;
+
+pub use config::ControllerConfig;
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use mayfly_store::EmbeddedStore;
+use tokio::net::TcpListener;
+
+/// Runs the controller until the process is told to end.
+///
+/// # Errors
+/// When it cannot start: the port is taken, the store is in use or damaged, the folder cannot be written.
+pub async fn run(config: ControllerConfig) -> anyhow::Result<()> {
+    let folder = &config.folder;
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let address = config.listen;
+    // Users take the port for a sign of life, so it is taken last of all but one: a second controller must not get far.
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}; is another controller running there? `ss -ltnp` shows who has the port")
+    })?;
+    let store = EmbeddedStore::open(&folder.join("records.redb"))?;
+    let images = images::ImageStore::open(&folder.join("images"))?;
+    let driver = driver::Driver::start(Box::new(store), config.fabric.to_core())?;
+    tokio::spawn(driver.clone().tick());
+    let shared = Arc::new(http::Shared { driver, images, config: config.clone() });
+    tracing::info!(%address, "the controller is up");
+    axum::serve(listener, http::router(shared))
+        .with_graceful_shutdown(terminated())
+        .await
+        .context("the API server failed")
+}
+
+async fn terminated() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut signal) => drop(signal.recv().await),
+        Err(error) => {
+            tracing::error!(%error, "cannot wait for a signal to end");
+            std::future::pending::<()>().await;
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The protocols guests speak: the wire server at 168.63.129.16, instance metadata and the NoCloud seed at
+//! 169.254.169.254. A guest is known by the address it asks from, which the data plane does not let it forge, so it
+//! can only ever see what is its own.
+
+mod documents;
+mod guest;
+mod metadata;
+mod wire_server;
+
+pub use guest::{Guest, Guests, HealthReport};
+pub use metadata::metadata_router;
+pub use wire_server::wire_server_router;
+
+/// Most bytes of a guest's request.
+const BODY_BYTES_MAX: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests;
