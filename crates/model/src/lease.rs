@@ -115,6 +115,11 @@ impl HostLease {
         now < self.fresh_until
     }
 
+    /// How long the host goes on telling its peers that it holds a fresh lease, in milliseconds.
+    pub fn fresh_for(&self, now: Time) -> u64 {
+        self.fresh_until.since(now)
+    }
+
     /// What the host may do now. `reached` counts the voters it reaches, itself included, none of which may hold a
     /// fresh lease for `others_fresh` to be false. A host that has fenced itself once stays so until a new grant.
     pub fn may_serve(&mut self, now: Time, voters: usize, reached: usize, others_fresh: bool) -> MayServe {

@@ -52,10 +52,10 @@ impl Peers {
 }
 
 /// Sends a word to all peers. One that cannot be reached is no error: it will miss the word.
-pub async fn tell(socket: &UdpSocket, peers: impl IntoIterator<Item = Ipv4Addr>, word: &Word) {
+pub async fn tell(socket: &UdpSocket, peers: &[Ipv4Addr], word: &Word) {
     let Ok(bytes) = serde_json::to_vec(word) else { return };
     for peer in peers {
-        if let Err(error) = socket.send_to(&bytes, SocketAddr::from((peer, PORT))).await {
+        if let Err(error) = socket.send_to(&bytes, SocketAddr::from((*peer, PORT))).await {
             tracing::debug!(%peer, %error, "a word to a peer was lost");
         }
     }

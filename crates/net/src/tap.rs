@@ -19,7 +19,11 @@ ioctl_write_int!(tun_set_persist, b'T', 203);
 /// # Errors
 /// [`NetError::Io`].
 pub fn create_tap(name: &str) -> Result<(), NetError> {
-    persist(name, true)
+    // One that a guest has open cannot be opened a second time.
+    match nix::net::if_::if_nametoindex(name) {
+        Ok(_) => Ok(()),
+        Err(_) => persist(name, true),
+    }
 }
 
 /// Deletes a tap. One that is not there is success.

@@ -1,0 +1,121 @@
+//! What all tasks share, and starting them.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::Context;
+use mayfly_api::Client;
+use mayfly_disk::{DiskClient, ImageCache};
+use mayfly_model::{GoalState, HostLease};
+use mayfly_net::mesh::Peers;
+use mayfly_net::{Links, Nft, Zone};
+use tokio::sync::{Notify, watch};
+
+use crate::config::{HostConfig, disk_control};
+use crate::ledger::Ledger;
+use crate::status::Statuses;
+use crate::{guard, mesh, network, probes, reporting, servers, vm};
+
+/// What all tasks share.
+pub(crate) struct Agent {
+    pub config: HostConfig,
+    pub boot_id: u64,
+    pub client: Client,
+    pub ledger: Ledger,
+    pub cache: ImageCache,
+    /// One image is fetched at a time.
+    pub fetching: tokio::sync::Mutex<()>,
+    pub disks: DiskClient,
+    pub links: Links,
+    pub nft: Mutex<Nft>,
+    /// What should be.
+    pub goal: watch::Sender<Arc<GoalState>>,
+    /// What is.
+    statuses: Mutex<Statuses>,
+    /// Something in the statuses has changed that others want to know.
+    pub changed: watch::Sender<u64>,
+    pub lease: Mutex<HostLease>,
+    /// Whether guests may run and be on the network.
+    pub serving: watch::Sender<bool>,
+    pub peers: Mutex<Peers>,
+    pub zone: watch::Sender<Arc<Zone>>,
+    /// A report should be sent now.
+    pub report_now: Notify,
+}
+
+impl Agent {
+    /// What is known of the VMs.
+    pub(crate) fn statuses(&self) -> MutexGuard<'_, Statuses> {
+        lock(&self.statuses)
+    }
+
+    /// Tells the other tasks that something has changed.
+    pub(crate) fn tell(&self) {
+        self.changed.send_modify(|count| *count += 1);
+        self.report_now.notify_one();
+    }
+
+    /// Takes a goal state, if it is newer.
+    pub(crate) fn take_goal(&self, goal: GoalState) {
+        if goal.incarnation <= self.goal.borrow().incarnation {
+            return;
+        }
+        if let Err(error) = self.ledger.write_goal(&goal) {
+            // The next start would begin with an older goal state; the lease keeps that harmless.
+            tracing::error!(error = format!("{error:#}"), "the goal state cannot be written down");
+        }
+        self.zone.send_replace(Arc::new(Zone::new(&goal.network.zone, &goal.network.dns)));
+        self.goal.send_replace(Arc::new(goal));
+        self.tell();
+    }
+}
+
+/// A lock whose data is changed in single steps, so that a panic elsewhere leaves nothing half done.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs the agent until it is told to end. Guests run on.
+///
+/// # Errors
+/// When it cannot start.
+pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
+    let folder: PathBuf = config.folder.clone();
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let ledger = Ledger::new(&folder, boot_id);
+    let agent = Arc::new(Agent {
+        client: Client::new(&config.controller, &config.token),
+        cache: ImageCache::open(&folder.join("images"))?,
+        fetching: tokio::sync::Mutex::new(()),
+        disks: DiskClient::new(disk_control(&folder)),
+        links: Links::open()?,
+        nft: Mutex::new(Nft::load()?),
+        goal: watch::Sender::new(Arc::new(ledger.goal())),
+        statuses: Mutex::default(),
+        changed: watch::Sender::new(0),
+        lease: Mutex::new(ledger.lease()),
+        serving: watch::Sender::new(false),
+        peers: Mutex::default(),
+        zone: watch::Sender::new(Arc::new(Zone::default())),
+        report_now: Notify::new(),
+        config,
+        boot_id,
+        ledger,
+    });
+    network::prepare(&agent).await.context("cannot prepare the network")?;
+    guard::check(&agent);
+    let goal = GoalState::clone(&agent.goal.borrow());
+    agent.zone.send_replace(Arc::new(Zone::new(&goal.network.zone, &goal.network.dns)));
+    servers::start(&agent).await.context("cannot serve guests")?;
+    mesh::start(&agent).await.context("cannot talk to the other hosts")?;
+    tracing::info!(host = %agent.config.name, incarnation = %goal.incarnation, "the agent is up");
+    tokio::spawn(network::run(Arc::clone(&agent)));
+    tokio::spawn(guard::run(Arc::clone(&agent)));
+    tokio::spawn(probes::run(Arc::clone(&agent)));
+    tokio::spawn(reporting::listen(Arc::clone(&agent)));
+    // VMs of before are known before the first report, which lists all that exist.
+    let known = vm::adopt_all(&agent)?;
+    tokio::spawn(vm::run(Arc::clone(&agent), known));
+    reporting::run(agent).await;
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! What a host agent is started with, as a JSON file.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use mayfly_model::{HostName, LeaseTimings, Resources};
+use mayfly_qemu::Accelerator;
+use serde::{Deserialize, Serialize};
+
+/// A host's configuration.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostConfig {
+    /// The host's name.
+    pub name: HostName,
+    /// Its fault domain.
+    pub fault_domain: String,
+    /// Its address in the data centre's network.
+    pub address: Ipv4Addr,
+    /// Bits of that network's part.
+    pub prefix: u8,
+    /// What it may carry.
+    pub capacity: Resources,
+    /// Where the controller is.
+    pub controller: String,
+    /// What the host shows to the controller.
+    pub token: String,
+    /// Where images, disks and ledgers are kept.
+    pub folder: PathBuf,
+    /// How guests' instructions are executed.
+    pub accelerator: Accelerator,
+    /// The location's name, as guests see it.
+    pub location: String,
+    /// Bytes of free disk below which no new VM is made.
+    pub reserve_bytes: u64,
+    /// The leases' times; the controller has the same.
+    #[serde(default)]
+    pub timings: LeaseTimings,
+}
+
+impl HostConfig {
+    /// The hosts' own network, as `ADDRESS/PREFIX`.
+    pub(crate) fn underlay(&self) -> String {
+        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
+        format!("{}/{}", Ipv4Addr::from(u32::from(self.address) & mask), self.prefix)
+    }
+}
+
+/// The disk server's control socket.
+pub(crate) fn disk_control(folder: &Path) -> PathBuf {
+    folder.join("disk.sock")
+}

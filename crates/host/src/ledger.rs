@@ -1,0 +1,105 @@
+//! What the agent writes down, so that its next start goes on where this one ended: the goal state, the lease, and one
+//! note for each VM.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use mayfly_model::{GoalState, HostLease, Time, VmGoal, VmId};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The ledger of a host.
+#[derive(Clone, Debug)]
+pub(crate) struct Ledger {
+    folder: PathBuf,
+    /// Changes with each start of the host: a lease from before does not count.
+    boot_id: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct LeaseNote {
+    boot_id: u64,
+    number: u64,
+    serve_until: Time,
+}
+
+/// What is remembered of a VM.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct VmNote {
+    /// What it should be.
+    pub goal: VmGoal,
+    /// Reboots that have been carried out.
+    pub reboots: u32,
+    /// Starts that nobody asked for.
+    pub restarts: u32,
+}
+
+impl Ledger {
+    pub(crate) fn new(folder: &Path, boot_id: u64) -> Ledger {
+        Ledger { folder: folder.to_owned(), boot_id }
+    }
+
+    /// The goal state of before, if there is one.
+    pub(crate) fn goal(&self) -> GoalState {
+        read(&self.folder.join("goal.json")).unwrap_or_default()
+    }
+
+    pub(crate) fn write_goal(&self, goal: &GoalState) -> anyhow::Result<()> {
+        write(&self.folder.join("goal.json"), goal)
+    }
+
+    /// The lease of before, if it is of this start of the host.
+    pub(crate) fn lease(&self) -> HostLease {
+        match read::<LeaseNote>(&self.folder.join("lease.json")) {
+            Some(note) if note.boot_id == self.boot_id => HostLease::resumed(note.number, note.serve_until),
+            _ => HostLease::default(),
+        }
+    }
+
+    pub(crate) fn write_lease(&self, lease: &HostLease) -> anyhow::Result<()> {
+        let note = LeaseNote { boot_id: self.boot_id, number: lease.number(), serve_until: lease.serve_until() };
+        write(&self.folder.join("lease.json"), &note)
+    }
+
+    /// The folder of a VM.
+    pub(crate) fn vm_folder(&self, vm: VmId) -> PathBuf {
+        self.folder.join("vms").join(vm.to_string())
+    }
+
+    /// What is remembered of the VMs that exist. A VM without a note never got as far as a disk.
+    pub(crate) fn vms(&self) -> anyhow::Result<Vec<VmNote>> {
+        let folder = self.folder.join("vms");
+        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        let mut notes = Vec::new();
+        for entry in fs::read_dir(&folder)? {
+            let path = entry?.path();
+            match read::<VmNote>(&path.join("vm.json")) {
+                Some(note) => notes.push(note),
+                None => fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?,
+            }
+        }
+        Ok(notes)
+    }
+
+    pub(crate) fn write_vm(&self, note: &VmNote) -> anyhow::Result<()> {
+        let folder = self.vm_folder(note.goal.vm);
+        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        write(&folder.join("vm.json"), note)
+    }
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    let bytes = fs::read(path).ok()?;
+    serde_json::from_slice(&bytes)
+        .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "unreadable"))
+        .ok()
+}
+
+fn write(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
+    let temporary = path.with_extension("new");
+    let bytes = serde_json::to_vec(value)?;
+    fs::write(&temporary, bytes)
+        .and_then(|()| fs::rename(&temporary, path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}

@@ -1,0 +1,141 @@
+//! Makes the kernel's tables what the plan says.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use mayfly_model::HostName;
+use mayfly_net::address::{GATEWAY, METADATA, UNDERLAY_DEVICE, WIRE_SERVER};
+use mayfly_net::plan::{Health, Inputs, Plan, plan};
+use mayfly_net::{NetError, announce};
+
+use crate::agent::{Agent, lock};
+use crate::clock;
+
+/// How long a change that nobody told of may go unnoticed, a peer's silence above all.
+const LOOK: Duration = Duration::from_millis(200);
+/// When a public address that has moved is announced: at once, and again in case that was lost or came too early.
+const ANNOUNCEMENTS: [Duration; 4] =
+    [Duration::ZERO, Duration::from_millis(300), Duration::from_millis(1100), Duration::from_millis(2500)];
+
+/// Sets up what is the same for all goal states.
+pub(crate) async fn prepare(agent: &Agent) -> anyhow::Result<()> {
+    sysctl("net/ipv4/ip_forward", "1")?;
+    for scope in ["all", "default"] {
+        sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "0")?;
+        // Hosts without IPv6 lack this.
+        let _ = sysctl(&format!("net/ipv6/conf/{scope}/disable_ipv6"), "1");
+    }
+    agent.links.up("lo").await?;
+    for address in [WIRE_SERVER, METADATA, GATEWAY] {
+        agent.links.add_address("lo", address, 32).await?;
+    }
+    agent.links.add_address(UNDERLAY_DEVICE, agent.config.address, agent.config.prefix).await?;
+    agent.links.up(UNDERLAY_DEVICE).await?;
+    let first = current(agent);
+    lock(&agent.nft).apply(&first.rules)?;
+    Ok(())
+}
+
+/// Sets what has to be set on a new tap.
+pub(crate) fn prepare_tap(tap: &str) -> anyhow::Result<()> {
+    // The host answers ARP for every address that it can reach on another device, without the usual random delay.
+    sysctl(&format!("net/ipv4/conf/{tap}/proxy_arp"), "1")?;
+    sysctl(&format!("net/ipv4/neigh/{tap}/proxy_delay"), "0")?;
+    let _ = sysctl(&format!("net/ipv6/conf/{tap}/disable_ipv6"), "1");
+    Ok(())
+}
+
+fn sysctl(name: &str, value: &str) -> anyhow::Result<()> {
+    fs::write(format!("/proc/sys/{name}"), value).with_context(|| format!("cannot set {}", name.replace('/', ".")))
+}
+
+/// Follows the plan for ever.
+pub(crate) async fn run(agent: Arc<Agent>) {
+    let mut changed = agent.changed.subscribe();
+    let mut applied = Plan::default();
+    loop {
+        let wanted = current(&agent);
+        if wanted != applied {
+            match apply(&agent, &applied, &wanted).await {
+                Ok(()) => applied = wanted,
+                Err(error) => {
+                    tracing::error!(%error, cause = ?std::error::Error::source(&error), "the network is not as planned");
+                    // What the kernel holds now is unknown, so everything is set again.
+                    applied = Plan::default();
+                }
+            }
+        }
+        let _ = tokio::time::timeout(LOOK, changed.changed()).await;
+    }
+}
+
+/// The plan for what is known now.
+fn current(agent: &Agent) -> Plan {
+    let now = clock::now();
+    let goal = agent.goal.borrow().clone();
+    let (guests, mut health): (_, Health) = {
+        let statuses = agent.statuses();
+        (statuses.guests(), statuses.health(now))
+    };
+    let mut live: BTreeSet<HostName> = BTreeSet::new();
+    if *agent.serving.borrow() {
+        live.insert(agent.config.name.clone());
+    }
+    for word in lock(&agent.peers).live(now.0, agent.config.timings.mesh_timeout).filter(|word| word.serving) {
+        live.insert(word.host.clone());
+        health.extend(word.healthy.iter().cloned());
+    }
+    let underlay = agent.config.underlay();
+    let inputs = Inputs {
+        host: &agent.config.name,
+        goal: &goal.network,
+        guests: &guests,
+        health: &health,
+        live: &live,
+        underlay: &underlay,
+    };
+    plan(&inputs)
+}
+
+async fn apply(agent: &Arc<Agent>, before: &Plan, wanted: &Plan) -> Result<(), NetError> {
+    let own = agent.goal.borrow().network.peers.iter().find(|peer| peer.host == agent.config.name).cloned();
+    if let Some(own) = own
+        && before.peers != wanted.peers
+    {
+        agent.links.create_overlay(own.overlay, own.mac, agent.config.address).await?;
+        agent.links.set_peers(&wanted.peers).await?;
+    }
+    if before.rules != wanted.rules {
+        lock(&agent.nft).apply(&wanted.rules)?;
+        crate::guard::check(agent);
+    }
+    if before.routes != wanted.routes {
+        agent.links.set_routes(&wanted.routes).await?;
+    }
+    if before.vips != wanted.vips {
+        let new = agent.links.set_vips(&wanted.vips).await?;
+        if !new.is_empty() {
+            tracing::info!(?new, "public addresses taken");
+            tokio::spawn(announce_all(Arc::clone(agent), new));
+        }
+    }
+    Ok(())
+}
+
+async fn announce_all(agent: Arc<Agent>, addresses: Vec<Ipv4Addr>) {
+    let (index, mac) = (agent.links.index(UNDERLAY_DEVICE).await, agent.links.mac(UNDERLAY_DEVICE).await);
+    let (Ok(index), Ok(mac)) = (index, mac) else { return };
+    let start = tokio::time::Instant::now();
+    for at in ANNOUNCEMENTS {
+        tokio::time::sleep_until(start + at).await;
+        for address in &addresses {
+            if let Err(error) = announce(index, mac, *address) {
+                tracing::warn!(%address, %error, "a public address was not announced");
+            }
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Probing this host's own guests.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mayfly_model::{ProbeGoal, Time, VmId};
+use mayfly_net::probe::ask;
+
+use crate::agent::Agent;
+use crate::clock;
+use crate::status::Stage;
+
+/// Between two looks at what has to be asked.
+const LOOK: Duration = Duration::from_millis(100);
+/// Between two questions until the first answer, so that a new guest enters the rotation at once.
+const EAGER: u64 = 250;
+/// How long one question may take.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// The history of one probe of one VM.
+#[derive(Clone, Copy, Debug, Default)]
+struct Record {
+    asked: Time,
+    answered: Option<Time>,
+}
+
+/// Asks for ever.
+pub(crate) async fn run(agent: Arc<Agent>) {
+    let mut records: BTreeMap<(VmId, ProbeGoal), Record> = BTreeMap::new();
+    let (sender, mut answers) = tokio::sync::mpsc::unbounded_channel();
+    loop {
+        let now = clock::now();
+        let wanted = wanted(&agent);
+        records.retain(|key, _| wanted.contains_key(key));
+        for (key, address) in wanted {
+            let record = records.entry(key.clone()).or_default();
+            let interval = match record.answered {
+                Some(_) => u64::from(key.1.interval_seconds) * 1000,
+                None => EAGER,
+            };
+            if record.asked != Time(0) && now.since(record.asked) < interval {
+                continue;
+            }
+            record.asked = now;
+            let sender = sender.clone();
+            tokio::spawn(async move {
+                let answered = ask(address, &key.1, LIMIT).await;
+                // The receiver lives as long as the agent.
+                let _ = sender.send((key, answered));
+            });
+        }
+        while let Ok((key, answered)) = answers.try_recv() {
+            let Some(record) = records.get_mut(&key) else { continue };
+            if answered {
+                record.answered = Some(clock::now());
+            }
+            let patience = u64::from(key.1.timeout_seconds) * 1000;
+            let well = record.answered.is_some_and(|at| clock::now().since(at) < patience);
+            if !well {
+                record.answered = None;
+            }
+            note(&agent, &key, well);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// The probes of running guests.
+fn wanted(agent: &Agent) -> BTreeMap<(VmId, ProbeGoal), Ipv4Addr> {
+    let statuses = agent.statuses();
+    let running = statuses.vms.values().filter(|status| status.stage == Stage::Running);
+    let probes = running
+        .flat_map(|status| status.goal.probes.iter().map(|probe| ((status.goal.vm, probe.clone()), status.goal.dip)));
+    probes.collect()
+}
+
+fn note(agent: &Agent, (vm, probe): &(VmId, ProbeGoal), well: bool) {
+    let changed = {
+        let mut statuses = agent.statuses();
+        let Some(status) = statuses.vms.get_mut(vm).filter(|status| status.stage == Stage::Running) else { return };
+        status.answered.insert(probe.clone(), well) != Some(well)
+    };
+    if changed {
+        agent.tell();
+    }
+}

@@ -1,0 +1,81 @@
+//! Reports to the controller, which renew the lease and bring the goal state.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mayfly_model::{HostFacts, HostReport};
+
+use crate::agent::{Agent, lock};
+use crate::clock;
+
+/// Between two reports when there is news.
+const SPACING: Duration = Duration::from_millis(50);
+
+/// Reports for ever.
+pub(crate) async fn run(agent: Arc<Agent>) {
+    let renew = Duration::from_millis(agent.config.timings.renew);
+    let mut reachable = true;
+    loop {
+        let answered = report(&agent).await;
+        match &answered {
+            Err(error) if reachable => {
+                tracing::warn!(%error, cause = ?std::error::Error::source(error), "the controller does not answer");
+            }
+            Ok(()) if !reachable => tracing::info!("the controller answers again"),
+            _ => {}
+        }
+        reachable = answered.is_ok();
+        tokio::time::sleep(SPACING).await;
+        // Either it is time, or there is news.
+        let _ = tokio::time::timeout(renew - SPACING, agent.report_now.notified()).await;
+    }
+}
+
+async fn report(agent: &Agent) -> Result<(), mayfly_api::ClientError> {
+    let sent = clock::now();
+    let report = HostReport {
+        host: agent.config.name.clone(),
+        facts: HostFacts {
+            fault_domain: agent.config.fault_domain.clone(),
+            address: agent.config.address,
+            capacity: agent.config.capacity,
+        },
+        boot_id: agent.boot_id,
+        lease_ack: lock(&agent.lease).number(),
+        applied: agent.goal.borrow().incarnation,
+        vms: agent.statuses().reports(sent),
+    };
+    let answer = agent.client.report(&report, Duration::from_millis(agent.config.timings.ttl)).await?;
+    // The goal state first: with the lease alone, a VM that is no longer wanted could be served for a moment.
+    if let Some(goal) = answer.goal {
+        agent.take_goal(goal);
+    }
+    let lease = {
+        let mut lease = lock(&agent.lease);
+        lease.granted(sent, clock::now(), answer.grant);
+        *lease
+    };
+    if let Err(error) = agent.ledger.write_lease(&lease) {
+        // The next start of the agent would think that it has no lease, and stop the guests: safe, if not nice.
+        tracing::error!(error = format!("{error:#}"), "the lease cannot be written down");
+    }
+    crate::guard::check(agent);
+    Ok(())
+}
+
+/// Asks the controller for news, and has a report sent when there is some.
+pub(crate) async fn listen(agent: Arc<Agent>) {
+    loop {
+        let have = agent.goal.borrow().incarnation;
+        match agent.client.wait_for_goal(&agent.config.name, have).await {
+            Ok(()) => {
+                agent.report_now.notify_one();
+                let mut newer = agent.goal.subscribe();
+                // Until the report has brought it, asking again would answer at once.
+                let arrived = newer.wait_for(|goal| goal.incarnation != have);
+                let _ = tokio::time::timeout(Duration::from_millis(500), arrived).await;
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
+        }
+    }
+}

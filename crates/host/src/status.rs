@@ -1,0 +1,137 @@
+//! What the agent knows of each VM: the one place that all tasks read and write.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use mayfly_model::{Observed, ProbeGoal, Readiness, Time, VmGoal, VmId, VmReport};
+use mayfly_net::address::tap_name;
+use mayfly_net::plan::{Health, LocalGuest};
+use mayfly_wire::HealthReport;
+
+/// Milliseconds without a word after which a guest that has spoken counts as silent: more than three of the slowest
+/// agent's heartbeats of 25 seconds.
+const SILENCE: u64 = 90_000;
+
+/// What is known of one VM.
+#[derive(Clone, Debug)]
+pub(crate) struct VmStatus {
+    /// What it should be.
+    pub goal: VmGoal,
+    /// The number of the guest's own goal state.
+    pub incarnation: u64,
+    /// What its task is doing.
+    pub stage: Stage,
+    /// Reboots that have been carried out.
+    pub reboots: u32,
+    /// Starts that nobody asked for.
+    pub restarts: u32,
+    /// Whether its tap is there.
+    pub has_tap: bool,
+    /// The guest's last word, and when.
+    pub said: Option<(HealthReport, Time)>,
+    /// Probes that were answered last time.
+    pub answered: BTreeMap<ProbeGoal, bool>,
+    /// Bytes of the differencing disk's file.
+    pub disk_bytes: u64,
+}
+
+/// What a VM's task is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Making disk and network.
+    Preparing(String),
+    /// The guest runs.
+    Running,
+    /// The guest runs and cannot go on; the text says why.
+    Paused(String),
+    /// No guest; the text says why.
+    Stopped(String),
+    /// It cannot be started; the text says why.
+    Failed(String),
+}
+
+impl VmStatus {
+    /// A VM of which nothing is there yet.
+    pub(crate) fn new(goal: VmGoal) -> VmStatus {
+        VmStatus {
+            goal,
+            incarnation: 1,
+            stage: Stage::Preparing("waiting".to_owned()),
+            reboots: 0,
+            restarts: 0,
+            has_tap: false,
+            said: None,
+            answered: BTreeMap::new(),
+            disk_bytes: 0,
+        }
+    }
+
+    /// Forgets what the guest has said and answered: it is another guest now, or none.
+    pub(crate) fn forget_guest(&mut self) {
+        self.said = None;
+        self.answered.clear();
+    }
+
+    pub(crate) fn observed(&self, now: Time) -> Observed {
+        match &self.stage {
+            Stage::Preparing(detail) => Observed::Preparing(detail.clone()),
+            Stage::Stopped(reason) => Observed::Stopped(reason.clone()),
+            Stage::Failed(reason) => Observed::Failed(reason.clone()),
+            Stage::Paused(reason) => Observed::Running(Readiness::NotReady(reason.clone())),
+            Stage::Running => match &self.said {
+                Some((_, at)) if now.since(*at) > SILENCE => Observed::Running(Readiness::Silent),
+                Some((report, _)) if report.ready => Observed::Running(Readiness::Ready),
+                Some((report, _)) => Observed::Running(Readiness::NotReady(report.detail.clone())),
+                None if self.answered.values().any(|answered| *answered) => Observed::Running(Readiness::Ready),
+                None => Observed::Starting,
+            },
+        }
+    }
+}
+
+/// All VMs of the host.
+#[derive(Debug, Default)]
+pub(crate) struct Statuses {
+    pub vms: BTreeMap<VmId, VmStatus>,
+}
+
+impl Statuses {
+    pub(crate) fn reports(&self, now: Time) -> Vec<VmReport> {
+        let report = |status: &VmStatus| VmReport {
+            vm: status.goal.vm,
+            reboots: status.reboots,
+            restarts: status.restarts,
+            observed: status.observed(now),
+            disk_bytes: status.disk_bytes,
+        };
+        self.vms.values().map(report).collect()
+    }
+
+    /// The guests that have a place in the network.
+    pub(crate) fn guests(&self) -> Vec<LocalGuest> {
+        let guest = |status: &VmStatus| LocalGuest {
+            tap: tap_name(status.goal.vm),
+            dip: status.goal.dip,
+            mac: status.goal.mac(),
+        };
+        self.vms.values().filter(|status| status.has_tap).map(guest).collect()
+    }
+
+    /// What is healthy.
+    pub(crate) fn health(&self, now: Time) -> Health {
+        let mut health = Health::new();
+        for status in self.vms.values().filter(|status| status.stage == Stage::Running) {
+            if status.observed(now) == Observed::Running(Readiness::Ready) {
+                health.insert((status.goal.vm, None));
+            }
+            let answered = status.answered.iter().filter(|(_, answered)| **answered);
+            health.extend(answered.map(|(probe, _)| (status.goal.vm, Some(probe.clone()))));
+        }
+        health
+    }
+
+    /// The VM with this address.
+    pub(crate) fn at(&mut self, address: Ipv4Addr) -> Option<&mut VmStatus> {
+        self.vms.values_mut().find(|status| status.goal.dip == address)
+    }
+}

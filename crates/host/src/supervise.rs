@@ -1,0 +1,101 @@
+//! Keeps processes running: starts each again when it ends, and buries the orphans that a first process inherits.
+
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+/// A process to keep running.
+#[derive(Clone, Debug)]
+pub struct Keep {
+    /// What it is called in messages.
+    pub name: String,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// Where its output goes.
+    pub log: PathBuf,
+    /// Where its process id is written.
+    pub pid_file: PathBuf,
+}
+
+/// How long a process that ended at once is left alone.
+const PAUSE: Duration = Duration::from_millis(300);
+/// How long a process may take to end when it is told to.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// Keeps the processes running until this one is told to end.
+///
+/// # Errors
+/// When one cannot be started at all.
+pub fn keep_running(wanted: &[Keep]) -> anyhow::Result<()> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
+        signals.add(signal);
+    }
+    signals.thread_block().context("cannot block signals")?;
+    let mut running: Vec<(Pid, &Keep)> = Vec::new();
+    for keep in wanted {
+        running.push((start(keep)?, keep));
+    }
+    loop {
+        match signals.wait().context("cannot wait for signals")? {
+            Signal::SIGCHLD => {
+                for ended in bury() {
+                    let Some(place) = running.iter().position(|(pid, _)| *pid == ended) else { continue };
+                    let (_, keep) = running.swap_remove(place);
+                    eprintln!("{} ended and is started again", keep.name);
+                    std::thread::sleep(PAUSE);
+                    running.push((start(keep)?, keep));
+                }
+            }
+            _ => return end(&running),
+        }
+    }
+}
+
+fn start(keep: &Keep) -> anyhow::Result<Pid> {
+    let log = OpenOptions::new().create(true).append(true).open(&keep.log);
+    let log = log.with_context(|| format!("cannot open {}", keep.log.display()))?;
+    let (program, arguments) = keep.command.split_first().context("a process without a program")?;
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    let child = command.spawn().with_context(|| format!("cannot start {}", keep.name))?;
+    let pid = Pid::from_raw(child.id() as i32);
+    std::fs::write(&keep.pid_file, pid.to_string())
+        .with_context(|| format!("cannot write {}", keep.pid_file.display()))?;
+    Ok(pid)
+}
+
+/// Takes note of all children that have ended.
+fn bury() -> Vec<Pid> {
+    let mut ended = Vec::new();
+    while let Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) =
+        waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG))
+    {
+        ended.push(pid);
+    }
+    ended
+}
+
+fn end(running: &[(Pid, &Keep)]) -> anyhow::Result<()> {
+    let mut left: Vec<Pid> = running.iter().map(|(pid, _)| *pid).collect();
+    for pid in &left {
+        // It may have ended meanwhile.
+        let _ = kill(*pid, Signal::SIGTERM);
+    }
+    let deadline = Instant::now() + GRACE;
+    while !left.is_empty() && Instant::now() < deadline {
+        let ended = bury();
+        left.retain(|pid| !ended.contains(pid));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for pid in left {
+        let _ = kill(pid, Signal::SIGKILL);
+    }
+    Ok(())
+}

@@ -1,0 +1,61 @@
+//! VMs: one task for each, started when the goal state names it and ended when nothing is left of it.
+
+mod prepare;
+mod runner;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mayfly_model::{VmGoal, VmId};
+use tokio::sync::watch;
+
+use crate::agent::Agent;
+use crate::status::{Stage, VmStatus};
+
+/// What is wanted of a VM: this, or that it goes away.
+pub(crate) type Desired = Option<VmGoal>;
+
+/// The tasks, by VM.
+pub(crate) type Runners = BTreeMap<VmId, watch::Sender<Desired>>;
+
+/// Takes up the VMs that exist from before. Their tasks find out whether the guests still run.
+pub(crate) fn adopt_all(agent: &Arc<Agent>) -> anyhow::Result<Runners> {
+    let mut runners = Runners::new();
+    for note in agent.ledger.vms()? {
+        let mut status = VmStatus::new(note.goal.clone());
+        (status.reboots, status.restarts) = (note.reboots, note.restarts);
+        status.stage = Stage::Preparing("the agent has been restarted".to_owned());
+        agent.statuses().vms.insert(note.goal.vm, status);
+        runners.insert(note.goal.vm, start(agent, note.goal, true));
+    }
+    Ok(runners)
+}
+
+/// Follows the goal state for ever.
+pub(crate) async fn run(agent: Arc<Agent>, mut runners: Runners) {
+    let mut goals = agent.goal.subscribe();
+    loop {
+        let goal = goals.borrow_and_update().clone();
+        runners.retain(|_, desired| !desired.is_closed());
+        for (vm, desired) in &runners {
+            let wanted = goal.vms.iter().find(|goal| goal.vm == *vm).cloned();
+            desired.send_if_modified(|before| std::mem::replace(before, wanted.clone()) != wanted);
+        }
+        for wanted in &goal.vms {
+            if !runners.contains_key(&wanted.vm) {
+                agent.statuses().vms.insert(wanted.vm, VmStatus::new(wanted.clone()));
+                runners.insert(wanted.vm, start(&agent, wanted.clone(), false));
+            }
+        }
+        agent.tell();
+        if goals.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn start(agent: &Arc<Agent>, goal: VmGoal, adopted: bool) -> watch::Sender<Desired> {
+    let (sender, desired) = watch::channel(Some(goal.clone()));
+    tokio::spawn(runner::run(Arc::clone(agent), goal, adopted, desired));
+    sender
+}

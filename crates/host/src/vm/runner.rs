@@ -1,0 +1,342 @@
+//! The task of one VM.
+//!
+//! ```text
+//!   prepare ──▶ start or adopt ──▶ watch ──┬─ guest ended: again, after a pause that grows
+//!      ▲ fails: again, after a pause       ├─ reboot wanted: stop in good order, start
+//!      │                                   ├─ no lease: stop at once, wait for one
+//!      └───────────────────────────────────┴─ not wanted: stop, throw everything away, end
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mayfly_model::VmGoal;
+use mayfly_net::address::tap_name;
+use mayfly_net::{DhcpLease, delete_tap, serve_dhcp};
+use mayfly_qemu::{Firmware, Machine, VmSpec};
+use tokio::sync::watch;
+
+use super::{Desired, prepare};
+use crate::agent::Agent;
+use crate::ledger::VmNote;
+use crate::servers::domain;
+use crate::status::{Stage, VmStatus};
+
+/// How long a guest may take to power off in good order.
+const GRACE: Duration = Duration::from_secs(10);
+/// Pauses before another try grow from the first to the last.
+const PAUSE_FIRST: Duration = Duration::from_millis(500);
+const PAUSE_LAST: Duration = Duration::from_secs(30);
+/// Between two tries to go on after the disk was full.
+const RESUME: Duration = Duration::from_secs(5);
+/// Between two looks at the size of the disk's file.
+const MEASURE: Duration = Duration::from_secs(2);
+
+/// Why watching a guest has ended.
+enum Ended {
+    /// By itself.
+    Exit(String),
+    /// A reboot is wanted.
+    Reboot,
+    /// The host may not serve.
+    Fenced,
+    /// The VM is not wanted any more.
+    Unwanted,
+}
+
+struct Runner {
+    agent: Arc<Agent>,
+    goal: VmGoal,
+    desired: watch::Receiver<Desired>,
+    serving: watch::Receiver<bool>,
+    dhcp: Option<tokio::task::JoinHandle<()>>,
+    pause: Duration,
+    /// Whether a guest may be running from before.
+    adopted: bool,
+}
+
+/// Runs until nothing is left of the VM.
+pub(super) async fn run(agent: Arc<Agent>, goal: VmGoal, adopted: bool, desired: watch::Receiver<Desired>) {
+    let serving = agent.serving.subscribe();
+    let mut runner = Runner { agent, goal, desired, serving, dhcp: None, pause: PAUSE_FIRST, adopted };
+    while runner.turn().await {}
+    runner.destroy().await;
+}
+
+impl Runner {
+    /// One life of the guest. Returns whether the VM is still wanted.
+    async fn turn(&mut self) -> bool {
+        if self.unwanted() {
+            return false;
+        }
+        if !*self.serving.borrow() {
+            self.stop_leftover().await;
+            self.set(Stage::Stopped("its host has no lease".to_owned()));
+            self.wait(Duration::from_secs(3600)).await;
+            return true;
+        }
+        let machine = match self.start().await {
+            Ok(machine) => machine,
+            Err(error) => {
+                tracing::warn!(vm = %self.goal.vm, error = format!("{error:#}"), "a VM cannot be started");
+                self.set(Stage::Failed(format!("{error:#}")));
+                self.back_off().await;
+                return true;
+            }
+        };
+        let (ended, machine) = self.watch(machine).await;
+        match ended {
+            Ended::Exit(reason) => {
+                self.update(|status| {
+                    status.restarts += 1;
+                    status.stage = Stage::Stopped(reason);
+                });
+                self.note();
+                self.back_off().await;
+            }
+            Ended::Reboot => {
+                self.set(Stage::Stopped("it is being rebooted".to_owned()));
+                machine.stop(GRACE).await;
+                let wanted = self.goal.reboots;
+                self.update(|status| status.reboots = wanted);
+                self.note();
+            }
+            Ended::Fenced => {
+                self.set(Stage::Stopped("its host has no lease".to_owned()));
+                machine.stop(Duration::ZERO).await;
+            }
+            Ended::Unwanted => {
+                self.set(Stage::Stopped("it is being thrown away".to_owned()));
+                machine.stop(Duration::ZERO).await;
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Takes up what is wanted now. Returns whether that is nothing.
+    fn unwanted(&mut self) -> bool {
+        let desired = self.desired.borrow_and_update().clone();
+        let Some(goal) = desired else { return true };
+        if goal != self.goal {
+            let settings_changed = goal.settings != self.goal.settings;
+            self.goal = goal.clone();
+            self.update(|status| {
+                status.incarnation += u64::from(settings_changed);
+                status.goal = goal;
+            });
+        }
+        false
+    }
+
+    /// Makes what is missing and starts the guest, or finds it running.
+    async fn start(&mut self) -> anyhow::Result<Machine> {
+        let (agent, goal) = (Arc::clone(&self.agent), self.goal.clone());
+        if !self.adopted {
+            // A reboot that was asked for before there was a guest has nothing to do.
+            self.update_quietly(|status| status.reboots = status.reboots.max(goal.reboots));
+        }
+        self.note_or_fail()?;
+        let base = prepare::image(&agent, &goal, |detail| self.set(Stage::Preparing(detail))).await?;
+        self.set_unless_adopted(Stage::Preparing("making its disk".to_owned()));
+        prepare::disk(&agent, &goal, &base).await?;
+        prepare::tap(&agent, &goal).await?;
+        self.update(|status| status.has_tap = true);
+        self.serve_dhcp();
+        crate::guard::check(&agent);
+        let spec = self.spec();
+        let machine = match std::mem::take(&mut self.adopted) {
+            true => match Machine::adopt(&spec.monitor(), &spec.pid_file()).await {
+                Ok(machine) => {
+                    tracing::info!(vm = %goal.vm, "found its guest running");
+                    machine
+                }
+                Err(_) => Machine::start(&spec).await?,
+            },
+            false => Machine::start(&spec).await?,
+        };
+        self.update(|status| {
+            status.forget_guest();
+            status.stage = Stage::Running;
+        });
+        Ok(machine)
+    }
+
+    /// Watches a running guest until something has to be done.
+    async fn watch(&mut self, mut machine: Machine) -> (Ended, Machine) {
+        let mut measure = tokio::time::interval(MEASURE);
+        let mut resume_at = None;
+        loop {
+            if self.unwanted() {
+                return (Ended::Unwanted, machine);
+            }
+            if !*self.serving.borrow_and_update() {
+                return (Ended::Fenced, machine);
+            }
+            if self.update_quietly(|status| status.reboots).is_some_and(|done| self.goal.reboots > done) {
+                return (Ended::Reboot, machine);
+            }
+            let resume = async {
+                match resume_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                event = machine.event() => match event {
+                    None => return (Ended::Exit(machine.exit().to_string()), machine),
+                    Some(event) if event.name == "BLOCK_IO_ERROR" && event.data["action"] == "stop" => {
+                        let full = event.data["nospace"] == true;
+                        let why = if full { "the host's disk is full; the guest waits" } else { "its disk fails; the guest waits" };
+                        self.set(Stage::Paused(why.to_owned()));
+                        resume_at = Some(tokio::time::Instant::now() + RESUME);
+                    }
+                    Some(event) if event.name == "RESET" => self.update(VmStatus::forget_guest).unwrap_or(()),
+                    Some(_) => {}
+                },
+                () = resume => {
+                    resume_at = None;
+                    if machine.resume().await.is_ok() {
+                        self.set(Stage::Running);
+                    }
+                }
+                _ = measure.tick() => {
+                    let bytes = prepare::disk_bytes(&self.agent, &self.goal);
+                    self.update_quietly(|status| status.disk_bytes = bytes);
+                }
+                _ = self.desired.changed() => {}
+                _ = self.serving.changed() => {}
+            }
+        }
+    }
+
+    /// Nothing may be left of a VM that is not wanted: a disk that is thrown away is never used again.
+    async fn destroy(&mut self) {
+        self.set(Stage::Stopped("it is being thrown away".to_owned()));
+        self.stop_leftover().await;
+        if let Some(dhcp) = self.dhcp.take() {
+            dhcp.abort();
+        }
+        let (vm, folder) = (self.goal.vm, self.agent.ledger.vm_folder(self.goal.vm));
+        self.update(|status| status.has_tap = false);
+        loop {
+            let (disks, folder) = (self.agent.disks.clone(), folder.clone());
+            let done = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
+                disks.close(&vm.to_string())?;
+                delete_tap(&tap_name(vm))?;
+                match std::fs::remove_dir_all(&folder) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+                    _ => Ok(()),
+                }
+            });
+            match done.await.map_err(anyhow::Error::from).and_then(|done| done) {
+                Ok(()) => break,
+                Err(error) => tracing::warn!(%vm, error = format!("{error:#}"), "a VM cannot be thrown away yet"),
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        self.agent.statuses().vms.remove(&vm);
+        self.agent.tell();
+        tracing::info!(%vm, "thrown away");
+    }
+
+    /// Ends a guest that an earlier agent started and this one has not taken up.
+    async fn stop_leftover(&mut self) {
+        let spec = self.spec();
+        if let Ok(machine) = Machine::adopt(&spec.monitor(), &spec.pid_file()).await {
+            machine.stop(Duration::ZERO).await;
+        }
+        self.adopted = false;
+    }
+
+    fn spec(&self) -> VmSpec {
+        let goal = &self.goal;
+        let guest =
+            mayfly_wire::Guest { goal: goal.clone(), incarnation: 0, domain: String::new(), location: String::new() };
+        VmSpec {
+            name: goal.vm.to_string(),
+            accelerator: self.agent.config.accelerator,
+            vcpus: goal.size.vcpus(),
+            memory_mib: goal.size.resources().memory_mib,
+            disk_socket: prepare::disk_socket(&self.agent, goal),
+            tap: tap_name(goal.vm),
+            mac: goal.mac(),
+            firmware: Firmware {
+                uuid: guest.system_uuid(),
+                serial: "ds=nocloud-net;s=http://169.254.169.254/nocloud/".to_owned(),
+            },
+            folder: self.agent.ledger.vm_folder(goal.vm),
+        }
+    }
+
+    fn serve_dhcp(&mut self) {
+        if self.dhcp.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let tap = tap_name(self.goal.vm);
+        let zone = self.agent.goal.borrow().network.zone.clone();
+        let lease = DhcpLease {
+            address: self.goal.dip,
+            host_name: self.goal.computer_name.clone(),
+            domain: domain(&self.goal, &zone),
+        };
+        self.dhcp = Some(tokio::spawn(async move {
+            if let Err(error) = serve_dhcp(&tap, lease).await {
+                tracing::error!(tap, %error, "DHCP ended");
+            }
+        }));
+    }
+
+    async fn back_off(&mut self) {
+        let pause = self.pause;
+        self.pause = (self.pause * 2).min(PAUSE_LAST);
+        self.wait(pause).await;
+    }
+
+    /// Waits, but no longer than until something else is wanted.
+    async fn wait(&mut self, time: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(time) => {}
+            _ = self.desired.changed() => {}
+            _ = self.serving.changed() => {}
+        }
+    }
+
+    fn set(&self, stage: Stage) {
+        self.update(|status| {
+            if !matches!(stage, Stage::Running | Stage::Paused(_)) {
+                status.forget_guest();
+            }
+            status.stage = stage;
+        });
+    }
+
+    /// A guest that runs on while the agent was restarted is not being made.
+    fn set_unless_adopted(&self, stage: Stage) {
+        if !self.adopted {
+            self.set(stage);
+        }
+    }
+
+    /// Changes the status and tells everybody.
+    fn update<T>(&self, change: impl FnOnce(&mut VmStatus) -> T) -> Option<T> {
+        let result = self.update_quietly(change);
+        self.agent.tell();
+        result
+    }
+
+    fn update_quietly<T>(&self, change: impl FnOnce(&mut VmStatus) -> T) -> Option<T> {
+        self.agent.statuses().vms.get_mut(&self.goal.vm).map(change)
+    }
+
+    fn note(&self) {
+        if let Err(error) = self.note_or_fail() {
+            tracing::error!(error = format!("{error:#}"), "a VM cannot be written down");
+        }
+    }
+
+    fn note_or_fail(&self) -> anyhow::Result<()> {
+        let (reboots, restarts) = self.update_quietly(|status| (status.reboots, status.restarts)).unwrap_or_default();
+        self.agent.ledger.write_vm(&VmNote { goal: self.goal.clone(), reboots, restarts })
+    }
+}
