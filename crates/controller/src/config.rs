@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 pub struct ControllerConfig {
     /// Where records and images are kept.
     pub folder: PathBuf,
-    /// Where the API is served.
-    pub listen: SocketAddr,
+    /// Where the API is served, for users and for hosts.
+    pub listen: Vec<SocketAddr>,
     /// What users show to be let in.
     pub user_token: String,
     /// What hosts show.

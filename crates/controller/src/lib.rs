@@ -6,8 +6,9 @@ mod driver;
 mod http;
 mod images;
 
-pub use config::ControllerConfig;
+pub use config::{ControllerConfig, FabricConfig};
 
+use std::future::IntoFuture;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -21,21 +22,25 @@ use tokio::net::TcpListener;
 pub async fn run(config: ControllerConfig) -> anyhow::Result<()> {
     let folder = &config.folder;
     std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let address = config.listen;
-    // Users take the port for a sign of life, so it is taken last of all but one: a second controller must not get far.
-    let listener = TcpListener::bind(address).await.with_context(|| {
-        format!("cannot listen on {address}; is another controller running there? `ss -ltnp` shows who has the port")
-    })?;
+    // The ports first: a second controller must not get as far as the store.
+    let mut listeners = Vec::new();
+    for address in &config.listen {
+        let listener = TcpListener::bind(address).await.with_context(|| {
+            format!("cannot listen on {address}; is another controller running there? `ss -ltnp` shows who has the port")
+        })?;
+        listeners.push(listener);
+    }
     let store = EmbeddedStore::open(&folder.join("records.redb"))?;
     let images = images::ImageStore::open(&folder.join("images"))?;
     let driver = driver::Driver::start(Box::new(store), config.fabric.to_core())?;
     tokio::spawn(driver.clone().tick());
     let shared = Arc::new(http::Shared { driver, images, config: config.clone() });
-    tracing::info!(%address, "the controller is up");
-    axum::serve(listener, http::router(shared))
-        .with_graceful_shutdown(terminated())
-        .await
-        .context("the API server failed")
+    tracing::info!(addresses = ?config.listen, "the controller is up");
+    let router = http::router(shared);
+    let servers = listeners.into_iter().map(|listener| {
+        axum::serve(listener, router.clone()).with_graceful_shutdown(terminated()).into_future()
+    });
+    futures_util::future::try_join_all(servers).await.map(drop).context("the API server failed")
 }
 
 async fn terminated() {

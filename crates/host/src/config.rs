@@ -18,6 +18,10 @@ pub struct HostConfig {
     pub address: Ipv4Addr,
     /// Bits of that network's part.
     pub prefix: u8,
+    /// The way to addresses outside that network, if there is one.
+    pub gateway: Option<Ipv4Addr>,
+    /// Whether guests may reach what lies beyond the gateway.
+    pub guest_egress: bool,
     /// What it may carry.
     pub capacity: Resources,
     /// Where the controller is.

@@ -35,6 +35,9 @@ pub(crate) async fn prepare(agent: &Agent) -> anyhow::Result<()> {
     }
     agent.links.add_address(UNDERLAY_DEVICE, agent.config.address, agent.config.prefix).await?;
     agent.links.up(UNDERLAY_DEVICE).await?;
+    if let Some(gateway) = agent.config.gateway {
+        agent.links.add_default_route(gateway).await?;
+    }
     let first = current(agent);
     lock(&agent.nft).apply(&first.rules)?;
     Ok(())
@@ -96,7 +99,7 @@ fn current(agent: &Agent) -> Plan {
         guests: &guests,
         health: &health,
         live: &live,
-        underlay: &underlay,
+        underlay: agent.config.guest_egress.then_some(underlay.as_str()),
     };
     plan(&inputs)
 }

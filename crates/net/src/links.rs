@@ -87,21 +87,27 @@ impl Links {
         self.handle.link().set(message).execute().await.map_err(NetError::netlink(format!("bring {device} up")))
     }
 
-    /// Makes a bridge, if it is not there.
+    /// Makes a bridge that bears `owner` as its alias.
+    ///
+    /// # Errors
+    /// [`NetError::Netlink`], also when it is there already.
+    pub async fn create_bridge(&self, name: &str, owner: &str) -> Result<(), NetError> {
+        let fail = || NetError::netlink(format!("make the bridge {name}"));
+        self.handle.link().add(LinkBridge::new(name).up().build()).execute().await.map_err(fail())?;
+        let alias = LinkUnspec::new_with_name(name).alias(owner).build();
+        self.handle.link().set(alias).execute().await.map_err(fail())
+    }
+
+    /// The alias of a device, if there is such a device and it has one.
     ///
     /// # Errors
     /// [`NetError::Netlink`].
-    pub async fn create_bridge(&self, name: &str) -> Result<(), NetError> {
-        if self.get(name).await?.is_none() {
-            let message = LinkBridge::new(name).up().build();
-            self.handle
-                .link()
-                .add(message)
-                .execute()
-                .await
-                .map_err(NetError::netlink(format!("make the bridge {name}")))?;
-        }
-        Ok(())
+    pub async fn owner(&self, device: &str) -> Result<Option<String>, NetError> {
+        let link = self.get(device).await?;
+        Ok(link.into_iter().flat_map(|link| link.attributes).find_map(|attribute| match attribute {
+            LinkAttribute::IfAlias(alias) => Some(alias),
+            _ => None,
+        }))
     }
 
     /// Makes a pair of devices: `name` on the bridge `bridge`, and its peer as [`UNDERLAY_DEVICE`] in the network
@@ -256,6 +262,16 @@ impl Links {
         let request = self.handle.neighbours().add(index, IpAddr::V4(address)).link_layer_address(&mac);
         let request = request.state(NeighbourState::Permanent).replace();
         request.execute().await.map_err(NetError::netlink(format!("pin {address} to {tap}")))
+    }
+
+    /// Sends what goes nowhere else to `gateway`.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub async fn add_default_route(&self, gateway: Ipv4Addr) -> Result<(), NetError> {
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
+        let added = self.handle.route().add(route).replace().execute().await;
+        added.map_err(NetError::netlink(format!("set the default route through {gateway}")))
     }
 
     /// Makes the agent's routes exactly `wanted`. A route through a device that is gone is left out.

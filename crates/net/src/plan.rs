@@ -38,8 +38,8 @@ pub struct Inputs<'a> {
     pub health: &'a Health,
     /// Hosts that are heard, this one included if it may serve.
     pub live: &'a BTreeSet<HostName>,
-    /// The hosts' own network, which guests must not reach, as `ADDRESS/PREFIX`.
-    pub underlay: &'a str,
+    /// The hosts' own network, as `ADDRESS/PREFIX`, if guests may reach what lies beyond it. Itself they never may.
+    pub underlay: Option<&'a str>,
 }
 
 /// Where packets for a DIP go.
@@ -194,12 +194,14 @@ fn forwarding(text: &mut String, inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &
             writeln!(text, "  oifname \"{TAP_PREFIX}*\" iifname \"{OVERLAY_DEVICE}\" ip saddr {hosts} {doors} accept");
     }
     let _ = writeln!(text, "  oifname \"{TAP_PREFIX}*\" drop");
-    // To another host the receiver judges; into the world, but not into the hosts' own network.
-    let underlay = inputs.underlay;
+    // To another host: the receiver judges.
     let _ = writeln!(text, "  iifname \"{TAP_PREFIX}*\" oifname \"{OVERLAY_DEVICE}\" accept");
     let _ = writeln!(text, "  iifname \"{UNDERLAY_DEVICE}\" oifname \"{OVERLAY_DEVICE}\" ct status dnat accept");
-    let _ =
-        writeln!(text, "  iifname \"{TAP_PREFIX}*\" oifname \"{UNDERLAY_DEVICE}\" ip daddr != {underlay} accept\n }}");
+    if let Some(underlay) = inputs.underlay {
+        let _ =
+            writeln!(text, "  iifname \"{TAP_PREFIX}*\" oifname \"{UNDERLAY_DEVICE}\" ip daddr != {underlay} accept");
+    }
+    text.push_str(" }\n");
 }
 
 /// What may reach the host itself.
@@ -282,7 +284,7 @@ mod tests {
             guests: &[guest(11), guest(20)],
             health: &healthy.iter().map(|vm| (VmId(*vm), None)).collect(),
             live: &live.iter().map(|number| host(*number)).collect(),
-            underlay: "10.77.0.0/24",
+            underlay: Some("10.77.0.0/24"),
         })
     }
 

@@ -1,7 +1,8 @@
 //! A running QEMU: starting it, finding it again after a restart of the agent, and why it ended.
 
 use std::path::Path;
-use std::time::Duration;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -13,6 +14,9 @@ use crate::spec::VmSpec;
 
 /// The program.
 pub const PROGRAM: &str = "qemu-system-x86_64";
+
+/// How long QEMU may take until its monitor answers.
+const START_LIMIT: Duration = Duration::from_secs(15);
 
 /// Why a VM could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -70,19 +74,39 @@ impl Machine {
             // A socket of an earlier process; QEMU makes a new one.
             let _ = std::fs::remove_file(stale);
         }
-        let output =
-            tokio::process::Command::new(PROGRAM).args(spec.arguments()).output().await.map_err(|error| match error
-                .kind()
-            {
-                std::io::ErrorKind::NotFound => MachineError::Missing,
-                _ => MachineError::Run(error),
-            })?;
-        if !output.status.success() {
-            let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            let text = if text.is_empty() { output.status.to_string() } else { text };
-            return Err(MachineError::Refused(text));
+        let log_path = spec.folder.join("qemu.log");
+        let log = std::fs::File::create(&log_path).map_err(MachineError::Run)?;
+        // In a group of its own, so that it outlives the agent. Not QEMU's own way of doing that, which its sandbox
+        // forbids.
+        let child = tokio::process::Command::new(PROGRAM)
+            .args(spec.arguments())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().map_err(MachineError::Run)?)
+            .stderr(log)
+            .process_group(0)
+            .spawn();
+        let mut child = child.map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => MachineError::Missing,
+            _ => MachineError::Run(error),
+        })?;
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            let error = match Machine::adopt(&spec.monitor(), &spec.pid_file()).await {
+                Ok(machine) => return Ok(machine),
+                Err(error) => error,
+            };
+            if let Some(status) = child.try_wait().map_err(MachineError::Run)? {
+                let text = std::fs::read_to_string(&log_path).unwrap_or_default();
+                let text = text.trim();
+                return Err(MachineError::Refused(if text.is_empty() { status.to_string() } else { text.to_owned() }));
+            }
+            if Instant::now() > deadline {
+                // Nothing half started stays.
+                let _ = child.kill().await;
+                return Err(MachineError::Monitor(error));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        Machine::adopt(&spec.monitor(), &spec.pid_file()).await.map_err(MachineError::Monitor)
     }
 
     /// Finds a VM that was started earlier.

@@ -62,7 +62,7 @@ impl VmSpec {
     pub fn arguments(&self) -> Vec<OsString> {
         let mut arguments = Arguments(Vec::new());
         arguments.pair("-name", &format!("{},process={}", escape(&self.name), escape(&self.name)));
-        arguments.flags("-nodefaults -no-user-config -display none -daemonize");
+        arguments.flags("-nodefaults -no-user-config -display none");
         arguments.pair("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
         let (accelerator, cpu) = match self.accelerator {
             Accelerator::Kvm => ("kvm".to_owned(), "host"),

@@ -1,0 +1,286 @@
+//! What can be written on the command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use mayfly_model::{InstanceKey, ServiceName, Slot};
+
+/// A cloud fabric for transient virtual machines.
+///
+/// Upload one read-only base image (VHD), say in a service definition and configuration which roles you have and how
+/// many instances, and the fabric keeps that many identical VMs running, spread over fault domains, each with a
+/// throw-away differencing disk. A host dies: fresh instances boot elsewhere within seconds.
+///
+/// Try it on this machine: `mayfly dev up`, then `mayfly image push`, `mayfly service create`, `mayfly service deploy`.
+#[derive(Parser)]
+#[command(name = "mayfly", version, propagate_version = true)]
+pub struct Arguments {
+    /// The folder of the dev fabric; its processes, disks and records live there
+    #[arg(long, global = true, value_name = "DIR", env = "MAYFLY_STATE", default_value_os_t = default_state())]
+    pub state: PathBuf,
+
+    /// How listings are printed
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "table")]
+    pub output: Output,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How listings are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people
+    Table,
+    /// For programs: the API's own objects
+    Json,
+}
+
+fn default_state() -> PathBuf {
+    if nix::unistd::geteuid().is_root() {
+        return PathBuf::from("/var/lib/mayfly/dev");
+    }
+    let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("."), PathBuf::from);
+    std::env::var_os("XDG_STATE_HOME").map_or_else(|| home.join(".local/state"), PathBuf::from).join("mayfly/dev")
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// A real fabric on this machine: one controller and three hosts in three fault domains
+    #[command(subcommand)]
+    Dev(DevCommand),
+    /// Base images: read-only VHDs that instances boot from
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Hosted services and their deployments
+    #[command(subcommand)]
+    Service(ServiceCommand),
+    /// Role instances: the VMs
+    #[command(subcommand)]
+    Instance(InstanceCommand),
+    /// Hosts
+    #[command(subcommand)]
+    Host(HostCommand),
+    /// Events: what the fabric did, and why
+    #[command(subcommand)]
+    Event(EventCommand),
+    /// Processes that the others start
+    #[command(subcommand, hide = true)]
+    Internal(InternalCommand),
+}
+
+#[derive(Subcommand)]
+pub enum DevCommand {
+    /// Start the dev fabric, or go on where it was stopped; returns when it is ready
+    Up {
+        /// Cores that each host offers to instances (overcommitted: they share this machine's)
+        #[arg(long, value_name = "CORES", default_value_t = 8)]
+        host_cores: u64,
+        /// Memory that each host offers to instances, in MiB [default: a quarter of this machine's]
+        #[arg(long, value_name = "MIB")]
+        host_memory: Option<u64>,
+    },
+    /// Stop the dev fabric and remove all processes, namespaces and devices of it; also after a crash
+    Down {
+        /// Remove its records, images and disks too
+        #[arg(long)]
+        purge: bool,
+    },
+    /// Pull the plug of a host: everything in it dies at once (or kill the controller)
+    Kill {
+        /// host-1, host-2, host-3 or controller
+        name: String,
+    },
+    /// Start a host (or the controller) that was killed
+    Start {
+        /// host-1, host-2, host-3 or controller
+        name: String,
+    },
+    /// Show what runs, and where
+    Status,
+}
+
+#[derive(Subcommand)]
+pub enum ImageCommand {
+    /// Upload a fixed or dynamic VHD; it is read-only from then on
+    Push {
+        /// The VHD file
+        file: PathBuf,
+        /// The name that configurations refer to, as in <OsImage href="NAME"/>
+        #[arg(long)]
+        name: String,
+    },
+    /// List the images
+    List,
+    /// Delete an image that nothing uses
+    Delete {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Args)]
+pub struct Wait {
+    /// Wait until it is done, showing progress
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait, for example 90s, 10m or 1h
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
+    pub timeout: Duration,
+}
+
+#[derive(Subcommand)]
+pub enum ServiceCommand {
+    /// Make an empty service
+    Create {
+        /// Its name; the first label of its DNS name
+        name: ServiceName,
+    },
+    /// List the services
+    List,
+    /// Show a service: address, names, slots, roles
+    Show {
+        /// Its name
+        name: ServiceName,
+    },
+    /// Put a deployment into an empty slot
+    Deploy {
+        /// The service
+        name: ServiceName,
+        /// The service definition (.csdef)
+        #[arg(long, value_name = "FILE")]
+        definition: PathBuf,
+        /// The service configuration (.cscfg); `@file` in Mayfly.UserData counts from its folder
+        #[arg(long, value_name = "FILE")]
+        configuration: PathBuf,
+        /// production or staging
+        #[arg(long, default_value = "production", value_parser = slot)]
+        slot: Slot,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Set the number of instances of roles, all at once or not at all
+    Scale {
+        /// The service
+        name: ServiceName,
+        /// ROLE=COUNT, for example web=3
+        #[arg(required = true, value_name = "ROLE=COUNT", value_parser = role_count)]
+        roles: Vec<(String, u32)>,
+        /// production or staging
+        #[arg(long, default_value = "production", value_parser = slot)]
+        slot: Slot,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Delete a service with all its deployments
+    Delete {
+        /// Its name
+        name: ServiceName,
+        #[command(flatten)]
+        wait: Wait,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum InstanceCommand {
+    /// List instances
+    List {
+        /// Only those of this service
+        service: Option<ServiceName>,
+    },
+    /// Restart the guest; its differencing disk is kept
+    Reboot {
+        /// For example shop/web_IN_0
+        instance: InstanceKey,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Back to the base image: a new empty differencing disk and a new computer name
+    Reimage {
+        /// For example shop/web_IN_0
+        instance: InstanceKey,
+        #[command(flatten)]
+        wait: Wait,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum HostCommand {
+    /// List the hosts
+    List,
+}
+
+#[derive(Subcommand)]
+pub enum EventCommand {
+    /// List events, oldest first
+    List {
+        /// Go on with new events as they come
+        #[arg(long)]
+        follow: bool,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum InternalCommand {
+    /// The fabric controller
+    Controller { config: PathBuf },
+    /// Keeps the dev fabric's controller running
+    ControllerSupervisor { folder: PathBuf },
+    /// Makes a dev host's namespaces and its first process
+    HostBoot { folder: PathBuf },
+    /// The first process of a dev host
+    HostInit { folder: PathBuf },
+    /// The host agent
+    HostAgent { config: PathBuf, boot_id: u64 },
+    /// The disk server
+    DiskServer { folder: PathBuf },
+    /// Whether KVM runs a guest here
+    ProbeKvm,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err("write a number and s, m or h, for example 90s".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| "write a number and s, m or h, for example 90s".to_owned())?;
+    Ok(Duration::from_secs(number.saturating_mul(factor)))
+}
+
+fn slot(text: &str) -> Result<Slot, String> {
+    [Slot::Production, Slot::Staging]
+        .into_iter()
+        .find(|slot| slot.as_str() == text)
+        .ok_or_else(|| "the slots are production and staging".to_owned())
+}
+
+fn role_count(text: &str) -> Result<(String, u32), String> {
+    let (role, count) = text.split_once('=').ok_or("write ROLE=COUNT, for example web=3")?;
+    let count = count.parse().map_err(|_| format!("`{count}` is not a number of instances"))?;
+    Ok((role.to_owned(), count))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_and_counts() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert!(duration("soon").is_err() && duration("").is_err());
+        assert_eq!(role_count("web=3"), Ok(("web".to_owned(), 3)));
+        assert!(role_count("web").is_err() && role_count("web=-1").is_err());
+    }
+}

@@ -1,0 +1,115 @@
+//! The dev fabric's controller, and the process that keeps it running.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::Context;
+use mayfly_controller::{ControllerConfig, FabricConfig};
+use mayfly_host::supervise::{Keep, keep_running};
+use mayfly_net::address::{DIP_NETWORK, DIP_PREFIX};
+use nix::sys::signal::Signal;
+
+use super::layout::{Fabric, Layout, write_json};
+use super::process::Process;
+
+fn supervisor_file(folder: &Path) -> PathBuf {
+    folder.join("supervisor.json")
+}
+
+fn config_file(folder: &Path) -> PathBuf {
+    folder.join("config.json")
+}
+
+fn log_file(folder: &Path) -> PathBuf {
+    folder.join("controller.log")
+}
+
+/// The supervisor, if it runs.
+pub(super) fn find(layout: &Layout) -> anyhow::Result<Option<Process>> {
+    Process::read(&supervisor_file(&layout.controller()))
+}
+
+/// Starts the controller, under a supervisor that starts it again whenever it ends.
+pub(super) fn start(layout: &Layout, fabric: &Fabric) -> anyhow::Result<()> {
+    let folder = layout.controller();
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let config = ControllerConfig {
+        folder: folder.clone(),
+        listen: fabric.controller().to_vec(),
+        user_token: fabric.user_token.clone(),
+        host_token: fabric.host_token.clone(),
+        fabric: FabricConfig {
+            zone: "mayfly.test".to_owned(),
+            dips: (DIP_NETWORK, DIP_PREFIX),
+            vips: fabric.vips(),
+            timings: mayfly_model::LeaseTimings::default(),
+        },
+    };
+    write_json(&config_file(&folder), &config)?;
+    let log = File::options().create(true).append(true).open(log_file(&folder))?;
+    let child = Command::new(std::env::current_exe()?)
+        .args(["internal", "controller-supervisor"])
+        .arg(&folder)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .process_group(0)
+        .spawn()
+        .context("cannot start the controller")?;
+    let process = Process::of(child.id() as i32).context("the controller's supervisor ended at once")?;
+    process.write(&supervisor_file(&folder))
+}
+
+/// Kills the controller and its supervisor.
+pub(super) fn kill(layout: &Layout) -> anyhow::Result<()> {
+    let folder = layout.controller();
+    let controller = fs::read_to_string(folder.join("controller.pid")).ok().and_then(|text| text.trim().parse().ok());
+    let controller = controller.and_then(Process::of);
+    let Some(supervisor) = find(layout)? else { return Ok(()) };
+    supervisor.end(Signal::SIGKILL)?;
+    match controller {
+        Some(controller) if is_ours(controller.pid(), &folder) => controller.end(Signal::SIGKILL),
+        _ => Ok(()),
+    }
+}
+
+/// Stops the controller in good order; a supervisor that was killed may have left it behind.
+pub(super) fn stop(layout: &Layout) -> anyhow::Result<()> {
+    if let Some(supervisor) = find(layout)? {
+        supervisor.end(Signal::SIGTERM)?;
+    }
+    let folder = layout.controller();
+    let pid = fs::read_to_string(folder.join("controller.pid")).ok().and_then(|text| text.trim().parse().ok());
+    if let Some(orphan) = pid.and_then(Process::of).filter(|process| is_ours(process.pid(), &folder)) {
+        orphan.end(Signal::SIGTERM)?;
+    }
+    Ok(())
+}
+
+/// Whether a process is a controller of this folder: its command line names it.
+fn is_ours(pid: i32, folder: &Path) -> bool {
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let config = config_file(folder);
+    command.split(|byte| *byte == 0).any(|argument| argument == config.as_os_str().as_encoded_bytes())
+}
+
+/// The last lines of the controller's log, for an error message.
+pub(super) fn last_words(layout: &Layout) -> String {
+    let text = fs::read_to_string(log_file(&layout.controller())).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().rev().take(5).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+}
+
+/// Keeps the controller running until this process is told to end.
+pub fn supervise_controller(folder: &Path) -> anyhow::Result<()> {
+    let program = std::env::current_exe()?.to_string_lossy().into_owned();
+    let config = config_file(folder).to_string_lossy().into_owned();
+    keep_running(&[Keep {
+        name: "the controller".to_owned(),
+        command: vec![program, "internal".to_owned(), "controller".to_owned(), config],
+        log: log_file(folder),
+        pid_file: folder.join("controller.pid"),
+    }])
+}

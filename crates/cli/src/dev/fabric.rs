@@ -1,0 +1,255 @@
+//! Starting and stopping the whole dev fabric.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use mayfly_api::Client;
+use mayfly_model::Resources;
+use mayfly_net::Links;
+use mayfly_qemu::{Accelerator, PROGRAM};
+
+use super::layout::{Fabric, Layout};
+use super::{controller, hosts};
+use crate::output::{Progress, line};
+
+const HOSTS: usize = 3;
+/// How long the fabric may take to be ready.
+const READY: Duration = Duration::from_secs(60);
+
+pub(super) async fn up(layout: &Layout, cores: u64, memory: Option<u64>) -> anyhow::Result<()> {
+    check_machine()?;
+    let _lock = layout.lock()?;
+    if let Some(fabric) = layout.read_fabric()?
+        && controller::find(layout)?.is_some()
+    {
+        line(&format!("the dev fabric in {} runs already: {}", layout.state().display(), fabric.controller_url()))?;
+        let dead: Vec<&String> =
+            fabric.hosts.iter().filter(|name| matches!(hosts::find(layout, name), Ok(None))).collect();
+        for name in dead {
+            line(&format!("{name} is off; `mayfly dev start {name}` starts it"))?;
+        }
+        return Ok(());
+    }
+    let links = Links::open()?;
+    let fabric = match layout.read_fabric()? {
+        Some(fabric) => {
+            // What a crash left behind would be in the way.
+            clear(layout, &fabric, &links).await?;
+            claim(layout, &fabric, &links).await?;
+            fabric
+        }
+        None => found(layout, &links).await?,
+    };
+    let capacity = Resources { cpu_milli: cores * 1000, memory_mib: memory.map_or_else(quarter_of_memory, Ok)? };
+    let verdict = mayfly_host::probe_accelerator(&std::env::current_exe()?, &["internal", "probe-kvm"]);
+    let started = start_all(layout, &fabric, &links, capacity, verdict.accelerator).await;
+    if let Err(error) = started {
+        // Nothing half done is left; the records stay.
+        clear(layout, &fabric, &links).await?;
+        return Err(error);
+    }
+    let how = match verdict.accelerator {
+        Accelerator::Kvm => "KVM",
+        Accelerator::Tcg => "QEMU's TCG (slower than KVM)",
+    };
+    line(&format!("ready: controller at {}, {HOSTS} hosts in {HOSTS} fault domains", fabric.controller_url()))?;
+    line(&format!("guests run under {how}: {}", verdict.reason))
+}
+
+async fn start_all(
+    layout: &Layout,
+    fabric: &Fabric,
+    links: &Links,
+    capacity: Resources,
+    accelerator: Accelerator,
+) -> anyhow::Result<()> {
+    controller::start(layout, fabric)?;
+    for index in 0..fabric.hosts.len() {
+        hosts::configure(layout, fabric, index, capacity, accelerator)?;
+        hosts::start(layout, fabric, index, links).await?;
+    }
+    wait_until_ready(layout, fabric).await
+}
+
+fn check_machine() -> anyhow::Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the dev fabric makes network namespaces and devices, so it has to be started as root (try sudo)");
+    }
+    let found = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(PROGRAM).exists()));
+    if !found {
+        bail!("`{PROGRAM}` is not installed (Debian: apt install qemu-system-x86)");
+    }
+    if !std::path::Path::new("/dev/net/tun").exists() {
+        bail!("/dev/net/tun is missing, so guests cannot have network cards (modprobe tun)");
+    }
+    Ok(())
+}
+
+/// Founds a new fabric: the first number whose bridge is not there.
+async fn found(layout: &Layout, links: &Links) -> anyhow::Result<Fabric> {
+    let names = links.names().await?;
+    let token = || format!("{:016x}{:016x}", rand::random::<u64>(), rand::random::<u64>());
+    let number = (0..=250).find(|number| !names.contains(&format!("mayfly{number}")));
+    let number = number.context("250 dev fabrics run on this machine already")?;
+    let hosts = (1..=HOSTS).map(|number| format!("host-{number}")).collect();
+    let fabric = Fabric { number, user_token: token(), host_token: token(), hosts };
+    claim(layout, &fabric, links).await?;
+    layout.write_fabric(&fabric)?;
+    Ok(fabric)
+}
+
+/// Makes the bridge, with the machine's own addresses on it.
+async fn claim(layout: &Layout, fabric: &Fabric, links: &Links) -> anyhow::Result<()> {
+    let bridge = fabric.bridge();
+    if links.names().await?.contains(&bridge) {
+        bail!("the bridge {bridge} of this dev fabric is in use by another one; stop that first, or purge this one");
+    }
+    links.create_bridge(&bridge, &owner(layout)).await?;
+    links.add_address(&bridge, fabric.machine(), 24).await?;
+    let (vips, prefix) = fabric.vips();
+    let first = std::net::Ipv4Addr::from(u32::from(vips) + 1);
+    links.add_address(&bridge, first, prefix).await?;
+    links.up(&bridge).await?;
+    Ok(())
+}
+
+async fn wait_until_ready(layout: &Layout, fabric: &Fabric) -> anyhow::Result<()> {
+    let client = Client::new(&fabric.controller_url(), &fabric.user_token);
+    let deadline = Instant::now() + READY;
+    let mut progress = Progress::start();
+    loop {
+        let state = match client.host_list().await {
+            Ok(hosts) => {
+                let up = hosts.iter().filter(|host| host.state == "Up").count();
+                if up >= fabric.hosts.len() {
+                    progress.finish();
+                    return Ok(());
+                }
+                format!("{up} of {} hosts are up", fabric.hosts.len())
+            }
+            Err(_) => "the controller is starting".to_owned(),
+        };
+        if Instant::now() > deadline {
+            progress.finish();
+            let words = controller::last_words(layout);
+            bail!("not ready within {} s: {state}\nthe controller's last words:\n{words}", READY.as_secs());
+        }
+        progress.show(state);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn quarter_of_memory() -> anyhow::Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+    let total =
+        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    let total: u64 = total.context("/proc/meminfo does not say how much memory there is")?;
+    Ok(total / 1024 / 4)
+}
+
+pub(super) async fn down(layout: &Layout, purge: bool) -> anyhow::Result<()> {
+    if !layout.state().exists() {
+        return line(&format!("there is no dev fabric in {}", layout.state().display()));
+    }
+    {
+        let _lock = layout.lock()?;
+        if let Some(fabric) = layout.read_fabric()? {
+            clear(layout, &fabric, &Links::open()?).await?;
+        }
+        if purge {
+            let state = layout.state();
+            fs::remove_dir_all(state).with_context(|| format!("cannot remove {}", state.display()))?;
+        }
+    }
+    line(if purge { "stopped, and nothing is left" } else { "stopped; `mayfly dev up` goes on where it was" })
+}
+
+/// Ends all processes and removes all devices of a fabric, whatever state it is in.
+async fn clear(layout: &Layout, fabric: &Fabric, links: &Links) -> anyhow::Result<()> {
+    // Another fabric may have taken the number while this one was down; its devices are not ours.
+    let ours = links.owner(&fabric.bridge()).await?.as_deref() == Some(&owner(layout));
+    for index in 0..fabric.hosts.len() {
+        hosts::unplug(layout, fabric, index)?;
+        if ours {
+            links.delete(&fabric.leg(index)).await?;
+        }
+    }
+    controller::stop(layout)?;
+    if ours {
+        links.delete(&fabric.bridge()).await?;
+    }
+    Ok(())
+}
+
+/// What a fabric's bridge bears as its alias.
+fn owner(layout: &Layout) -> String {
+    format!("mayfly dev {}", layout.state().display()).chars().take(255).collect()
+}
+
+pub(super) async fn kill(layout: &Layout, name: &str) -> anyhow::Result<()> {
+    let _lock = layout.lock()?;
+    let fabric = existing(layout)?;
+    if name == "controller" {
+        controller::kill(layout)?;
+        return line("the controller is dead; guests run on. `mayfly dev start controller` starts it");
+    }
+    let index = index_of(&fabric, name)?;
+    if hosts::find(layout, name)?.is_none() {
+        bail!("{name} is off already; `mayfly dev start {name}` starts it");
+    }
+    hosts::unplug(layout, &fabric, index)?;
+    // The cable goes with the namespace, a moment later; nobody should have to wait for that.
+    Links::open()?.delete(&fabric.leg(index)).await?;
+    line(&format!("{name} is dead, with everything in it"))
+}
+
+pub(super) async fn start(layout: &Layout, name: &str) -> anyhow::Result<()> {
+    let _lock = layout.lock()?;
+    let fabric = existing(layout)?;
+    if name == "controller" {
+        if controller::find(layout)?.is_some() {
+            bail!("the controller runs already");
+        }
+        controller::stop(layout)?;
+        controller::start(layout, &fabric)?;
+    } else {
+        let index = index_of(&fabric, name)?;
+        if hosts::find(layout, name)?.is_some() {
+            bail!("{name} runs already");
+        }
+        if controller::find(layout)?.is_none() && !Links::open()?.names().await?.contains(&fabric.bridge()) {
+            bail!("the dev fabric does not run; start it with `mayfly dev up`");
+        }
+        hosts::start(layout, &fabric, index, &Links::open()?).await?;
+    }
+    line(&format!("{name} is starting"))
+}
+
+pub(super) async fn status(layout: &Layout) -> anyhow::Result<()> {
+    let fabric = existing(layout)?;
+    let word = |alive: bool| if alive { "runs" } else { "off" };
+    let controller = controller::find(layout)?;
+    line(&format!("state:       {}", layout.state().display()))?;
+    line(&format!("controller:  {} at {}", word(controller.is_some()), fabric.controller_url()))?;
+    for (index, name) in fabric.hosts.iter().enumerate() {
+        let init = hosts::find(layout, name)?;
+        let pid = init.map_or_else(String::new, |init| format!(", first process {}", init.pid()));
+        line(&format!("{name}:      {} at {}{pid}", word(init.is_some()), fabric.host(index)))?;
+    }
+    if controller.is_none() {
+        bail!("the dev fabric does not run; `mayfly dev up` starts it");
+    }
+    Ok(())
+}
+
+fn existing(layout: &Layout) -> anyhow::Result<Fabric> {
+    let missing = || format!("there is no dev fabric in {}; start one with `mayfly dev up`", layout.state().display());
+    layout.read_fabric()?.with_context(missing)
+}
+
+fn index_of(fabric: &Fabric, name: &str) -> anyhow::Result<usize> {
+    let index = fabric.hosts.iter().position(|host| host == name);
+    index.with_context(|| format!("there is no `{name}`; there are {} and controller", fabric.hosts.join(", ")))
+}

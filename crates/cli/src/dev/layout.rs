@@ -1,0 +1,142 @@
+//! Where the dev fabric keeps what, and what it remembers of itself.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use nix::fcntl::{Flock, FlockArg};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The controller's port.
+const PORT: u16 = 7070;
+
+/// The folders and files of a dev fabric.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    state: PathBuf,
+}
+
+/// What a dev fabric remembers of itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Fabric {
+    /// Tells dev fabrics on one machine apart, in names and addresses.
+    pub number: u8,
+    /// What users show to the controller.
+    pub user_token: String,
+    /// What hosts show to it.
+    pub host_token: String,
+    /// The hosts' names.
+    pub hosts: Vec<String>,
+}
+
+impl Fabric {
+    /// The bridge that plays the data centre.
+    pub fn bridge(&self) -> String {
+        format!("mayfly{}", self.number)
+    }
+
+    /// The near end of a host's cable.
+    pub fn leg(&self, index: usize) -> String {
+        format!("mf{}h{}", self.number, index + 1)
+    }
+
+    /// The machine's own address in the data centre.
+    pub fn machine(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, self.number, 1)
+    }
+
+    /// A host's address.
+    pub fn host(&self, index: usize) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, self.number, 11 + index as u8)
+    }
+
+    /// The network of VIPs; the machine has its first address.
+    pub fn vips(&self) -> (Ipv4Addr, u8) {
+        (Ipv4Addr::new(10, 78, self.number, 0), 24)
+    }
+
+    /// Where the controller listens: for users on the loopback, for hosts in the data centre.
+    pub fn controller(&self) -> [SocketAddr; 2] {
+        [SocketAddr::from(([127, 77, self.number, 1], PORT)), SocketAddr::from((self.machine(), PORT))]
+    }
+
+    /// The controller's URL for users.
+    pub fn controller_url(&self) -> String {
+        format!("http://{}", self.controller()[0])
+    }
+
+    /// The controller's URL for hosts.
+    pub fn host_url(&self) -> String {
+        format!("http://{}", self.controller()[1])
+    }
+}
+
+impl Layout {
+    /// The layout under `state`.
+    pub fn new(state: &Path) -> Layout {
+        Layout { state: std::path::absolute(state).unwrap_or_else(|_| state.to_owned()) }
+    }
+
+    /// The whole folder.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// The controller's folder.
+    pub fn controller(&self) -> PathBuf {
+        self.state.join("controller")
+    }
+
+    /// A host's folder.
+    pub fn host(&self, name: &str) -> PathBuf {
+        self.state.join("hosts").join(name)
+    }
+
+    fn fabric(&self) -> PathBuf {
+        self.state.join("fabric.json")
+    }
+
+    /// What the fabric remembers, if there is one.
+    pub fn read_fabric(&self) -> anyhow::Result<Option<Fabric>> {
+        read_json(&self.fabric())
+    }
+
+    /// Writes down what the fabric has to remember; others must not read its tokens.
+    pub fn write_fabric(&self, fabric: &Fabric) -> anyhow::Result<()> {
+        write_json(&self.fabric(), fabric)
+    }
+
+    /// Keeps other commands from starting or stopping the same fabric meanwhile.
+    pub fn lock(&self) -> anyhow::Result<Flock<File>> {
+        fs::create_dir_all(&self.state).with_context(|| format!("cannot create {}", self.state.display()))?;
+        fs::set_permissions(&self.state, fs::Permissions::from_mode(0o700))?;
+        let path = self.state.join("lock");
+        let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
+            anyhow::anyhow!("another `mayfly dev` command is at work on {}; wait for it", self.state.display())
+        })
+    }
+}
+
+/// Reads a file that may be missing.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
+    match fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        Ok(bytes) => {
+            Ok(Some(serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?))
+        }
+    }
+}
+
+/// Replaces a file that only its owner may read.
+pub fn write_json(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
+    let temporary = path.with_extension("new");
+    fs::write(&temporary, serde_json::to_vec_pretty(value)?)
+        .and_then(|()| fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600)))
+        .and_then(|()| fs::rename(&temporary, path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}

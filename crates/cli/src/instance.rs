@@ -1,0 +1,90 @@
+//! `mayfly instance`.
+
+use anyhow::Context;
+use mayfly_api::InstanceView;
+use mayfly_model::InstanceKey;
+
+use crate::arguments::{InstanceCommand, Wait};
+use crate::connection::Connection;
+use crate::output::{self, or_dash};
+use crate::wait::{Judge, Seen, until};
+
+pub async fn run(connection: &Connection, command: InstanceCommand) -> anyhow::Result<()> {
+    match command {
+        InstanceCommand::List { service } => {
+            let instances = connection.client.instance_list(service.as_ref()).await?;
+            let header = [
+                "instance",
+                "state",
+                "host",
+                "fault domain",
+                "update domain",
+                "computer name",
+                "DIP",
+                "generation",
+                "detail",
+            ];
+            output::list(connection.output, &instances, &header, |one| {
+                vec![
+                    full_name(one),
+                    one.state.clone(),
+                    or_dash(one.host.as_ref()),
+                    or_dash(one.fault_domain.as_ref()),
+                    one.update_domain.to_string(),
+                    or_dash(one.computer_name.as_ref()),
+                    or_dash(one.dip.as_ref()),
+                    one.generation.to_string(),
+                    one.detail.clone().unwrap_or_default(),
+                ]
+            })
+        }
+        InstanceCommand::Reboot { instance, wait } => {
+            act(connection, &instance, "reboot", &wait, |before, now| {
+                now.vm != before.vm || now.reboots > before.reboots
+            })
+            .await
+        }
+        InstanceCommand::Reimage { instance, wait } => {
+            act(connection, &instance, "reimage", &wait, |before, now| now.generation > before.generation).await
+        }
+    }
+}
+
+fn full_name(instance: &InstanceView) -> String {
+    match instance.slot {
+        mayfly_model::Slot::Production => format!("{}/{}", instance.service, instance.name),
+        mayfly_model::Slot::Staging => format!("{}@staging/{}", instance.service, instance.name),
+    }
+}
+
+/// Does `verb` to an instance and, if wanted, waits until it has happened and the instance is ready again.
+async fn act(
+    connection: &Connection,
+    key: &InstanceKey,
+    verb: &str,
+    wait: &Wait,
+    happened: impl Fn(&InstanceView, &InstanceView) -> bool,
+) -> anyhow::Result<()> {
+    let before = find(connection, key).await?;
+    connection.client.instance_act(key, verb).await?;
+    if !wait.wait {
+        return output::line(&format!("{key}: {verb} is under way"));
+    }
+    let judge = std::cell::RefCell::new(Judge::new());
+    until(wait, || async {
+        let now = find(connection, key).await?;
+        if !happened(&before, &now) {
+            return Ok(Seen::NotYet(format!("{} is {}", now.name, now.state)));
+        }
+        judge.borrow_mut().look(std::slice::from_ref(&now), 1)
+    })
+    .await?;
+    let now = find(connection, key).await?;
+    output::line(&format!("{key} is ready: {} on {}", or_dash(now.computer_name.as_ref()), or_dash(now.host.as_ref())))
+}
+
+async fn find(connection: &Connection, key: &InstanceKey) -> anyhow::Result<InstanceView> {
+    let instances = connection.client.instance_list(Some(&key.deployment.service)).await?;
+    let mut found = instances.into_iter().filter(|one| one.slot == key.deployment.slot);
+    found.find(|one| one.name == key.name()).with_context(|| format!("there is no instance `{key}`"))
+}

@@ -1,0 +1,52 @@
+//! `mayfly`: the command line, the processes behind it, and the dev fabric.
+
+mod arguments;
+mod connection;
+mod dev;
+mod event;
+mod failure;
+mod host;
+mod image;
+mod instance;
+mod internal;
+mod output;
+mod service;
+mod wait;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Arguments, Command};
+use connection::Connection;
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            failure::print(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    // These change namespaces or run a server of their own, so no runtime may be there yet.
+    let command = match arguments.command {
+        Command::Internal(command) => return internal::run(command),
+        Command::Dev(command) => return dev::run(&arguments.state, command),
+        other => other,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let connection = Connection::find(&arguments.state, arguments.output)?;
+        match command {
+            Command::Image(command) => image::run(&connection, command).await,
+            Command::Service(command) => service::run(&connection, command).await,
+            Command::Instance(command) => instance::run(&connection, command).await,
+            Command::Host(command) => host::run(&connection, command).await,
+            Command::Event(command) => event::run(&connection, command).await,
+            Command::Dev(_) | Command::Internal(_) => Ok(()),
+        }
+    })
+}

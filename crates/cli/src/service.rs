@@ -1,0 +1,157 @@
+//! `mayfly service`.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Context;
+use mayfly_api::{DeployRequest, ErrorCode, ScaleRequest, ServiceView, SourceFile};
+use mayfly_model::{ServiceName, Slot, USER_DATA_SETTING};
+use mayfly_service_model::{Source, check, parse_configuration, parse_definition, resolve_user_data};
+
+use crate::arguments::{Output, ServiceCommand, Wait};
+use crate::connection::Connection;
+use crate::output;
+use crate::wait::{Judge, Seen, until};
+
+pub async fn run(connection: &Connection, command: ServiceCommand) -> anyhow::Result<()> {
+    let client = &connection.client;
+    match command {
+        ServiceCommand::Create { name } => {
+            client.service_create(&name).await?;
+            output::line(&format!("{name} is there, and empty"))
+        }
+        ServiceCommand::List => {
+            let services = client.service_list().await?;
+            output::list(connection.output, &services, &["name", "state", "DNS name", "VIP", "instances ready"], row)
+        }
+        ServiceCommand::Show { name } => show(connection.output, &client.service_show(&name).await?),
+        ServiceCommand::Deploy { name, definition, configuration, slot, wait } => {
+            let request = read_files(&definition, &configuration)?;
+            client.deploy(&name, slot, &request).await?;
+            settle(connection, &name, slot, &wait).await
+        }
+        ServiceCommand::Scale { name, roles, slot, wait } => {
+            let request = ScaleRequest { instances: roles.into_iter().collect() };
+            client.scale(&name, slot, &request).await?;
+            settle(connection, &name, slot, &wait).await
+        }
+        ServiceCommand::Delete { name, wait } => {
+            client.service_delete(&name).await?;
+            if !wait.wait {
+                return output::line(&format!("{name} is being deleted"));
+            }
+            until(&wait, || async {
+                match client.service_show(&name).await {
+                    Err(error) if error.code() == Some(ErrorCode::NotFound) => Ok(Seen::Done),
+                    Err(error) => Err(error.into()),
+                    Ok(_) => Ok(Seen::NotYet(format!("{} VMs left", client.instance_list(Some(&name)).await?.len()))),
+                }
+            })
+            .await?;
+            output::line(&format!("{name} is gone"))
+        }
+    }
+}
+
+/// Reads and checks the files here, so that errors show before anything is sent.
+fn read_files(definition: &Path, configuration: &Path) -> anyhow::Result<DeployRequest> {
+    let (definition_source, configuration_source) = (read_source(definition)?, read_source(configuration)?);
+    let parsed = parse_definition(&definition_source)?;
+    let mut configured = parse_configuration(&configuration_source)?;
+    check(&parsed, &configured, &configuration_source)?;
+    let mut files = BTreeMap::new();
+    let folder = configuration.parent().unwrap_or(Path::new(""));
+    for role in &configured.roles {
+        if let Some(name) = role.setting(USER_DATA_SETTING).and_then(|value| value.strip_prefix('@')) {
+            let path = folder.join(name);
+            match std::fs::read_to_string(&path) {
+                Ok(text) => drop(files.insert(name.to_owned(), text)),
+                // The check below says so, and where the name stands.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+            }
+        }
+    }
+    resolve_user_data(&mut configured, &files, &configuration_source)?;
+    let file = |source: Source| SourceFile { name: source.name, text: source.text };
+    Ok(DeployRequest { definition: file(definition_source), configuration: file(configuration_source), files })
+}
+
+fn read_source(path: &Path) -> anyhow::Result<Source> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(Source::new(&path.display().to_string(), &bytes)?)
+}
+
+/// Waits, if wanted, until a deployment has all instances that it should have, all ready.
+async fn settle(connection: &Connection, name: &ServiceName, slot: Slot, wait: &Wait) -> anyhow::Result<()> {
+    let client = &connection.client;
+    if !wait.wait {
+        return output::line(&format!("{name} is under way; `mayfly instance list {name}` shows how far it is"));
+    }
+    let judge = RefCell::new(Judge::new());
+    until(wait, || async {
+        let service = client.service_show(name).await?;
+        let wanted = service.deployments.iter().find(|one| one.slot == slot);
+        let wanted: u32 = wanted.map_or(0, |one| one.roles.iter().map(|role| role.wanted).sum());
+        let instances: Vec<_> =
+            client.instance_list(Some(name)).await?.into_iter().filter(|one| one.slot == slot).collect();
+        judge.borrow_mut().look(&instances, wanted as usize)
+    })
+    .await?;
+    let service = client.service_show(name).await?;
+    let Some(deployment) = service.deployments.iter().find(|one| one.slot == slot) else { return Ok(()) };
+    let ready: u32 = deployment.roles.iter().map(|role| role.ready).sum();
+    output::line(&format!("{name} is ready: {ready} instances behind {}", deployment.vip))
+}
+
+fn row(service: &ServiceView) -> Vec<String> {
+    let production = service.deployments.iter().find(|one| one.slot == Slot::Production);
+    let (ready, wanted) = service
+        .deployments
+        .iter()
+        .flat_map(|one| &one.roles)
+        .fold((0, 0), |(ready, wanted), role| (ready + role.ready, wanted + role.wanted));
+    vec![
+        service.name.clone(),
+        service.state.clone(),
+        service.dns_name.clone(),
+        production.map_or_else(|| "-".to_owned(), |one| one.vip.to_string()),
+        format!("{ready} of {wanted}"),
+    ]
+}
+
+fn show(format: Output, service: &ServiceView) -> anyhow::Result<()> {
+    if format == Output::Json {
+        return output::line(&serde_json::to_string_pretty(service)?);
+    }
+    output::line(&format!(
+        "name:      {}\nstate:     {}\nDNS name:  {}\ncreated:   {}",
+        service.name, service.state, service.dns_name, service.created
+    ))?;
+    for slot in [Slot::Production, Slot::Staging] {
+        let Some(deployment) = service.deployments.iter().find(|one| one.slot == slot) else {
+            output::line(&format!("\n{slot}: empty"))?;
+            continue;
+        };
+        output::line(&format!(
+            "\n{slot}: {}\n  VIP:  {}\n  id:   {}",
+            deployment.state, deployment.vip, deployment.id
+        ))?;
+        for role in &deployment.roles {
+            let image = role.image.as_deref().unwrap_or("-");
+            output::line(&format!(
+                "  role {}: {} of {} ready, {}, image {image}",
+                role.name, role.ready, role.wanted, role.size
+            ))?;
+            for endpoint in &role.endpoints {
+                let (vip, port) = (deployment.vip, endpoint.port);
+                output::line(&format!(
+                    "    {} {vip}:{port} -> {} ({})",
+                    endpoint.name, endpoint.local_port, endpoint.protocol
+                ))?;
+            }
+        }
+    }
+    Ok(())
+}
