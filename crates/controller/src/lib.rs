@@ -26,7 +26,9 @@ pub async fn run(config: ControllerConfig) -> anyhow::Result<()> {
     let mut listeners = Vec::new();
     for address in &config.listen {
         let listener = TcpListener::bind(address).await.with_context(|| {
-            format!("cannot listen on {address}; is another controller running there? `ss -ltnp` shows who has the port")
+            format!(
+                "cannot listen on {address}; is another controller running there? `ss -ltnp` shows who has the port"
+            )
         })?;
         listeners.push(listener);
     }
@@ -37,9 +39,9 @@ pub async fn run(config: ControllerConfig) -> anyhow::Result<()> {
     let shared = Arc::new(http::Shared { driver, images, config: config.clone() });
     tracing::info!(addresses = ?config.listen, "the controller is up");
     let router = http::router(shared);
-    let servers = listeners.into_iter().map(|listener| {
-        axum::serve(listener, router.clone()).with_graceful_shutdown(terminated()).into_future()
-    });
+    let servers = listeners
+        .into_iter()
+        .map(|listener| axum::serve(listener, router.clone()).with_graceful_shutdown(terminated()).into_future());
     futures_util::future::try_join_all(servers).await.map(drop).context("the API server failed")
 }
 

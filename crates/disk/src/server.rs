@@ -108,7 +108,8 @@ impl DiskServer {
     /// [`ServerError`] says why it cannot.
     pub fn open(&self, export: Export) -> Result<(), ServerError> {
         let file = self.remembered(&export.name)?;
-        if self.state().serving.get(&export.name).is_some_and(|serving| serving.export == export) {
+        let served = self.state().serving.get(&export.name).is_some_and(|serving| serving.export == export);
+        if served && export.socket.exists() {
             return Ok(());
         }
         let text = serde_json::to_vec(&export).map_err(|error| ServerError::Name(error.to_string()))?;

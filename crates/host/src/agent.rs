@@ -107,15 +107,20 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
     let goal = GoalState::clone(&agent.goal.borrow());
     agent.zone.send_replace(Arc::new(Zone::new(&goal.network.zone, &goal.network.dns)));
     servers::start(&agent).await.context("cannot serve guests")?;
-    mesh::start(&agent).await.context("cannot talk to the other hosts")?;
+    let mesh = mesh::start(&agent).await.context("cannot talk to the other hosts")?;
     tracing::info!(host = %agent.config.name, incarnation = %goal.incarnation, "the agent is up");
-    tokio::spawn(network::run(Arc::clone(&agent)));
     tokio::spawn(guard::run(Arc::clone(&agent)));
     tokio::spawn(probes::run(Arc::clone(&agent)));
     tokio::spawn(reporting::listen(Arc::clone(&agent)));
     // VMs of before are known before the first report, which lists all that exist.
     let known = vm::adopt_all(&agent)?;
     tokio::spawn(vm::run(Arc::clone(&agent), known));
+    let network_agent = Arc::clone(&agent);
+    tokio::spawn(async move {
+        vm::settled(&network_agent).await;
+        tokio::spawn(mesh::speak(Arc::clone(&network_agent), mesh));
+        network::run(network_agent).await;
+    });
     reporting::run(agent).await;
     Ok(())
 }

@@ -33,6 +33,9 @@ pub(crate) struct VmNote {
     pub reboots: u32,
     /// Starts that nobody asked for.
     pub restarts: u32,
+    /// Whether the guest has said that it is ready; it may take a while to say so again.
+    #[serde(default)]
+    pub ready: bool,
 }
 
 impl Ledger {
@@ -74,8 +77,11 @@ impl Ledger {
         let mut notes = Vec::new();
         for entry in fs::read_dir(&folder)? {
             let path = entry?.path();
-            match read::<VmNote>(&path.join("vm.json")) {
+            let note = path.join("vm.json");
+            match read::<VmNote>(&note) {
                 Some(note) => notes.push(note),
+                // It is another version's perhaps. The goal state says whether its disk is still wanted.
+                None if note.exists() => {}
                 None => fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?,
             }
         }

@@ -8,12 +8,11 @@ use tokio::net::UdpSocket;
 use crate::agent::{Agent, lock};
 use crate::clock;
 
-/// Starts telling and hearing.
-pub(crate) async fn start(agent: &Arc<Agent>) -> std::io::Result<()> {
+/// Starts to hear, and returns the socket to speak through.
+pub(crate) async fn start(agent: &Arc<Agent>) -> std::io::Result<Arc<UdpSocket>> {
     let socket = Arc::new(UdpSocket::bind((agent.config.address, PORT)).await?);
     tokio::spawn(hear(Arc::clone(agent), Arc::clone(&socket)));
-    tokio::spawn(speak(Arc::clone(agent), socket));
-    Ok(())
+    Ok(socket)
 }
 
 async fn hear(agent: Arc<Agent>, socket: Arc<UdpSocket>) {
@@ -39,7 +38,7 @@ async fn hear(agent: Arc<Agent>, socket: Arc<UdpSocket>) {
 }
 
 /// Speaks at every interval, and at once when something has changed here.
-async fn speak(agent: Arc<Agent>, socket: Arc<UdpSocket>) {
+pub(crate) async fn speak(agent: Arc<Agent>, socket: Arc<UdpSocket>) {
     let mut changed = agent.changed.subscribe();
     loop {
         let now = clock::now();

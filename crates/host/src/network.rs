@@ -38,8 +38,13 @@ pub(crate) async fn prepare(agent: &Agent) -> anyhow::Result<()> {
     if let Some(gateway) = agent.config.gateway {
         agent.links.add_default_route(gateway).await?;
     }
+    // Where there are rules already, an earlier agent made them for guests that may still run; they hold until it is
+    // known how those are doing.
     let first = current(agent);
-    lock(&agent.nft).apply(&first.rules)?;
+    let mut nft = lock(&agent.nft);
+    if nft.apply("create table inet mayfly").is_ok() {
+        nft.apply(&first.rules)?;
+    }
     Ok(())
 }
 

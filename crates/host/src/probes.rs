@@ -19,7 +19,10 @@ const EAGER: u64 = 250;
 /// How long one question may take.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// The history of one probe of one VM.
+/// One probe of one guest: the VM, which of its guests, and the probe.
+type Key = (VmId, u32, ProbeGoal);
+
+/// The history of one probe.
 #[derive(Clone, Copy, Debug, Default)]
 struct Record {
     asked: Time,
@@ -28,7 +31,7 @@ struct Record {
 
 /// Asks for ever.
 pub(crate) async fn run(agent: Arc<Agent>) {
-    let mut records: BTreeMap<(VmId, ProbeGoal), Record> = BTreeMap::new();
+    let mut records: BTreeMap<Key, Record> = BTreeMap::new();
     let (sender, mut answers) = tokio::sync::mpsc::unbounded_channel();
     loop {
         let now = clock::now();
@@ -37,7 +40,7 @@ pub(crate) async fn run(agent: Arc<Agent>) {
         for (key, address) in wanted {
             let record = records.entry(key.clone()).or_default();
             let interval = match record.answered {
-                Some(_) => u64::from(key.1.interval_seconds) * 1000,
+                Some(_) => u64::from(key.2.interval_seconds) * 1000,
                 None => EAGER,
             };
             if record.asked != Time(0) && now.since(record.asked) < interval {
@@ -46,7 +49,7 @@ pub(crate) async fn run(agent: Arc<Agent>) {
             record.asked = now;
             let sender = sender.clone();
             tokio::spawn(async move {
-                let answered = ask(address, &key.1, LIMIT).await;
+                let answered = ask(address, &key.2, LIMIT).await;
                 // The receiver lives as long as the agent.
                 let _ = sender.send((key, answered));
             });
@@ -56,7 +59,7 @@ pub(crate) async fn run(agent: Arc<Agent>) {
             if answered {
                 record.answered = Some(clock::now());
             }
-            let patience = u64::from(key.1.timeout_seconds) * 1000;
+            let patience = u64::from(key.2.timeout_seconds) * 1000;
             let well = record.answered.is_some_and(|at| clock::now().since(at) < patience);
             if !well {
                 record.answered = None;
@@ -68,18 +71,20 @@ pub(crate) async fn run(agent: Arc<Agent>) {
 }
 
 /// The probes of running guests.
-fn wanted(agent: &Agent) -> BTreeMap<(VmId, ProbeGoal), Ipv4Addr> {
+fn wanted(agent: &Agent) -> BTreeMap<Key, Ipv4Addr> {
     let statuses = agent.statuses();
     let running = statuses.vms.values().filter(|status| status.stage == Stage::Running);
-    let probes = running
-        .flat_map(|status| status.goal.probes.iter().map(|probe| ((status.goal.vm, probe.clone()), status.goal.dip)));
+    let probes = running.flat_map(|status| {
+        status.goal.probes.iter().map(|probe| ((status.goal.vm, status.life, probe.clone()), status.goal.dip))
+    });
     probes.collect()
 }
 
-fn note(agent: &Agent, (vm, probe): &(VmId, ProbeGoal), well: bool) {
+fn note(agent: &Agent, (vm, life, probe): &Key, well: bool) {
     let changed = {
         let mut statuses = agent.statuses();
-        let Some(status) = statuses.vms.get_mut(vm).filter(|status| status.stage == Stage::Running) else { return };
+        let status = statuses.vms.get_mut(vm).filter(|status| status.stage == Stage::Running && status.life == *life);
+        let Some(status) = status else { return };
         status.answered.insert(probe.clone(), well) != Some(well)
     };
     if changed {

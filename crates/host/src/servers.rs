@@ -30,7 +30,7 @@ impl Guests for Directory {
             let mut statuses = self.0.statuses();
             let Some(status) = statuses.at(address).filter(|status| status.stage == Stage::Running) else { return };
             let news = status.said.as_ref().is_none_or(|(before, _)| *before != report);
-            status.said = Some((report, clock::now()));
+            status.hear(report, clock::now());
             news
         };
         if news {

@@ -12,6 +12,10 @@ use mayfly_wire::HealthReport;
 /// agent's heartbeats of 25 seconds.
 const SILENCE: u64 = 90_000;
 
+/// Milliseconds from a guest's first Ready after which it counts even if its probes do not answer: readiness is the
+/// guest's own, but those who wait for it should find it in rotation.
+const PROBED: u64 = 3_000;
+
 /// What is known of one VM.
 #[derive(Clone, Debug)]
 pub(crate) struct VmStatus {
@@ -27,8 +31,12 @@ pub(crate) struct VmStatus {
     pub restarts: u32,
     /// Whether its tap is there.
     pub has_tap: bool,
+    /// Grows with each guest; answers to an earlier one's probes do not count.
+    pub life: u32,
     /// The guest's last word, and when.
     pub said: Option<(HealthReport, Time)>,
+    /// When the guest first said that it is ready.
+    pub ready_since: Option<Time>,
     /// Probes that were answered last time.
     pub answered: BTreeMap<ProbeGoal, bool>,
     /// Bytes of the differencing disk's file.
@@ -60,7 +68,9 @@ impl VmStatus {
             reboots: 0,
             restarts: 0,
             has_tap: false,
+            life: 0,
             said: None,
+            ready_since: None,
             answered: BTreeMap::new(),
             disk_bytes: 0,
         }
@@ -68,8 +78,34 @@ impl VmStatus {
 
     /// Forgets what the guest has said and answered: it is another guest now, or none.
     pub(crate) fn forget_guest(&mut self) {
+        self.life += 1;
         self.said = None;
+        self.ready_since = None;
         self.answered.clear();
+    }
+
+    /// Takes the guest's word.
+    pub(crate) fn hear(&mut self, report: HealthReport, now: Time) {
+        if report.ready {
+            self.ready_since.get_or_insert(now);
+        }
+        self.said = Some((report, now));
+    }
+
+    /// Whether the guest's last word was that it is ready.
+    pub(crate) fn says_ready(&self) -> bool {
+        self.said.as_ref().is_some_and(|(report, _)| report.ready)
+    }
+
+    /// Whether it is known again how an adopted guest is doing.
+    pub(crate) fn is_settled(&self, now: Time) -> bool {
+        self.stage == Stage::Running && self.is_probed(now)
+    }
+
+    /// Whether it is in rotation, or its probes have had the time to put it there.
+    fn is_probed(&self, now: Time) -> bool {
+        let answered = |probe| self.answered.get(probe) == Some(&true);
+        self.goal.probes.iter().all(answered) || self.ready_since.is_some_and(|since| now.since(since) > PROBED)
     }
 
     pub(crate) fn observed(&self, now: Time) -> Observed {
@@ -80,7 +116,10 @@ impl VmStatus {
             Stage::Paused(reason) => Observed::Running(Readiness::NotReady(reason.clone())),
             Stage::Running => match &self.said {
                 Some((_, at)) if now.since(*at) > SILENCE => Observed::Running(Readiness::Silent),
-                Some((report, _)) if report.ready => Observed::Running(Readiness::Ready),
+                Some((report, _)) if report.ready && self.is_probed(now) => Observed::Running(Readiness::Ready),
+                Some((report, _)) if report.ready => {
+                    Observed::Running(Readiness::NotReady("its probes have not answered yet".to_owned()))
+                }
                 Some((report, _)) => Observed::Running(Readiness::NotReady(report.detail.clone())),
                 None if self.answered.values().any(|answered| *answered) => Observed::Running(Readiness::Ready),
                 None => Observed::Starting,

@@ -33,7 +33,7 @@ fn main() {
 fn run() -> anyhow::Result<()> {
     system::mount_early().context("cannot mount /proc and the like")?;
     system::load_drivers();
-    std::thread::spawn(system::power_off_on_button);
+    system::power_off_on_button();
     let boots = disk::start().context("cannot use the disk")?;
     let address = system::configure_network().context("no address by DHCP")?;
     system::say(&format!("mayfly hello: {address}, boot {boots}"));

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail};
@@ -50,19 +50,26 @@ pub fn configure_network() -> anyhow::Result<String> {
     Ok(fs::read_to_string("/run/address")?.trim().to_owned())
 }
 
-/// Waits for the power button and switches off in good order.
+/// Waits for the power button, whichever input device it is, and switches off in good order.
 pub fn power_off_on_button() {
+    for entry in fs::read_dir("/dev/input").into_iter().flatten().flatten() {
+        std::thread::spawn(move || watch_button(&entry.path()));
+    }
+}
+
+fn watch_button(device: &Path) {
     // `struct input_event` on x86-64: two words of time, then type, code and value.
     const EVENT_BYTES: usize = 24;
     const TYPE_KEY: u16 = 1;
     const KEY_POWER: u16 = 116;
-    let Ok(mut device) = File::open("/dev/input/event0") else { return };
+    let Ok(mut device) = File::open(device) else { return };
     let mut event = [0; EVENT_BYTES];
     while device.read_exact(&mut event).is_ok() {
         let half = |at: usize| u16::from_le_bytes([event[at], event[at + 1]]);
         if (half(16), half(18)) == (TYPE_KEY, KEY_POWER) {
             say("mayfly hello: power button, switching off");
             crate::disk::stop();
+            // If the kernel refuses, the host switches off the hard way.
             let _ = nix::sys::reboot::reboot(nix::sys::reboot::RebootMode::RB_POWER_OFF);
         }
     }

@@ -5,12 +5,18 @@ mod runner;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mayfly_model::{VmGoal, VmId};
+use mayfly_wire::HealthReport;
 use tokio::sync::watch;
 
 use crate::agent::Agent;
+use crate::clock;
 use crate::status::{Stage, VmStatus};
+
+/// How long a restarted agent leaves the network as it found it.
+const SETTLE: Duration = Duration::from_millis(1500);
 
 /// What is wanted of a VM: this, or that it goes away.
 pub(crate) type Desired = Option<VmGoal>;
@@ -25,10 +31,26 @@ pub(crate) fn adopt_all(agent: &Arc<Agent>) -> anyhow::Result<Runners> {
         let mut status = VmStatus::new(note.goal.clone());
         (status.reboots, status.restarts) = (note.reboots, note.restarts);
         status.stage = Stage::Preparing("the agent has been restarted".to_owned());
+        if note.ready {
+            status.hear(HealthReport { ready: true, detail: String::new() }, clock::now());
+        }
         agent.statuses().vms.insert(note.goal.vm, status);
         runners.insert(note.goal.vm, start(agent, note.goal, true));
     }
     Ok(runners)
+}
+
+/// Waits until it is known again how the guests of before are doing, so that nobody is taken out of rotation because
+/// the agent was restarted. Not for long: a guest that has died meanwhile is no reason to wait.
+pub(crate) async fn settled(agent: &Agent) {
+    let deadline = tokio::time::Instant::now() + SETTLE;
+    while tokio::time::Instant::now() < deadline {
+        let now = clock::now();
+        if agent.statuses().vms.values().all(|status| status.is_settled(now)) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Follows the goal state for ever.

@@ -145,16 +145,15 @@ impl Runner {
         self.serve_dhcp();
         crate::guard::check(&agent);
         let spec = self.spec();
-        let machine = match std::mem::take(&mut self.adopted) {
-            true => match Machine::adopt(&spec.monitor(), &spec.pid_file()).await {
-                Ok(machine) => {
-                    tracing::info!(vm = %goal.vm, "found its guest running");
-                    machine
-                }
-                Err(_) => Machine::start(&spec).await?,
-            },
-            false => Machine::start(&spec).await?,
-        };
+        if std::mem::take(&mut self.adopted)
+            && let Ok(machine) = Machine::adopt(&spec.monitor(), &spec.pid_file()).await
+        {
+            tracing::info!(vm = %goal.vm, "found its guest running");
+            // What it said to the last agent still holds.
+            self.update(|status| status.stage = Stage::Running);
+            return Ok(machine);
+        }
+        let machine = Machine::start(&spec).await?;
         self.update(|status| {
             status.forget_guest();
             status.stage = Stage::Running;
@@ -166,6 +165,7 @@ impl Runner {
     async fn watch(&mut self, mut machine: Machine) -> (Ended, Machine) {
         let mut measure = tokio::time::interval(MEASURE);
         let mut resume_at = None;
+        let mut noted_ready = false;
         loop {
             if self.unwanted() {
                 return (Ended::Unwanted, machine);
@@ -202,7 +202,14 @@ impl Runner {
                 }
                 _ = measure.tick() => {
                     let bytes = prepare::disk_bytes(&self.agent, &self.goal);
-                    self.update_quietly(|status| status.disk_bytes = bytes);
+                    let ready = self.update_quietly(|status| {
+                        status.disk_bytes = bytes;
+                        status.says_ready()
+                    });
+                    if ready != Some(noted_ready) {
+                        noted_ready = ready == Some(true);
+                        self.note();
+                    }
                 }
                 _ = self.desired.changed() => {}
                 _ = self.serving.changed() => {}
@@ -336,7 +343,12 @@ impl Runner {
     }
 
     fn note_or_fail(&self) -> anyhow::Result<()> {
-        let (reboots, restarts) = self.update_quietly(|status| (status.reboots, status.restarts)).unwrap_or_default();
-        self.agent.ledger.write_vm(&VmNote { goal: self.goal.clone(), reboots, restarts })
+        let note = self.update_quietly(|status| VmNote {
+            goal: status.goal.clone(),
+            reboots: status.reboots,
+            restarts: status.restarts,
+            ready: status.says_ready(),
+        });
+        note.map_or(Ok(()), |note| self.agent.ledger.write_vm(&note))
     }
 }
