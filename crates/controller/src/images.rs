@@ -87,22 +87,31 @@ impl Drop for Partial {
 }
 
 async fn write(path: &Path, mut stream: BodyDataStream) -> Result<(Digest, u64), ApiError> {
+    let written = write_all(path, &mut stream).await;
+    if written.is_err() {
+        drain(&mut stream).await;
+    }
+    written
+}
+
+/// Takes what the sender still has to say. Most clients read an answer only when they have been let finish.
+pub async fn drain(stream: &mut BodyDataStream) {
+    while matches!(stream.next().await, Some(Ok(_))) {}
+}
+
+async fn write_all(path: &Path, stream: &mut BodyDataStream) -> Result<(Digest, u64), ApiError> {
+    let internal = |error: tokio::task::JoinError| ApiError::new(ErrorCode::Internal, error.to_string());
     let mut file = File::create(path).map_err(|error| io_error(&error))?;
     let (mut hasher, mut bytes) = (Sha256::new(), 0);
     while let Some(chunk) = stream.next().await {
         let chunk =
             chunk.map_err(|error| ApiError::new(ErrorCode::Invalid, format!("the upload broke off: {error}")))?;
-        (hasher, file) = tokio::task::spawn_blocking(move || {
+        bytes += chunk.len() as u64;
+        let work = tokio::task::spawn_blocking(move || {
             hasher.update(&chunk);
-            file.write_all(&chunk).map(|()| (hasher, file, chunk.len()))
-        })
-        .await
-        .map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?
-        .map(|(hasher, file, length)| {
-            bytes += length as u64;
-            (hasher, file)
-        })
-        .map_err(|error| io_error(&error))?;
+            file.write_all(&chunk).map(|()| (hasher, file))
+        });
+        (hasher, file) = work.await.map_err(internal)?.map_err(|error| io_error(&error))?;
     }
     let text: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     let digest = Digest::new(text).map_err(|error| ApiError::new(ErrorCode::Internal, error))?;

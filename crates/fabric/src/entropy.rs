@@ -6,7 +6,7 @@ pub struct Entropy(pub u64);
 
 impl Entropy {
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -17,7 +17,7 @@ impl Entropy {
     /// A computer name: `mf` and ten letters or digits.
     pub fn computer_name(&mut self) -> String {
         const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
-        let mut bits = self.next();
+        let mut bits = self.bits();
         let mut name = "mf".to_owned();
         for _ in 0..10 {
             name.push(char::from(ALPHABET[(bits % 36) as usize]));
@@ -28,6 +28,6 @@ impl Entropy {
 
     /// 32 hexadecimal digits.
     pub fn deployment_id(&mut self) -> String {
-        format!("{:016x}{:016x}", self.next(), self.next())
+        format!("{:016x}{:016x}", self.bits(), self.bits())
     }
 }

@@ -129,7 +129,7 @@ impl Fabric {
         for _ in 0..millis / 100 {
             self.now = self.now.plus(100);
             self.step(Input::Tick).unwrap();
-            if self.now.0 % 500 == 0 {
+            if self.now.0.is_multiple_of(500) {
                 let hosts: Vec<_> =
                     self.acknowledged.keys().filter(|host| !self.dead.contains(host)).cloned().collect();
                 for host in hosts {

@@ -87,13 +87,19 @@ impl Links {
         self.handle.link().set(message).execute().await.map_err(NetError::netlink(format!("bring {device} up")))
     }
 
-    /// Makes a bridge that bears `owner` as its alias.
+    /// Makes a bridge that bears `owner` as its alias. Its hardware address is `mac`: left to itself, a bridge takes
+    /// that of one of its ports, and another one when that port goes, so that its neighbours lose it for seconds.
     ///
     /// # Errors
     /// [`NetError::Netlink`], also when it is there already.
-    pub async fn create_bridge(&self, name: &str, owner: &str) -> Result<(), NetError> {
+    pub async fn create_bridge(&self, name: &str, mac: [u8; 6], owner: &str) -> Result<(), NetError> {
         let fail = || NetError::netlink(format!("make the bridge {name}"));
-        self.handle.link().add(LinkBridge::new(name).up().build()).execute().await.map_err(fail())?;
+        self.handle
+            .link()
+            .add(LinkBridge::new(name).address(mac.to_vec()).up().build())
+            .execute()
+            .await
+            .map_err(fail())?;
         let alias = LinkUnspec::new_with_name(name).alias(owner).build();
         self.handle.link().set(alias).execute().await.map_err(fail())
     }

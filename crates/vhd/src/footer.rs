@@ -124,7 +124,7 @@ impl Footer {
             return Err(damaged("file format version", 12, format!("{version:#010x} is not 1.x")));
         }
         let disk_bytes = be64(bytes, 48);
-        if disk_bytes == 0 || disk_bytes % crate::SECTOR != 0 {
+        if disk_bytes == 0 || !disk_bytes.is_multiple_of(crate::SECTOR) {
             return Err(damaged("current size", 48, format!("{disk_bytes} is not a positive multiple of 512")));
         }
         let kind = be32(bytes, 60);

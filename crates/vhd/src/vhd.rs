@@ -138,7 +138,7 @@ impl Vhd {
     /// an error each sector is either old or new.
     pub fn write_at(&self, data: &[u8], offset: u64) -> Result<(), VhdError> {
         self.check_range(data.len() as u64, offset)?;
-        if offset % SECTOR != 0 || data.len() as u64 % SECTOR != 0 {
+        if !offset.is_multiple_of(SECTOR) || !(data.len() as u64).is_multiple_of(SECTOR) {
             return Err(self.out_of_range(data.len() as u64, offset));
         }
         let (Access::ReadWrite, Content::Sparse { header, blocks, .. }) = (self.access, &self.content) else {

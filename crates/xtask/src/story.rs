@@ -176,6 +176,9 @@ impl Story<'_> {
         let visits = visitor.finish()?;
         let failed: Vec<_> = visits.iter().filter(|visit| visit.page.is_err()).collect();
         let last = failed.iter().map(|visit| (visit.at - killed.min(visit.at)).as_secs_f64()).fold(0.0, f64::max);
+        if let Some(Err(why)) = failed.last().map(|visit| &visit.page) {
+            self.summary.figure("the last failure", why);
+        }
         let old_name = before["computer_name"].as_str().unwrap_or_default();
         ensure!(last <= PROBE_TIMEOUT, "requests still failed {last:.1} s after the host's death");
         ensure!(healed["fault_domain"] != before["fault_domain"], "the replacement stands in the dead fault domain");

@@ -35,11 +35,13 @@ impl Visitor {
         let thread = std::thread::spawn(move || {
             let mut visits = Vec::new();
             while !asked_to_stop.load(Ordering::Relaxed) {
-                let at = Instant::now();
-                visits.push(Visit { at, page: get(&url).map_err(|error| format!("{error:#}")) });
+                // Each visitor waits for an answer alone; the next one comes in time whatever happens.
+                let (at, url) = (Instant::now(), url.clone());
+                visits.push((at, std::thread::spawn(move || get(&url).map_err(|error| format!("{error:#}")))));
                 std::thread::sleep(INTERVAL.saturating_sub(at.elapsed()));
             }
-            visits
+            let page = |thread: JoinHandle<_>| thread.join().unwrap_or_else(|_| Err("panicked".to_owned()));
+            visits.into_iter().map(|(at, thread)| Visit { at, page: page(thread) }).collect()
         });
         Visitor { stop, thread }
     }

@@ -1,6 +1,7 @@
 //! Starting and stopping the whole dev fabric.
 
 use std::fs;
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -64,6 +65,11 @@ async fn start_all(
     capacity: Resources,
     accelerator: Accelerator,
 ) -> anyhow::Result<()> {
+    for address in fabric.controller() {
+        TcpListener::bind(address).with_context(|| {
+            format!("{address} is in use by another program; `ss -ltnp` shows which, stop that one first")
+        })?;
+    }
     controller::start(layout, fabric)?;
     for index in 0..fabric.hosts.len() {
         hosts::configure(layout, fabric, index, capacity, accelerator)?;
@@ -106,7 +112,7 @@ async fn claim(layout: &Layout, fabric: &Fabric, links: &Links) -> anyhow::Resul
     if links.names().await?.contains(&bridge) {
         bail!("the bridge {bridge} of this dev fabric is in use by another one; stop that first, or purge this one");
     }
-    links.create_bridge(&bridge, &owner(layout)).await?;
+    links.create_bridge(&bridge, [0x02, 0x6d, 0x66, 0xff, 0x00, fabric.number], &owner(layout)).await?;
     links.add_address(&bridge, fabric.machine(), 24).await?;
     let (vips, prefix) = fabric.vips();
     let first = std::net::Ipv4Addr::from(u32::from(vips) + 1);

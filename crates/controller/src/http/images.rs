@@ -14,6 +14,7 @@ use tokio_util::io::ReaderStream;
 
 use super::error::{Failure, invalid};
 use super::{Shared, events};
+use crate::images::drain;
 
 pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Json<Vec<ImageView>> {
     Json(shared.driver.committed().state().images().values().map(view).collect())
@@ -38,6 +39,7 @@ pub(super) async fn push(
     let name = ImageName::new(name)?;
     // Known before the bytes have travelled; the core has the last word.
     if shared.driver.committed().state().images().contains_key(&name) {
+        drain(&mut body.into_data_stream()).await;
         let message = format!("there is an image `{name}` already; images never change, so choose another name");
         return Err(ApiError::new(ErrorCode::AlreadyExists, message).into());
     }

@@ -64,10 +64,10 @@ pub(crate) async fn run(agent: Arc<Agent>, mut runners: Runners) {
             desired.send_if_modified(|before| std::mem::replace(before, wanted.clone()) != wanted);
         }
         for wanted in &goal.vms {
-            if !runners.contains_key(&wanted.vm) {
+            runners.entry(wanted.vm).or_insert_with(|| {
                 agent.statuses().vms.insert(wanted.vm, VmStatus::new(wanted.clone()));
-                runners.insert(wanted.vm, start(&agent, wanted.clone(), false));
-            }
+                start(&agent, wanted.clone(), false)
+            });
         }
         agent.tell();
         if goals.changed().await.is_err() {
