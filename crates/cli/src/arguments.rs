@@ -249,7 +249,8 @@ fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err("write a number and s, m or h, for example 90s".to_owned()),
     };
     let number: u64 = number.parse().map_err(|_| "write a number and s, m or h, for example 90s".to_owned())?;
-    Ok(Duration::from_secs(number.saturating_mul(factor)))
+    // A year is as good as for ever, and can be added to any point in time.
+    Ok(Duration::from_secs(number.saturating_mul(factor).min(365 * 86_400)))
 }
 
 fn slot(text: &str) -> Result<Slot, String> {

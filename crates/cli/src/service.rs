@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use mayfly_api::{DeployRequest, ErrorCode, ScaleRequest, ServiceView, SourceFile};
 use mayfly_model::{ServiceName, Slot, USER_DATA_SETTING};
 use mayfly_service_model::{Source, check, parse_configuration, parse_definition, resolve_user_data};
@@ -32,7 +32,11 @@ pub async fn run(connection: &Connection, command: ServiceCommand) -> anyhow::Re
             settle(connection, &name, slot, &wait).await
         }
         ServiceCommand::Scale { name, roles, slot, wait } => {
-            let request = ScaleRequest { instances: roles.into_iter().collect() };
+            let mut instances = BTreeMap::new();
+            for (role, count) in roles {
+                ensure!(instances.insert(role.clone(), count).is_none(), "the role `{role}` is named twice");
+            }
+            let request = ScaleRequest { instances };
             client.scale(&name, slot, &request).await?;
             settle(connection, &name, slot, &wait).await
         }
@@ -45,7 +49,12 @@ pub async fn run(connection: &Connection, command: ServiceCommand) -> anyhow::Re
                 match client.service_show(&name).await {
                     Err(error) if error.code() == Some(ErrorCode::NotFound) => Ok(Seen::Done),
                     Err(error) => Err(error.into()),
-                    Ok(_) => Ok(Seen::NotYet(format!("{} VMs left", client.instance_list(Some(&name)).await?.len()))),
+                    Ok(_) => {
+                        // All instances: those of a service that is gone by now would be an error.
+                        let left = client.instance_list(None).await?;
+                        let left = left.iter().filter(|one| one.service == name.as_str()).count();
+                        Ok(Seen::NotYet(format!("{left} VMs left")))
+                    }
                 }
             })
             .await?;

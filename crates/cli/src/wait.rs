@@ -65,7 +65,9 @@ impl Judge {
 
     /// Whether all `instances` are ready and there are `wanted` of them.
     pub fn look(&mut self, instances: &[InstanceView], wanted: usize) -> anyhow::Result<Seen> {
-        let failed = |state: &str| instances.iter().find(|one| one.state == state);
+        // Not before the others have settled: one that failed earlier must not hide what becomes of the new ones.
+        let settled = |one: &InstanceView| one.state == "ReadyRole" || one.state.starts_with("Failed");
+        let failed = |state: &str| instances.iter().find(|one| one.state == state && instances.iter().all(settled));
         if let Some(one) = failed("FailedStartingRole") {
             bail!("{}", describe(one));
         }

@@ -40,14 +40,17 @@ impl Driver {
     ///
     /// # Errors
     /// When the records cannot be loaded.
-    pub fn start(store: Box<dyn Store>, config: Config) -> anyhow::Result<Driver> {
+    pub fn start(store: Box<dyn Store>, config: &Config) -> anyhow::Result<Driver> {
         let clock = Clock::start();
         let mut thread = Thread::load(store, config, clock)?;
         let (inputs, queue) = mpsc::channel(BATCH * 4);
         let (publish, committed) = watch::channel(Arc::new(thread.core.clone()));
         std::thread::Builder::new()
             .name("driver".to_owned())
-            .spawn(move || thread.run(queue, &publish))
+            .spawn(move || {
+                let _end = EndWithThread;
+                thread.run(queue, &publish);
+            })
             .context("cannot start the driver's thread")?;
         Ok(Driver { inputs, committed })
     }
@@ -110,14 +113,13 @@ impl Clock {
 struct Thread {
     core: Core,
     store: Box<dyn Store>,
-    config: Config,
     clock: Clock,
 }
 
 impl Thread {
-    fn load(mut store: Box<dyn Store>, config: Config, clock: Clock) -> anyhow::Result<Thread> {
-        let core = start_core(store.as_mut(), &config, clock)?;
-        Ok(Thread { core, store, config, clock })
+    fn load(mut store: Box<dyn Store>, config: &Config, clock: Clock) -> anyhow::Result<Thread> {
+        let core = start_core(store.as_mut(), config, clock)?;
+        Ok(Thread { core, store, clock })
     }
 
     fn run(&mut self, mut queue: mpsc::Receiver<(Input, Reply)>, publish: &watch::Sender<Arc<Core>>) {
@@ -146,7 +148,7 @@ impl Thread {
         if !changes.is_empty() {
             match self.commit(&changes) {
                 Ok(()) => drop(publish.send(Arc::new(self.core.clone()))),
-                Err(error) => return self.undo(answers, error),
+                Err(error) => Thread::give_up(answers, error),
             }
         }
         for (reply, result) in answers {
@@ -159,9 +161,10 @@ impl Thread {
         commit(self.store.as_mut(), self.core.state().meta().epoch, changes)
     }
 
-    /// The store could not commit, so the core has to forget what it decided: it starts again from the store.
-    fn undo(&mut self, answers: Vec<(Reply, Result<Outcome, DriverError>)>, error: StoreError) {
-        tracing::error!(%error, cause = ?std::error::Error::source(&error), "a transaction failed");
+    /// The store could not commit what the core has decided, and may be unusable from now on. Everybody is told, and
+    /// the process ends: the next one starts from what is stored.
+    fn give_up(answers: Vec<(Reply, Result<Outcome, DriverError>)>, error: StoreError) -> ! {
+        tracing::error!(%error, cause = ?std::error::Error::source(&error), "a transaction failed; the controller ends");
         let error = Arc::new(error);
         for (reply, result) in answers {
             let _ = reply.send(match result {
@@ -169,12 +172,19 @@ impl Thread {
                 _ => Err(DriverError::Store(Arc::clone(&error))),
             });
         }
-        match reload_core(self.store.as_ref(), &self.config, self.clock) {
-            Ok(core) => self.core = core,
-            Err(error) => {
-                tracing::error!(%error, "the records cannot be read again; the controller ends, to be started anew");
-                std::process::exit(1);
-            }
+        // The answers have to leave the house first.
+        std::thread::sleep(Duration::from_millis(300));
+        std::process::exit(1)
+    }
+}
+
+/// Ends the process when the driver's thread panics: a controller that only listens is worse than none.
+struct EndWithThread;
+
+impl Drop for EndWithThread {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
         }
     }
 }
@@ -197,12 +207,6 @@ fn start_core(store: &mut dyn Store, config: &Config, clock: Clock) -> anyhow::R
     store.fence(epoch)?;
     commit(store, epoch, &changes)?;
     Ok(core)
-}
-
-/// A core of the next epoch, whose record is committed with its first changes, as nothing may be writable now. Its
-/// leases start anew, which is on the safe side.
-fn reload_core(store: &dyn Store, config: &Config, clock: Clock) -> anyhow::Result<Core> {
-    Ok(Core::start(records(store)?, config.clone(), clock.now()).0)
 }
 
 fn records(store: &dyn Store) -> anyhow::Result<Vec<Record>> {

@@ -18,6 +18,8 @@ use sha2::{Digest as _, Sha256};
 pub struct ImageStore {
     folder: PathBuf,
     next: AtomicU64,
+    /// Held from a file's appearance to its record's commit, and while a file is deleted with its record.
+    pub turn: tokio::sync::Mutex<()>,
 }
 
 /// An image that has arrived and is what it has to be.
@@ -28,6 +30,7 @@ pub struct Received {
     pub file_bytes: u64,
     /// Bytes of the disk.
     pub disk_bytes: u64,
+    partial: Partial,
 }
 
 impl ImageStore {
@@ -40,7 +43,18 @@ impl ImageStore {
                 fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
             }
         }
-        Ok(ImageStore { folder: folder.to_owned(), next: AtomicU64::new(0) })
+        Ok(ImageStore { folder: folder.to_owned(), next: AtomicU64::new(0), turn: tokio::sync::Mutex::new(()) })
+    }
+
+    /// Deletes files that no record names: their uploads were not committed.
+    pub fn sweep(&self, named: &[&Digest]) {
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let digest = name.strip_suffix(".vhd").and_then(|name| Digest::new(name).ok());
+            if let Some(digest) = digest.filter(|digest| !named.contains(&digest)) {
+                self.delete(&digest);
+            }
+        }
     }
 
     /// The file of an image.
@@ -57,15 +71,19 @@ impl ImageStore {
             return Err(ApiError::new(ErrorCode::Invalid, "the upload broke off before its end; push it again"));
         }
         let disk_bytes = check(&partial.0).await?;
-        let target = self.path(&digest);
+        Ok(Received { digest, file_bytes, disk_bytes, partial })
+    }
+
+    /// Gives a received file its own name. The caller has the turn.
+    pub fn keep(&self, received: &Received) -> Result<(), ApiError> {
+        let (partial, target) = (&received.partial, self.path(&received.digest));
         let keep = || {
             fs::set_permissions(&partial.0, fs::Permissions::from_mode(0o444))?;
             File::open(&partial.0)?.sync_all()?;
             fs::rename(&partial.0, &target)?;
             File::open(&self.folder)?.sync_all()
         };
-        keep().map_err(|error| io_error(&error))?;
-        Ok(Received { digest, file_bytes, disk_bytes })
+        keep().map_err(|error| io_error(&error))
     }
 
     /// Deletes the file of an image that no record names any more.

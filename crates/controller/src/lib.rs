@@ -34,7 +34,8 @@ pub async fn run(config: ControllerConfig) -> anyhow::Result<()> {
     }
     let store = EmbeddedStore::open(&folder.join("records.redb"))?;
     let images = images::ImageStore::open(&folder.join("images"))?;
-    let driver = driver::Driver::start(Box::new(store), config.fabric.to_core())?;
+    let driver = driver::Driver::start(Box::new(store), &config.fabric.to_core())?;
+    images.sweep(&driver.committed().state().images().values().map(|image| &image.digest).collect::<Vec<_>>());
     tokio::spawn(driver.clone().tick());
     let shared = Arc::new(http::Shared { driver, images, config: config.clone() });
     tracing::info!(addresses = ?config.listen, "the controller is up");

@@ -8,6 +8,7 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use mayfly_vhd::{Access, Vhd, VhdError};
 use serde::{Deserialize, Serialize};
@@ -67,10 +68,13 @@ struct State {
     serving: HashMap<String, Serving>,
 }
 
+/// The open connections of an export.
+type Connections = Arc<Mutex<Vec<Arc<UnixStream>>>>;
+
 struct Serving {
     export: Export,
     /// Connections, to be cut when the export is closed.
-    connections: Arc<Mutex<Vec<UnixStream>>>,
+    connections: Connections,
 }
 
 impl DiskServer {
@@ -109,17 +113,19 @@ impl DiskServer {
     pub fn open(&self, export: Export) -> Result<(), ServerError> {
         let file = self.remembered(&export.name)?;
         let served = self.state().serving.get(&export.name).is_some_and(|serving| serving.export == export);
-        if served && export.socket.exists() {
+        if served && export.socket.exists() && file.exists() {
             return Ok(());
         }
         let text = serde_json::to_vec(&export).map_err(|error| ServerError::Name(error.to_string()))?;
-        self.serve(export)?;
+        // Written first: a disk that is served and forgotten would be lost to its guest with this process.
         let temporary = file.with_extension("tmp");
         fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &file)).map_err(|source| ServerError::Io {
             action: "write",
             path: file,
             source,
-        })
+        })?;
+        self.stop_serving(&export.name);
+        self.serve(export)
     }
 
     /// Stops serving a disk and forgets it. Not serving it is success.
@@ -134,15 +140,19 @@ impl DiskServer {
             }
             _ => {}
         }
-        if let Some(serving) = self.state().serving.remove(name) {
-            // Without its path the listener gets no more clients; one last connection wakes it up to end.
-            let _ = UnixStream::connect(&serving.export.socket);
-            let _ = fs::remove_file(&serving.export.socket);
-            for connection in lock(&serving.connections).drain(..) {
-                let _ = connection.shutdown(Shutdown::Both);
-            }
-        }
+        self.stop_serving(name);
         Ok(())
+    }
+
+    fn stop_serving(&self, name: &str) {
+        let serving = self.state().serving.remove(name);
+        let Some(serving) = serving else { return };
+        // Without its path the listener gets no more clients; one last connection wakes it up to end.
+        let _ = UnixStream::connect(&serving.export.socket);
+        let _ = fs::remove_file(&serving.export.socket);
+        for connection in lock(&serving.connections).drain(..) {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
     }
 
     /// The names of the disks that are served.
@@ -192,23 +202,27 @@ impl DiskServer {
         Ok(())
     }
 
-    fn accept(&self, name: &str, listener: &UnixListener, disk: &Arc<Vhd>, connections: &Arc<Mutex<Vec<UnixStream>>>) {
+    fn accept(&self, name: &str, listener: &UnixListener, disk: &Arc<Vhd>, connections: &Connections) {
         for stream in listener.incoming() {
             let same = |serving: &Serving| Arc::ptr_eq(&serving.connections, connections);
             if !self.state().serving.get(name).is_some_and(same) {
                 return;
             }
             let Ok(stream) = stream.inspect_err(|error| tracing::warn!(name, %error, "a connection failed")) else {
+                // Too many open files, perhaps; trying on at once would only make it worse.
+                std::thread::sleep(Duration::from_millis(100));
                 continue;
             };
-            match stream.try_clone() {
-                Ok(clone) => lock(connections).push(clone),
-                Err(error) => tracing::warn!(name, %error, "a connection cannot be kept account of"),
-            }
-            let (name, disk) = (name.to_owned(), Arc::clone(disk));
-            std::thread::spawn(move || match nbd::serve(stream, &disk, Access::ReadWrite) {
-                Ok(()) => {}
-                Err(error) => tracing::info!(name, %error, "a connection ended"),
+            let stream = Arc::new(stream);
+            lock(connections).push(Arc::clone(&stream));
+            let (name, disk, connections) = (name.to_owned(), Arc::clone(disk), Arc::clone(connections));
+            std::thread::spawn(move || {
+                if let Err(error) = nbd::serve(&*stream, &disk, Access::ReadWrite) {
+                    tracing::info!(name, %error, "a connection ended");
+                }
+                // The client has to see the end, whoever else still knows of the connection.
+                let _ = stream.shutdown(Shutdown::Both);
+                lock(&connections).retain(|other| !Arc::ptr_eq(other, &stream));
             });
         }
     }

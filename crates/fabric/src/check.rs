@@ -55,14 +55,18 @@ pub fn check_quiet(state: &State) -> Vec<Violation> {
         for role in &deployment.configuration.roles {
             let members: Vec<_> = state.members(&deployment.key, &role.name).collect();
             let placed = members.iter().filter(|one| matches!(one.state, InstanceState::Placed { .. })).count();
-            if members.len() != role.instances as usize || placed != members.len() {
+            let mut room = crate::placement::Room::of(state);
+            let spread = room.spread(&deployment.key, &role.name);
+            let needed = deployment.definition.role(&role.name).map(|role| role.size.resources()).unwrap_or_default();
+            // One that finds no place waits, and says why; and none can be moved to where there is no room.
+            let has_room = room.place(&deployment.key, &role.name, needed, None).is_ok();
+            if members.len() != role.instances as usize || (placed != members.len() && has_room) {
                 let what = format!("{}/{}: {placed} placed of {} wanted", deployment.key, role.name, role.instances);
                 violations.push(Violation { invariant: 8, what });
             }
-            let spread = crate::placement::Room::of(state).spread(&deployment.key, &role.name);
             let (most, least) =
                 (spread.values().max().copied().unwrap_or(0), spread.values().min().copied().unwrap_or(0));
-            if most - least > 1 {
+            if most - least > 1 && has_room && placed == members.len() {
                 let what = format!("{}/{}: fault domains are uneven: {spread:?}", deployment.key, role.name);
                 violations.push(Violation { invariant: 2, what });
             }

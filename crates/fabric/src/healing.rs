@@ -21,7 +21,7 @@ pub(crate) fn give_up(step: &mut Step<'_>, name: &HostName) {
     for instance in instances {
         match &instance.state {
             InstanceState::Waiting { .. } => {}
-            InstanceState::Retiring { then: Then::Remove, .. } => step.delete_instance(&instance.key),
+            InstanceState::Retiring { then: Then::Remove, .. } => crate::instances::bury(step, &instance),
             InstanceState::Placed { .. } | InstanceState::Retiring { .. } => {
                 step.event(EventKind::Healing, &instance.key, format!("its VM is lost with {name}"));
                 let reason = format!("its VM was lost with {name}");

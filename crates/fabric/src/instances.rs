@@ -19,6 +19,7 @@ pub(crate) fn reboot(step: &mut Step<'_>, key: &InstanceKey) -> Result<(), Rejec
         return Err(no_vm(&instance, "rebooted"));
     };
     vm.reboots += 1;
+    vm.started = step.now;
     let state = InstanceState::Placed { vm, phase: VmPhase::Restarting, since: step.now };
     step.put(Record::Instance(Box::new(Instance { state, ..instance })));
     step.event(EventKind::Command, key, "reboot: the guest restarts and keeps its disk");
@@ -62,10 +63,20 @@ pub(crate) fn retire(step: &mut Step<'_>, instance: Instance, vm: Vm, then: Then
 /// Makes an instance go away for good.
 pub(crate) fn remove(step: &mut Step<'_>, instance: Instance) {
     match instance.state.clone() {
-        InstanceState::Waiting { .. } => step.delete_instance(&instance.key),
+        InstanceState::Waiting { .. } => bury(step, &instance),
         InstanceState::Placed { vm, .. } | InstanceState::Retiring { vm, .. } => {
             retire(step, instance, vm, Then::Remove);
         }
+    }
+}
+
+/// Deletes an instance whose VM is gone, and remembers its generation in case the identity comes back.
+pub(crate) fn bury(step: &mut Step<'_>, instance: &Instance) {
+    step.delete_instance(&instance.key);
+    let deployment = step.state.deployments.get(&instance.key.deployment).filter(|one| !one.deleting).cloned();
+    if let Some(mut deployment) = deployment {
+        deployment.generations.insert(instance.key.name(), instance.generation);
+        step.put(Record::Deployment(Box::new(deployment)));
     }
 }
 
@@ -73,7 +84,7 @@ pub(crate) fn remove(step: &mut Step<'_>, instance: Instance) {
 pub(crate) fn vm_gone(step: &mut Step<'_>, instance: Instance) {
     let InstanceState::Retiring { then, .. } = instance.state.clone() else { return };
     match then {
-        Then::Remove => step.delete_instance(&instance.key),
+        Then::Remove => bury(step, &instance),
         Then::Replace { prefer } => {
             let state = InstanceState::Waiting { reason: "its new VM is being placed".into(), prefer, since: step.now };
             step.put(Record::Instance(Box::new(Instance { state, ..instance })));
@@ -122,7 +133,7 @@ fn place_waiting(step: &mut Step<'_>, config: &Config, entropy: &mut Entropy) {
                 let id = VmId(step.state.meta.next_vm);
                 step.state.meta.next_vm += 1;
                 let computer_name = entropy.computer_name();
-                let vm = Vm { id, host, computer_name, dip, reboots: 0, placed: step.now };
+                let vm = Vm { id, host, computer_name, dip, reboots: 0, started: step.now };
                 put_placed(step, instance, vm);
             }
             Some(Err(why)) => wait(step, instance, why.to_string()),

@@ -30,18 +30,21 @@ pub(crate) fn run(step: &mut Step<'_>) {
 fn choose(step: &Step<'_>, deployment: &DeploymentKey, role: &RoleName) -> Option<InstanceKey> {
     let state: &State = step.state;
     let members: Vec<_> = state.members(deployment, role).collect();
-    let calm = members.iter().all(|instance| match &instance.state {
-        InstanceState::Placed { since, .. } => instance.is_ready() && step.now.since(*since) >= CALM,
-        InstanceState::Waiting { .. } | InstanceState::Retiring { .. } => false,
-    });
-    if !calm || members.len() < 2 {
+    let on_the_move = members.iter().any(|instance| matches!(instance.state, InstanceState::Retiring { .. }));
+    if members.len() < 2 || on_the_move {
         return None;
     }
     let mut room = Room::of(state);
     let spread = room.spread(deployment, role);
     let (fullest, most) = spread.iter().max_by_key(|(_, count)| **count)?;
     let fewest = spread.values().min()?;
-    if most - fewest < 2 {
+    // All eggs in one basket cannot wait for calm; an uneven spread can.
+    let one_basket = *most as usize == members.len();
+    let calm = members.iter().all(|instance| match &instance.state {
+        InstanceState::Placed { since, .. } => instance.is_ready() && step.now.since(*since) >= CALM,
+        InstanceState::Waiting { .. } | InstanceState::Retiring { .. } => false,
+    });
+    if most - fewest < 2 || !(calm || one_basket) {
         return None;
     }
     room.place(deployment, role, state.resources_of(&members.first()?.key), None).ok()?;

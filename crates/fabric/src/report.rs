@@ -51,7 +51,7 @@ fn register(step: &mut Step<'_>, report: &HostReport) {
 fn observe(step: &mut Step<'_>, instance: Instance, seen: &VmReport) {
     let InstanceState::Placed { vm, phase, .. } = &instance.state else { return };
     let timeout = step.state.start_timeout(&instance.key);
-    let next = phase.apply(seen, vm.reboots, step.now.since(vm.placed), timeout);
+    let next = phase.apply(seen, vm.reboots, step.now.since(vm.started), timeout);
     if next == *phase {
         return;
     }
@@ -63,13 +63,17 @@ fn observe(step: &mut Step<'_>, instance: Instance, seen: &VmReport) {
         step.event(EventKind::State, &instance.key, message);
     }
     let since = if next.name() == phase.name() { since_of(&instance) } else { step.now };
-    let state = InstanceState::Placed { vm: vm.clone(), phase: next, since };
+    let mut vm = vm.clone();
+    if phase.has_been_up() && !next.has_been_up() {
+        vm.started = step.now;
+    }
+    let state = InstanceState::Placed { vm, phase: next, since };
     step.put(Record::Instance(Box::new(Instance { state, ..instance })));
 }
 
 fn since_of(instance: &Instance) -> mayfly_model::Time {
     match &instance.state {
         InstanceState::Placed { since, .. } | InstanceState::Waiting { since, .. } => *since,
-        InstanceState::Retiring { vm, .. } => vm.placed,
+        InstanceState::Retiring { vm, .. } => vm.started,
     }
 }

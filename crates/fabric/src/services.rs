@@ -115,7 +115,9 @@ pub(crate) fn deploy(
     let count = new.len();
     let id = entropy.deployment_id();
     step.event(EventKind::Command, &key, format!("deployed at {vip} with {count} instances"));
-    let deployment = Deployment { key, id, vip, definition, configuration, created: step.now, deleting: false };
+    let generations = BTreeMap::new();
+    let created = step.now;
+    let deployment = Deployment { key, id, vip, definition, configuration, created, deleting: false, generations };
     step.put(Record::Deployment(Box::new(deployment)));
     add(step, new);
     Ok(())
@@ -126,6 +128,17 @@ fn check_roles(
     definition: &ServiceDefinition,
     configuration: &ServiceConfiguration,
 ) -> Result<(), Rejected> {
+    // What limits who may talk to whom must not be passed over in silence.
+    if !definition.traffic_rules.is_empty() {
+        return Err(Rejected::Unsupported(
+            "NetworkTrafficRules cannot be enforced yet, so it is not deployed".to_owned(),
+        ));
+    }
+    if let Some((role, endpoint)) = configuration.endpoint_acls.first() {
+        let message =
+            format!("the access control of `{endpoint}` of `{role}` cannot be enforced yet, so it is not deployed");
+        return Err(Rejected::Unsupported(message));
+    }
     for role in &definition.roles {
         if role.kind != RoleKind::VirtualMachine {
             return Err(Rejected::Unsupported(format!(
@@ -225,8 +238,10 @@ fn add(step: &mut Step<'_>, keys: Vec<InstanceKey>) {
         }
         let domains = step.state.deployments.get(&key.deployment).map_or(1, |one| one.definition.update_domain_count);
         let update_domain = key.index % domains.max(1);
+        let deployment = step.state.deployments.get(&key.deployment);
+        let generation = deployment.and_then(|one| one.generations.get(&key.name()).copied()).unwrap_or(0);
         let state = InstanceState::Waiting { reason: "it is new".to_owned(), prefer: None, since: step.now };
-        step.put(Record::Instance(Box::new(Instance { key, update_domain, generation: 0, state })));
+        step.put(Record::Instance(Box::new(Instance { key, update_domain, generation, state })));
     }
 }
 

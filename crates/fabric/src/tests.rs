@@ -154,7 +154,11 @@ impl Fabric {
             settings: vec![],
             certificates: vec![],
         });
-        let configuration = ServiceConfiguration { service_name: "Shop".to_owned(), roles: configured.collect() };
+        let configuration = ServiceConfiguration {
+            service_name: "Shop".to_owned(),
+            roles: configured.collect(),
+            endpoint_acls: vec![],
+        };
         self.command(Command::Deploy { key: production("shop"), definition, configuration })
     }
 

@@ -6,11 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::Context;
 use mayfly_api::Client;
 use mayfly_disk::{DiskClient, ImageCache};
-use mayfly_model::{GoalState, HostLease};
+use mayfly_model::{GoalState, HostLease, Time};
 use mayfly_net::mesh::Peers;
 use mayfly_net::{Links, Nft, Zone};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::{Notify, watch};
 
+use crate::clock;
 use crate::config::{HostConfig, disk_control};
 use crate::ledger::Ledger;
 use crate::status::Statuses;
@@ -30,11 +32,15 @@ pub(crate) struct Agent {
     pub nft: Mutex<Nft>,
     /// What should be.
     pub goal: watch::Sender<Arc<GoalState>>,
+    /// Whether the controller has answered this agent, so that the goal state is the one in force.
+    pub confirmed: watch::Sender<bool>,
     /// What is.
     statuses: Mutex<Statuses>,
     /// Something in the statuses has changed that others want to know.
     pub changed: watch::Sender<u64>,
     pub lease: Mutex<HostLease>,
+    /// Before this, the host does not count as a voter, see `mayfly_model::lease`.
+    pub votes_from: Time,
     /// Whether guests may run and be on the network.
     pub serving: watch::Sender<bool>,
     pub peers: Mutex<Peers>,
@@ -61,8 +67,12 @@ impl Agent {
             return;
         }
         if let Err(error) = self.ledger.write_goal(&goal) {
-            // The next start would begin with an older goal state; the lease keeps that harmless.
-            tracing::error!(error = format!("{error:#}"), "the goal state cannot be written down");
+            // It comes again with the next report.
+            tracing::error!(
+                error = format!("{error:#}"),
+                "the goal state cannot be written down, so it is not followed"
+            );
+            return;
         }
         self.zone.send_replace(Arc::new(Zone::new(&goal.network.zone, &goal.network.dns)));
         self.goal.send_replace(Arc::new(goal));
@@ -80,6 +90,9 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// # Errors
 /// When it cannot start.
 pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
+    // Each guest may hold some connections; the usual limit of 1024 would be one guest's to use up.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most.min(65_536), most).context("cannot raise the limit of open files")?;
     let folder: PathBuf = config.folder.clone();
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let ledger = Ledger::new(&folder, boot_id);
@@ -91,8 +104,13 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
         links: Links::open()?,
         nft: Mutex::new(Nft::load()?),
         goal: watch::Sender::new(Arc::new(ledger.goal())),
+        confirmed: watch::Sender::new(false),
         statuses: Mutex::default(),
         changed: watch::Sender::new(0),
+        votes_from: match ledger.lease() {
+            none if none == HostLease::default() => clock::now().plus(config.timings.fresh),
+            _ => Time(0),
+        },
         lease: Mutex::new(ledger.lease()),
         serving: watch::Sender::new(false),
         peers: Mutex::default(),

@@ -24,9 +24,13 @@ pub(crate) async fn run(agent: Arc<Agent>) {
 
 /// Looks once: renews what the kernel lets pass, or ends it.
 pub(crate) fn check(agent: &Agent) {
+    let dips: Vec<_> = agent.statuses().guests().iter().map(|guest| guest.dip).collect();
+    let mut nft = lock(&agent.nft);
+    // After the lock: whoever waits for it must not hand out time that has passed.
     let now = clock::now();
     let (reached, others_fresh) = lock(&agent.peers).voters(now.0, agent.config.timings.mesh_timeout);
-    let voters = agent.goal.borrow().network.voters.max(1);
+    // Without a goal state nobody knows how many they are, and no number is a majority.
+    let voters = Some(agent.goal.borrow().network.voters).filter(|voters| *voters > 0).unwrap_or(usize::MAX / 2);
     let (may, until) = {
         let mut lease = lock(&agent.lease);
         (lease.may_serve(now, voters, reached + 1, others_fresh), lease.serve_until())
@@ -36,8 +40,6 @@ pub(crate) fn check(agent: &Agent) {
         MayServe::Orphaned => ORPHAN_MILLIS,
         MayServe::No => 0,
     };
-    let dips: Vec<_> = agent.statuses().guests().iter().map(|guest| guest.dip).collect();
-    let mut nft = lock(&agent.nft);
     let done = if millis > 0 { nft.lease(&dips, millis) } else { nft.revoke() };
     drop(nft);
     if let Err(error) = done {

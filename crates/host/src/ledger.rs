@@ -22,6 +22,8 @@ struct LeaseNote {
     boot_id: u64,
     number: u64,
     serve_until: Time,
+    #[serde(default)]
+    fresh_until: Time,
 }
 
 /// What is remembered of a VM.
@@ -55,13 +57,20 @@ impl Ledger {
     /// The lease of before, if it is of this start of the host.
     pub(crate) fn lease(&self) -> HostLease {
         match read::<LeaseNote>(&self.folder.join("lease.json")) {
-            Some(note) if note.boot_id == self.boot_id => HostLease::resumed(note.number, note.serve_until),
+            Some(note) if note.boot_id == self.boot_id => {
+                HostLease::resumed(note.number, note.serve_until, note.fresh_until)
+            }
             _ => HostLease::default(),
         }
     }
 
     pub(crate) fn write_lease(&self, lease: &HostLease) -> anyhow::Result<()> {
-        let note = LeaseNote { boot_id: self.boot_id, number: lease.number(), serve_until: lease.serve_until() };
+        let note = LeaseNote {
+            boot_id: self.boot_id,
+            number: lease.number(),
+            serve_until: lease.serve_until(),
+            fresh_until: lease.fresh_until(),
+        };
         write(&self.folder.join("lease.json"), &note)
     }
 

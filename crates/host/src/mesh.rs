@@ -45,6 +45,7 @@ pub(crate) async fn speak(agent: Arc<Agent>, socket: Arc<UdpSocket>) {
         let word = Word {
             host: agent.config.name.clone(),
             fresh_for: lock(&agent.lease).fresh_for(now),
+            votes: now >= agent.votes_from,
             serving: *agent.serving.borrow(),
             healthy: agent.statuses().health(now).into_iter().collect(),
         };

@@ -45,7 +45,8 @@ async fn report(agent: &Agent) -> Result<(), mayfly_api::ClientError> {
         applied: agent.goal.borrow().incarnation,
         vms: agent.statuses().reports(sent),
     };
-    let answer = agent.client.report(&report, Duration::from_millis(agent.config.timings.ttl)).await?;
+    // One stalled request must not use up the lease.
+    let answer = agent.client.report(&report, Duration::from_millis(agent.config.timings.renew * 2)).await?;
     // The goal state first: with the lease alone, a VM that is no longer wanted could be served for a moment.
     if let Some(goal) = answer.goal {
         agent.take_goal(goal);
@@ -59,6 +60,7 @@ async fn report(agent: &Agent) -> Result<(), mayfly_api::ClientError> {
         // The next start of the agent would think that it has no lease, and stop the guests: safe, if not nice.
         tracing::error!(error = format!("{error:#}"), "the lease cannot be written down");
     }
+    agent.confirmed.send_replace(true);
     crate::guard::check(agent);
     Ok(())
 }

@@ -49,11 +49,21 @@ pub fn keep_running(wanted: &[Keep]) -> anyhow::Result<()> {
                     let Some(place) = running.iter().position(|(pid, _)| *pid == ended) else { continue };
                     let (_, keep) = running.swap_remove(place);
                     eprintln!("{} ended and is started again", keep.name);
-                    std::thread::sleep(PAUSE);
-                    running.push((start(keep)?, keep));
+                    running.push((start_again(keep), keep));
                 }
             }
             _ => return end(&running),
+        }
+    }
+}
+
+/// Starts a process that ended. What is in the way now, a full disk perhaps, may go; this process must not end over it.
+fn start_again(keep: &Keep) -> Pid {
+    loop {
+        std::thread::sleep(PAUSE);
+        match start(keep) {
+            Ok(pid) => return pid,
+            Err(error) => eprintln!("{error:#}"),
         }
     }
 }
@@ -66,8 +76,10 @@ fn start(keep: &Keep) -> anyhow::Result<Pid> {
     command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let child = command.spawn().with_context(|| format!("cannot start {}", keep.name))?;
     let pid = Pid::from_raw(child.id() as i32);
-    std::fs::write(&keep.pid_file, pid.to_string())
-        .with_context(|| format!("cannot write {}", keep.pid_file.display()))?;
+    // Without the note the process is only harder to find.
+    if let Err(error) = std::fs::write(&keep.pid_file, pid.to_string()) {
+        eprintln!("cannot write {}: {error}", keep.pid_file.display());
+    }
     Ok(pid)
 }
 

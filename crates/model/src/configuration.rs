@@ -17,6 +17,8 @@ pub struct ServiceConfiguration {
     pub service_name: String,
     /// One entry for each role.
     pub roles: Vec<RoleConfiguration>,
+    /// Endpoints as (role, endpoint) for which the configuration limits who may come in.
+    pub endpoint_acls: Vec<(String, String)>,
 }
 
 impl ServiceConfiguration {

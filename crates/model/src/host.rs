@@ -45,7 +45,7 @@ impl Host {
 /// judges anybody.
 ///
 /// ```text
-///   first report ──▶ Up ──(no report for half a lease)──▶ Suspect ──(lease and drift over, majority held)──▶ Lost
+///   first report ──▶ Up ──(no report for two thirds of a lease)──▶ Suspect ──(lease and drift over, majority held)──▶ Lost
 ///                    ▲                                       │                                                │
 ///                    └────────────── a report ◀──────────────┴────────────────────────────────────────────────┘
 /// ```

@@ -22,8 +22,8 @@ pub struct Vm {
     pub dip: Ipv4Addr,
     /// How many reboots have been asked for.
     pub reboots: u32,
-    /// When it was placed.
-    pub placed: Time,
+    /// Since when it has been trying to become ready: when it was placed, was asked to reboot, or was lost to sight.
+    pub started: Time,
 }
 
 /// An instance of a role.
@@ -173,18 +173,19 @@ impl VmPhase {
         if report.reboots < reboots {
             return VmPhase::Restarting;
         }
-        let was_ready =
-            matches!(self, VmPhase::Ready | VmPhase::Busy { .. } | VmPhase::Unresponsive | VmPhase::Restarting);
-        let late = !was_ready && started_for > start_timeout;
+        let late = started_for > start_timeout;
         match &report.observed {
             Observed::Running(Readiness::Ready) => VmPhase::Ready,
             Observed::Running(Readiness::Silent) => VmPhase::Unresponsive,
             Observed::Failed(reason) => VmPhase::FailedStartingVm { reason: reason.clone() },
+            Observed::Preparing(_) if self.has_been_up() || matches!(self, VmPhase::Restarting) => VmPhase::Restarting,
             Observed::Preparing(detail) => VmPhase::Creating { detail: detail.clone() },
-            Observed::Starting | Observed::Stopped(_) | Observed::Running(Readiness::NotReady(_)) if late => {
+            Observed::Starting | Observed::Stopped(_) | Observed::Running(Readiness::NotReady(_))
+                if late && !self.has_been_up() =>
+            {
                 VmPhase::FailedStartingRole { reason: late_reason(&report.observed, start_timeout) }
             }
-            Observed::Starting if matches!(self, VmPhase::Restarting) => VmPhase::Restarting,
+            Observed::Starting if self.has_been_up() || matches!(self, VmPhase::Restarting) => VmPhase::Restarting,
             Observed::Starting => VmPhase::Starting,
             Observed::Stopped(_) => VmPhase::Restarting,
             Observed::Running(Readiness::NotReady(detail)) => match self {
@@ -193,6 +194,11 @@ impl VmPhase {
                 _ => VmPhase::StartingRole { detail: detail.clone() },
             },
         }
+    }
+
+    /// Whether the guest has been ready, and not been started again since.
+    pub fn has_been_up(&self) -> bool {
+        matches!(self, VmPhase::Ready | VmPhase::Busy { .. } | VmPhase::Unresponsive)
     }
 
     /// The state's name on the original platform (its `InstanceStatus` values).
@@ -269,6 +275,11 @@ mod tests {
         let starting = report(Observed::Starting, 1);
         assert_eq!(VmPhase::Restarting.apply(&starting, 1, 10, 1000), VmPhase::Restarting);
         let again = report(Observed::Running(Readiness::Ready), 1);
+        let preparing = report(Observed::Preparing("its disk".to_owned()), 1);
+        assert_eq!(VmPhase::Restarting.apply(&preparing, 1, 10, 1000), VmPhase::Restarting);
+        assert_eq!(VmPhase::Ready.apply(&starting, 1, 5000, 1000), VmPhase::Restarting, "it was up until now");
+        let late = VmPhase::Restarting.apply(&starting, 1, 1001, 1000);
+        assert!(matches!(late, VmPhase::FailedStartingRole { .. }), "a reboot has a time limit too: {late:?}");
         assert_eq!(VmPhase::Restarting.apply(&again, 1, 10, 1000), VmPhase::Ready);
     }
 

@@ -22,6 +22,12 @@
 //! at least `ttl > mesh_timeout`. The two share a voter v other than A (A has no lease) and other than the controller
 //! (it would have granted A one). v acknowledged a grant, so v knew of it, and says *fresh* until `received + fresh`
 //! on its clock, which is later than the controller's `r + fresh - drift`. So v told A that it is fresh: contradiction.
+//! A host that has just been started has forgotten what it held, so for the first `fresh` it does not vote: its peers
+//! do not count it among those they reach.
+//!
+//! The number of voters is the one of the goal state. A host that joins while others are cut off makes the two sides
+//! count differently for a while; so let a location be whole when hosts are added to it.
+//!
 //! `fresh` is shorter than `ttl`, so that when all controllers die, every host stops saying *fresh* before the
 //! first lease runs out, and no host fences itself for the sake of another's last few hundred milliseconds.
 
@@ -82,9 +88,9 @@ pub struct HostLease {
 }
 
 impl HostLease {
-    /// A lease that the previous agent process on this host had, valid until `serve_until`.
-    pub fn resumed(number: u64, serve_until: Time) -> HostLease {
-        HostLease { number, serve_until, fresh_until: Time(0), fenced: false }
+    /// A lease that the previous agent process on this host had.
+    pub fn resumed(number: u64, serve_until: Time, fresh_until: Time) -> HostLease {
+        HostLease { number, serve_until, fresh_until, fenced: false }
     }
 
     /// Takes a grant that answers the report sent at `sent`.
@@ -103,6 +109,11 @@ impl HostLease {
     /// The number of the last grant received.
     pub fn number(&self) -> u64 {
         self.number
+    }
+
+    /// When the host stops telling its peers that its lease is fresh.
+    pub fn fresh_until(&self) -> Time {
+        self.fresh_until
     }
 
     /// When the lease runs out.

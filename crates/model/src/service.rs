@@ -1,5 +1,6 @@
 //! Hosted services and their deployments.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
@@ -37,4 +38,7 @@ pub struct Deployment {
     pub created: Time,
     /// Whether it is going away.
     pub deleting: bool,
+    /// The last generation of instances that were scaled away, by name, so that generations only grow.
+    #[serde(default)]
+    pub generations: BTreeMap<String, u64>,
 }

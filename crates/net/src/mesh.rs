@@ -21,6 +21,8 @@ pub struct Word {
     pub host: HostName,
     /// Milliseconds that its lease stays fresh; 0 when it is not.
     pub fresh_for: u64,
+    /// Whether it counts as a voter; one that has just been started has forgotten what lease it held.
+    pub votes: bool,
     /// Whether its guests are on the network.
     pub serving: bool,
     /// What is healthy on it.
@@ -46,8 +48,10 @@ impl Peers {
 
     /// How many peers are heard, and whether the lease of any of them is still fresh by its own word.
     pub fn voters(&self, now: u64, timeout: u64) -> (usize, bool) {
-        let live = self.heard.values().filter(|(at, _)| now.saturating_sub(*at) < timeout);
-        live.fold((0, false), |(count, fresh), (at, word)| (count + 1, fresh || now < at + word.fresh_for))
+        let live = self.heard.values().filter(|(at, word)| word.votes && now.saturating_sub(*at) < timeout);
+        live.fold((0, false), |(count, fresh), (at, word)| {
+            (count + 1, fresh || now < at.saturating_add(word.fresh_for))
+        })
     }
 }
 

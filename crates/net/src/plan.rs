@@ -177,7 +177,10 @@ fn forwarding(text: &mut String, inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &
     }
     for (all, here) in deployments.values().filter(|(_, here)| !here.is_empty()) {
         let (all, here) = (all.join(", "), here.join(", "));
-        let _ = writeln!(text, "  oifname \"{TAP_PREFIX}*\" ip daddr {{ {here} }} ip saddr {{ {all} }} accept");
+        let _ = writeln!(
+            text,
+            "  iifname {{ \"{TAP_PREFIX}*\", \"{OVERLAY_DEVICE}\" }} oifname \"{TAP_PREFIX}*\" ip daddr {{ {here} }} ip saddr {{ {all} }} accept"
+        );
     }
     let mut doors = BTreeSet::new();
     for endpoint in inputs.goal.vips.iter().flat_map(|vip| &vip.endpoints) {

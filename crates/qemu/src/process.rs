@@ -70,6 +70,7 @@ impl Machine {
     /// # Errors
     /// [`MachineError`]; nothing runs then.
     pub async fn start(spec: &VmSpec) -> Result<Machine, MachineError> {
+        end_leftovers(&spec.monitor());
         for stale in [spec.monitor(), spec.pid_file(), spec.folder.join("serial.sock")] {
             // A socket of an earlier process; QEMU makes a new one.
             let _ = std::fs::remove_file(stale);
@@ -107,6 +108,11 @@ impl Machine {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Ends the VM that has this monitor, if it runs but does not answer there.
+    pub fn end_leftovers(monitor: &Path) {
+        end_leftovers(monitor);
     }
 
     /// Finds a VM that was started earlier.
@@ -165,5 +171,32 @@ impl Machine {
 
     async fn ended(&mut self) {
         while self.event().await.is_some() {}
+    }
+}
+
+/// Kills processes whose command line names this monitor, and waits until they are gone: a QEMU that was started by an
+/// agent that died at once has no monitor yet, and would hold the tap for ever.
+fn end_leftovers(monitor: &Path) {
+    let find = || -> Vec<Pid> {
+        let wanted = monitor.to_string_lossy().into_owned();
+        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let names = |pid: &i32| {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let text = String::from_utf8_lossy(&command).into_owned();
+            text.starts_with(PROGRAM) && text.contains(&format!("unix:{wanted},"))
+        };
+        pids.filter(names).map(Pid::from_raw).collect()
+    };
+    for _ in 0..100 {
+        let left = find();
+        if left.is_empty() {
+            return;
+        }
+        for pid in left {
+            // It may have ended meanwhile.
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -80,6 +80,12 @@ fn check_settings(reader: &mut Reader<'_>, role: Node<'_, '_>, defined: &[String
             let help = format!("Mayfly's settings are {USER_DATA_SETTING} and {START_TIMEOUT_SETTING}");
             reader.error_in(*node, "name", &format!("Mayfly has no setting `{name}`"), Some(&help));
         }
+        let written = node.attribute_node("value").map_or("", |value| &reader.source.text[value.range_value()]);
+        if name == USER_DATA_SETTING && written.contains('\n') {
+            let help = "use `@file`, or write each end of a line as &#10;";
+            let message = "XML turns the ends of lines in an attribute into spaces, so this script would be one line";
+            reader.error_in(*node, "value", message, Some(help));
+        }
         if name == START_TIMEOUT_SETTING && !value.parse::<u64>().is_ok_and(|seconds| (1..=86_400).contains(&seconds)) {
             reader.error_in(
                 *node,

@@ -24,12 +24,18 @@ pub fn parse_configuration(source: &Source) -> Result<ServiceConfiguration, Diag
     let service_name = reader.required(root, "serviceName").unwrap_or_default().to_owned();
     let mut seen = HashSet::new();
     let mut roles = Vec::new();
+    let mut endpoint_acls = Vec::new();
     for node in reader.children(root, &["Role", "NetworkConfiguration"]) {
         if node.tag_name().name() == "Role" {
             roles.extend(read_role(&mut reader, node, &mut seen));
+        } else {
+            for acl in node.descendants().filter(|node| node.tag_name().name() == "EndpointAcl") {
+                let pair = reader.required(acl, "role").zip(reader.required(acl, "endpoint"));
+                endpoint_acls.extend(pair.map(|(role, endpoint)| (role.to_owned(), endpoint.to_owned())));
+            }
         }
     }
-    reader.diagnostics.or(ServiceConfiguration { service_name, roles })
+    reader.diagnostics.or(ServiceConfiguration { service_name, roles, endpoint_acls })
 }
 
 fn read_role(reader: &mut Reader<'_>, node: Node<'_, '_>, seen: &mut HashSet<String>) -> Option<RoleConfiguration> {

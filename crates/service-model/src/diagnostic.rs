@@ -4,7 +4,11 @@ use std::fmt;
 use std::ops::Range;
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+use mayfly_model::limits::SOURCE_BYTES_MAX;
 use serde::{Deserialize, Serialize};
+
+/// Most errors that are told at once; the first ones usually explain the others.
+const DIAGNOSTICS_MAX: usize = 20;
 
 /// A file of the user's.
 #[derive(Clone, Debug)]
@@ -22,6 +26,13 @@ impl Source {
     /// A diagnostic when the bytes are not UTF-8.
     pub fn new(name: &str, bytes: &[u8]) -> Result<Source, Diagnostics> {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+        if bytes.len() > SOURCE_BYTES_MAX {
+            let source = Source { name: name.to_owned(), text: String::new() };
+            let mut diagnostics = Diagnostics::default();
+            let message = format!("this file has {} bytes, more than {SOURCE_BYTES_MAX}", bytes.len());
+            diagnostics.push(&source, 0..0, &message, "too long", None);
+            return Err(diagnostics);
+        }
         match std::str::from_utf8(bytes) {
             Ok(text) => Ok(Source { name: name.to_owned(), text: text.to_owned() }),
             Err(error) => {
@@ -67,6 +78,9 @@ pub struct Diagnostics(pub Vec<Diagnostic>);
 impl Diagnostics {
     /// Adds an error about `range` of `source`.
     pub fn push(&mut self, source: &Source, range: Range<usize>, message: &str, label: &str, help: Option<&str>) {
+        if self.0.len() >= DIAGNOSTICS_MAX {
+            return;
+        }
         let (line, column) = source.position(range.start);
         let end = range.end.max(range.start).min(source.text.len());
         let start = range.start.min(end);

@@ -162,7 +162,8 @@ impl<'s> Reader<'s> {
         seen: &mut HashSet<String>,
     ) -> Option<&'a str> {
         let name = self.required(node, attribute)?;
-        if !seen.insert(name.to_ascii_lowercase()) {
+        // Names become labels in DNS, where case and these two do not differ.
+        if !seen.insert(name.to_ascii_lowercase().replace('_', "-")) {
             self.error_in(node, attribute, &format!("`{name}` is taken already"), None);
         }
         Some(name)

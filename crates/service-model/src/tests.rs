@@ -127,6 +127,7 @@ fn contradictions_are_explained() {
         ("name=\"Colour\"", "name=\"Color\"", "the definition has no setting `Color`"),
         ("Mayfly.UserData", "Mayfly.Userdata", "Mayfly has no setting"),
         ("count=\"2\"", "count=\"-2\"", "from 0 to 1000"),
+        ("value=\"@setup.sh\"", "value=\"#!/bin/sh\necho a\"", "would be one line"),
         ("<Instances count=\"2\"/>", "", "lacks <Instances>"),
     ] {
         let error = configuration_error(from, to);

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mayfly_model::lease::MayServe;
 use mayfly_model::{
-    HostFacts, HostLease, HostName, HostReport, Incarnation, InstanceKey, LeaseGrant, Observed, Readiness, Resources,
-    Time, VmGoal, VmId, VmReport,
+    HostFacts, HostLease, HostName, HostReport, Incarnation, LeaseGrant, Observed, Readiness, Resources, Time, VmGoal,
+    VmId, VmReport,
 };
 
 /// A VM on a simulated host.
@@ -33,6 +33,8 @@ pub(crate) struct SimHost {
     pub(crate) session: u64,
     lease: HostLease,
     pub(crate) serving: bool,
+    /// Before this true time it does not count as a voter: it has forgotten what lease it held.
+    votes_from: u64,
     applied: Incarnation,
     pub(crate) vms: BTreeMap<VmId, SimVm>,
     /// Disks that were thrown away; they must never come back.
@@ -52,6 +54,7 @@ impl SimHost {
             session: 0,
             lease: HostLease::default(),
             serving: false,
+            votes_from: 0,
             applied: Incarnation(0),
             vms: BTreeMap::new(),
             destroyed: BTreeSet::new(),
@@ -139,6 +142,11 @@ impl SimHost {
         self.serving = self.lease.may_serve(clock, voters, reached + 1, others_fresh) != MayServe::No;
     }
 
+    /// Whether its peers count it as a voter.
+    pub(crate) fn votes(&self, now: u64) -> bool {
+        self.alive && now >= self.votes_from
+    }
+
     /// Whether it tells its peers that it holds a fresh lease, at true time `now`.
     pub(crate) fn says_fresh(&self, now: u64) -> bool {
         self.alive && self.lease.fresh(self.clock(now))
@@ -149,16 +157,16 @@ impl SimHost {
         self.alive = on;
         self.session += 1;
         self.serving = false;
+        self.votes_from = now + mayfly_model::LeaseTimings::default().fresh;
         self.lease = HostLease::default();
         for vm in self.vms.values_mut() {
             vm.ready_at = now + 2000;
         }
     }
 
-    /// The identities that it serves now.
-    pub(crate) fn identities(&self, now: u64) -> impl Iterator<Item = (&InstanceKey, VmId)> {
+    /// The identities that it may serve now, whether their guests are ready yet or not.
+    pub(crate) fn identities(&self) -> impl Iterator<Item = &SimVm> {
         let serves = self.alive && self.serving;
-        let vms = self.vms.values().filter(move |vm| serves && now >= vm.ready_at && vm.gone_at.is_none());
-        vms.map(|vm| (&vm.goal.instance, vm.goal.vm))
+        self.vms.values().filter(move |vm| serves && vm.gone_at.is_none())
     }
 }

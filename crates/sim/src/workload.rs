@@ -66,7 +66,8 @@ fn deploy(key: DeploymentKey, rng: &mut ChaCha8Rng) -> Command {
         settings: vec![],
         certificates: vec![],
     });
-    let configuration = ServiceConfiguration { service_name: "sim".to_owned(), roles: configured.collect() };
+    let configuration =
+        ServiceConfiguration { service_name: "sim".to_owned(), roles: configured.collect(), endpoint_acls: vec![] };
     Command::Deploy { key, definition, configuration }
 }
 

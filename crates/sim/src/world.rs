@@ -94,7 +94,7 @@ struct World {
     core: Option<Core>,
     promises: Promises,
     /// The newest generation and VM seen of each identity.
-    generations: BTreeMap<InstanceKey, (u64, Option<VmId>)>,
+    generations: BTreeMap<(String, InstanceKey), (u64, Option<VmId>)>,
     goals: BTreeMap<usize, (Incarnation, Arc<Vec<VmGoal>>)>,
     summary: Summary,
 }
@@ -352,7 +352,7 @@ impl World {
         let mesh_timeout = LeaseTimings::default().mesh_timeout;
         let mut reached = (0, false);
         for (other, peer) in self.hosts.iter().enumerate().filter(|(other, _)| *other != host) {
-            if peer.alive && self.network.heard_within(host, other, self.now, mesh_timeout) {
+            if peer.votes(self.now) && self.network.heard_within(host, other, self.now, mesh_timeout) {
                 // Cut off, its last word is from before the cut.
                 let connected = self.network.connected(host, other);
                 let said_at = if connected { self.now } else { self.network.changed_at() };
@@ -366,7 +366,7 @@ impl World {
     fn check_owners(&self) -> Checked {
         let mut owners: BTreeMap<&InstanceKey, (VmId, usize)> = BTreeMap::new();
         for (number, host) in self.hosts.iter().enumerate() {
-            for (key, vm) in host.identities(self.now) {
+            for (key, vm) in host.identities().map(|vm| (&vm.goal.instance, vm.goal.vm)) {
                 if let Some((other, where_)) = owners.insert(key, (vm, number)) {
                     return Err(format!(
                         "invariant 1: {key} is served by {other} on host {where_} and {vm} on host {number}"
@@ -390,11 +390,13 @@ impl World {
             return Err(format!("invariant 6: {broken}"));
         }
         for instance in core.state().instances().values() {
-            let seen = self.generations.entry(instance.key.clone()).or_insert((0, None));
+            let deployment = core.state().deployments().get(&instance.key.deployment);
+            let id = deployment.map_or_else(String::new, |deployment| deployment.id.clone());
+            let seen = self.generations.entry((id, instance.key.clone())).or_insert((0, None));
             let vm = instance.vm().map(|vm| vm.id);
             if vm.is_some() && vm != seen.1 {
                 self.summary.placed += 1;
-                if instance.generation <= seen.0 && seen.1.is_some_and(|old| Some(old) > vm) {
+                if instance.generation <= seen.0 {
                     return Err(format!(
                         "invariant 4: {} went back to generation {}",
                         instance.key, instance.generation
@@ -446,14 +448,13 @@ impl World {
         if let Some(violation) = check_quiet(core.state()).first() {
             return Err(format!("at rest, invariant {}: {}", violation.invariant, violation.what));
         }
-        let served: BTreeSet<VmId> =
-            self.hosts.iter().flat_map(|host| host.identities(self.now)).map(|(_, vm)| vm).collect();
+        let served: BTreeSet<VmId> = self.hosts.iter().flat_map(SimHost::identities).map(|vm| vm.goal.vm).collect();
         let wanted: BTreeSet<VmId> =
             core.state().instances().values().filter_map(|one| one.wanted_vm()).map(|vm| vm.id).collect();
         if served != wanted {
             return Err(format!("at rest, {} VMs are wanted and {} serve", wanted.len(), served.len()));
         }
-        if let Some(instance) = core.state().instances().values().find(|instance| !instance.is_ready()) {
+        if let Some(instance) = core.state().instances().values().find(|one| one.vm().is_some() && !one.is_ready()) {
             return Err(format!("at rest, {} is {}", instance.key, instance.state.name()));
         }
         let network = goal::network(core);

@@ -37,10 +37,20 @@ fn fifty_hosts_survive_two_hundred_seeds() {
 
 #[test]
 fn a_controller_that_is_too_impatient_is_found_out() {
-    let options = Options { impatience: 2800, ..Options::default() };
+    let options = Options { impatience: 1200, ..Options::default() };
     let failure = (0..60).find_map(|seed| run(seed, options).err());
     let failure = failure.expect("the planted mistake was not found");
     assert!(failure.what.starts_with("invariant 1"), "{failure}");
+}
+
+/// Where every host is a large part of the majority.
+#[test]
+fn small_fabrics_survive_too() {
+    for seed in 1000..1200 {
+        let hosts = 3 + (seed % 5) as u8;
+        let options = Options { hosts, domains: 3, ..Options::default() };
+        run(seed, options).unwrap_or_else(|failure| panic!("{hosts} hosts: {failure}"));
+    }
 }
 
 #[test]

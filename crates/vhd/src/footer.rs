@@ -10,6 +10,8 @@ pub(crate) const FOOTER_BYTES: usize = 512;
 const COOKIE: &[u8; 8] = b"conectix";
 const VERSION: u32 = 0x0001_0000;
 const CHECKSUM_AT: usize = 64;
+/// Most bytes of a disk: what 32-bit sector numbers can address, less room for tables.
+const DISK_BYTES_MAX: u64 = 2040 << 30;
 /// Seconds from the Unix epoch to 2000-01-01, where VHD time stamps start.
 const EPOCH_2000: u64 = 946_684_800;
 
@@ -126,6 +128,9 @@ impl Footer {
         let disk_bytes = be64(bytes, 48);
         if disk_bytes == 0 || !disk_bytes.is_multiple_of(crate::SECTOR) {
             return Err(damaged("current size", 48, format!("{disk_bytes} is not a positive multiple of 512")));
+        }
+        if disk_bytes > DISK_BYTES_MAX {
+            return Err(damaged("current size", 48, format!("{disk_bytes} is more than the format's 2040 GiB")));
         }
         let kind = be32(bytes, 60);
         let disk_type = DiskType::from_number(kind).ok_or_else(|| {

@@ -354,7 +354,9 @@ fn open_sparse(
     let table: Vec<u32> = raw.chunks_exact(4).map(|e| u32::from_be_bytes([e[0], e[1], e[2], e[3]])).collect();
     let mut end = header.table_offset + u64::from(header.table_entries) * 4;
     for locator in &header.locators {
-        end = end.max(locator.offset.saturating_add(u64::from(locator.length)));
+        let locator_end = locator.offset.checked_add(u64::from(locator.length)).filter(|end| *end <= length);
+        let why = || format!("{} bytes at {} lie outside the file", locator.length, locator.offset);
+        end = end.max(locator_end.ok_or_else(|| damaged("parent locator", footer.data_offset + 576, why()))?);
     }
     let mut bitmaps = HashMap::new();
     for (block, sector) in table.iter().enumerate().filter(|(_, sector)| **sector != ABSENT) {
@@ -366,6 +368,10 @@ fn open_sparse(
             return Err(damaged("block allocation table entry", header.table_offset + block as u64 * 4, why));
         }
         end = end.max(block_end);
+        // A dynamic disk's bitmaps are not used.
+        if footer.disk_type == DiskType::Dynamic {
+            continue;
+        }
         let mut bitmap = vec![0; header.bitmap_bytes() as usize];
         file.read_exact_at(&mut bitmap, position).map_err(io("read a sector bitmap"))?;
         bitmaps.insert(block as u32, bitmap);

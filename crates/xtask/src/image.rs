@@ -37,7 +37,9 @@ pub fn build(root: &Path) -> anyhow::Result<PathBuf> {
     fs::create_dir_all(&folder)?;
     let init = build_init(root, &folder)?;
     let image = folder.join("hello.vhd");
-    let sources = [init.clone(), root.join("images/hello/files"), root.join("crates/xtask/src/image.rs")];
+    let files = root.join("images/hello/files");
+    let recipe = root.join("crates/xtask/src/image.rs");
+    let sources = [init.clone(), files.join("udhcpc.sh"), files.join("syslinux.cfg"), recipe];
     if is_newer(&image, &sources)? {
         return Ok(image);
     }

@@ -217,7 +217,7 @@ impl Story<'_> {
                 let up = hosts
                     .as_array()
                     .is_some_and(|hosts| hosts.iter().any(|host| host["name"] == victim && host["state"] == "Up"));
-                let left = std::fs::read_dir(fabric.host_folder(victim).join("vms")).map_or(0, Iterator::count);
+                let left = std::fs::read_dir(fabric.host_folder(victim).join("vms"))?.count();
                 Ok(up && left == 0)
             })?;
             let said = fabric.run(&["service", "scale", SERVICE, "web=3", "--wait", "--timeout", "180s"])?;

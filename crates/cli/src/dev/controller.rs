@@ -64,28 +64,25 @@ pub(super) fn start(layout: &Layout, fabric: &Fabric) -> anyhow::Result<()> {
 
 /// Kills the controller and its supervisor.
 pub(super) fn kill(layout: &Layout) -> anyhow::Result<()> {
-    let folder = layout.controller();
-    let controller = fs::read_to_string(folder.join("controller.pid")).ok().and_then(|text| text.trim().parse().ok());
-    let controller = controller.and_then(Process::of);
-    let Some(supervisor) = find(layout)? else { return Ok(()) };
-    supervisor.end(Signal::SIGKILL)?;
-    match controller {
-        Some(controller) if is_ours(controller.pid(), &folder) => controller.end(Signal::SIGKILL),
-        _ => Ok(()),
-    }
+    end(layout, Signal::SIGKILL)
 }
 
-/// Stops the controller in good order; a supervisor that was killed may have left it behind.
+/// Stops the controller in good order.
 pub(super) fn stop(layout: &Layout) -> anyhow::Result<()> {
+    end(layout, Signal::SIGTERM)
+}
+
+/// The supervisor first, or it would start the controller again. One that was killed may have left that behind.
+fn end(layout: &Layout, signal: Signal) -> anyhow::Result<()> {
     if let Some(supervisor) = find(layout)? {
-        supervisor.end(Signal::SIGTERM)?;
+        supervisor.end(signal)?;
     }
     let folder = layout.controller();
     let pid = fs::read_to_string(folder.join("controller.pid")).ok().and_then(|text| text.trim().parse().ok());
-    if let Some(orphan) = pid.and_then(Process::of).filter(|process| is_ours(process.pid(), &folder)) {
-        orphan.end(Signal::SIGTERM)?;
+    match pid.and_then(Process::of).filter(|process| is_ours(process.pid(), &folder)) {
+        Some(controller) => controller.end(signal),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Whether a process is a controller of this folder: its command line names it.

@@ -33,6 +33,15 @@ pub(super) async fn up(layout: &Layout, cores: u64, memory: Option<u64>) -> anyh
         return Ok(());
     }
     let links = Links::open()?;
+    if let Some(fabric) = layout.read_fabric()?
+        && fabric.hosts.iter().any(|name| matches!(hosts::find(layout, name), Ok(Some(_))))
+    {
+        // Its guests run on without a controller; they are not to be thrown away for it.
+        controller::stop(layout)?;
+        controller::start(layout, &fabric)?;
+        wait_until_ready(layout, &fabric, 1).await?;
+        return line(&format!("the controller is back at {}; the hosts ran on", fabric.controller_url()));
+    }
     let fabric = match layout.read_fabric()? {
         Some(fabric) => {
             // What a crash left behind would be in the way.
@@ -75,7 +84,7 @@ async fn start_all(
         hosts::configure(layout, fabric, index, capacity, accelerator)?;
         hosts::start(layout, fabric, index, links).await?;
     }
-    wait_until_ready(layout, fabric).await
+    wait_until_ready(layout, fabric, fabric.hosts.len()).await
 }
 
 fn check_machine() -> anyhow::Result<()> {
@@ -101,8 +110,9 @@ async fn found(layout: &Layout, links: &Links) -> anyhow::Result<Fabric> {
     let number = number.context("250 dev fabrics run on this machine already")?;
     let hosts = (1..=HOSTS).map(|number| format!("host-{number}")).collect();
     let fabric = Fabric { number, user_token: token(), host_token: token(), hosts };
-    claim(layout, &fabric, links).await?;
+    // Written first, so that whatever comes of it, `down` knows what to remove.
     layout.write_fabric(&fabric)?;
+    claim(layout, &fabric, links).await?;
     Ok(fabric)
 }
 
@@ -121,7 +131,7 @@ async fn claim(layout: &Layout, fabric: &Fabric, links: &Links) -> anyhow::Resul
     Ok(())
 }
 
-async fn wait_until_ready(layout: &Layout, fabric: &Fabric) -> anyhow::Result<()> {
+async fn wait_until_ready(layout: &Layout, fabric: &Fabric, wanted: usize) -> anyhow::Result<()> {
     let client = Client::new(&fabric.controller_url(), &fabric.user_token);
     let deadline = Instant::now() + READY;
     let mut progress = Progress::start();
@@ -129,11 +139,11 @@ async fn wait_until_ready(layout: &Layout, fabric: &Fabric) -> anyhow::Result<()
         let state = match client.host_list().await {
             Ok(hosts) => {
                 let up = hosts.iter().filter(|host| host.state == "Up").count();
-                if up >= fabric.hosts.len() {
+                if up >= wanted {
                     progress.finish();
                     return Ok(());
                 }
-                format!("{up} of {} hosts are up", fabric.hosts.len())
+                format!("{up} of {wanted} hosts are up")
             }
             Err(_) => "the controller is starting".to_owned(),
         };
@@ -156,7 +166,7 @@ fn quarter_of_memory() -> anyhow::Result<u64> {
 }
 
 pub(super) async fn down(layout: &Layout, purge: bool) -> anyhow::Result<()> {
-    if !layout.state().exists() {
+    if layout.read_fabric()?.is_none() {
         return line(&format!("there is no dev fabric in {}", layout.state().display()));
     }
     {
@@ -165,8 +175,7 @@ pub(super) async fn down(layout: &Layout, purge: bool) -> anyhow::Result<()> {
             clear(layout, &fabric, &Links::open()?).await?;
         }
         if purge {
-            let state = layout.state();
-            fs::remove_dir_all(state).with_context(|| format!("cannot remove {}", state.display()))?;
+            layout.purge()?;
         }
     }
     line(if purge { "stopped, and nothing is left" } else { "stopped; `mayfly dev up` goes on where it was" })
@@ -175,7 +184,8 @@ pub(super) async fn down(layout: &Layout, purge: bool) -> anyhow::Result<()> {
 /// Ends all processes and removes all devices of a fabric, whatever state it is in.
 async fn clear(layout: &Layout, fabric: &Fabric, links: &Links) -> anyhow::Result<()> {
     // Another fabric may have taken the number while this one was down; its devices are not ours.
-    let ours = links.owner(&fabric.bridge()).await?.as_deref() == Some(&owner(layout));
+    // A bridge without an owner is one that nobody came to finish.
+    let ours = links.owner(&fabric.bridge()).await?.is_none_or(|other| other == owner(layout));
     for index in 0..fabric.hosts.len() {
         hosts::unplug(layout, fabric, index)?;
         if ours {

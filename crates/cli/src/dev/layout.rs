@@ -109,10 +109,35 @@ impl Layout {
         write_json(&self.fabric(), fabric)
     }
 
+    /// Removes what a fabric has put into its folder, and the folder if nothing else is in it.
+    pub fn purge(&self) -> anyhow::Result<()> {
+        for name in ["controller", "hosts"] {
+            match fs::remove_dir_all(self.state.join(name)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot remove {}", self.state.join(name).display()));
+                }
+                _ => {}
+            }
+        }
+        for name in ["fabric.json", "fabric.new", "lock"] {
+            match fs::remove_file(self.state.join(name)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot remove {}", self.state.join(name).display()));
+                }
+                _ => {}
+            }
+        }
+        // Other people's files stay, and so does what they lie in.
+        let _ = fs::remove_dir(&self.state);
+        Ok(())
+    }
+
     /// Keeps other commands from starting or stopping the same fabric meanwhile.
     pub fn lock(&self) -> anyhow::Result<Flock<File>> {
-        fs::create_dir_all(&self.state).with_context(|| format!("cannot create {}", self.state.display()))?;
-        fs::set_permissions(&self.state, fs::Permissions::from_mode(0o700))?;
+        if !self.state.exists() {
+            fs::create_dir_all(&self.state).with_context(|| format!("cannot create {}", self.state.display()))?;
+            fs::set_permissions(&self.state, fs::Permissions::from_mode(0o700))?;
+        }
         let path = self.state.join("lock");
         let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
         Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {

@@ -31,7 +31,9 @@ fn every_process_may_be_killed_at_each_step_of_a_deployment() {
         // The command may come before the kill or find no controller; either way it has to say the truth.
         let child = waiting.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(delay));
-        for pid in fabric.processes(victim) {
+        let victims = fabric.processes(victim);
+        assert!(!victims.is_empty() || delay > 0, "there is no {victim}");
+        for pid in victims {
             // It may have been started again meanwhile.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
@@ -56,7 +58,9 @@ fn visitors_do_not_notice_that_agents_and_controller_are_killed() {
     std::thread::sleep(Duration::from_secs(3));
     let visitor = Visitor::start(&fabric.vip("bank").unwrap());
     for victim in ["internal host-agent", "internal controller ", "internal disk-server"] {
-        for pid in fabric.processes(victim) {
+        let victims = fabric.processes(victim);
+        assert!(!victims.is_empty(), "there is no {victim}");
+        for pid in victims {
             kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
             std::thread::sleep(Duration::from_secs(2));
         }

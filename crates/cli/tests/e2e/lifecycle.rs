@@ -34,10 +34,12 @@ fn down_cleans_up_after_a_crash() {
     stage.fabric.run(&["dev", "up"]).unwrap();
     let bridge = stage.fabric.bridge().unwrap();
     // The supervisor first, so that it cannot start the controller again; that one is left without anybody to mind it.
-    for pid in stage.fabric.processes("controller-supervisor") {
+    let (supervisors, hosts) = (stage.fabric.processes("controller-supervisor"), stage.fabric.processes("host-init"));
+    assert_eq!((supervisors.len(), hosts.len()), (1, 3));
+    for pid in supervisors {
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     }
-    for pid in stage.fabric.processes("host-init").into_iter().take(1) {
+    for pid in hosts.into_iter().take(1) {
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     }
     stage.fabric.run(&["dev", "up"]).unwrap();

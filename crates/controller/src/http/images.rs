@@ -45,14 +45,20 @@ pub(super) async fn push(
     }
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     let received = shared.images.receive(body, length).await?;
+    let _turn = shared.images.turn.lock().await;
+    shared.images.keep(&received)?;
     let image = Image {
         name,
-        digest: received.digest,
+        digest: received.digest.clone(),
         file_bytes: received.file_bytes,
         disk_bytes: received.disk_bytes,
         created: now(),
     };
-    shared.driver.submit(Input::Command(Command::CommitImage(image.clone()))).await?;
+    let committed = shared.driver.submit(Input::Command(Command::CommitImage(image.clone()))).await;
+    if committed.is_err() {
+        forget(&shared, &image.digest);
+    }
+    committed?;
     Ok(Json(view(&image)))
 }
 
@@ -62,15 +68,20 @@ fn now() -> Time {
 
 pub(super) async fn delete(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Result<(), Failure> {
     let name = ImageName::new(name)?;
+    let _turn = shared.images.turn.lock().await;
     let before = shared.driver.committed();
     shared.driver.submit(Input::Command(Command::DeleteImage(name.clone()))).await?;
     if let Some(image) = before.state().images().get(&name) {
-        let after = shared.driver.committed();
-        if !after.state().images().values().any(|other| other.digest == image.digest) {
-            shared.images.delete(&image.digest);
-        }
+        forget(&shared, &image.digest);
     }
     Ok(())
+}
+
+/// Deletes the file of an image unless a record names it.
+fn forget(shared: &Shared, digest: &Digest) {
+    if !shared.driver.committed().state().images().values().any(|other| other.digest == *digest) {
+        shared.images.delete(digest);
+    }
 }
 
 pub(super) async fn fetch(State(shared): State<Arc<Shared>>, Path(digest): Path<String>) -> Result<Response, Failure> {

@@ -46,15 +46,18 @@ pub(crate) async fn settled(agent: &Agent) {
     let deadline = tokio::time::Instant::now() + SETTLE;
     while tokio::time::Instant::now() < deadline {
         let now = clock::now();
-        if agent.statuses().vms.values().all(|status| status.is_settled(now)) {
+        if agent.statuses().vms.values().all(|status| !status.says_ready() || status.is_settled(now)) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// Follows the goal state for ever.
+/// Follows the goal state for ever, once the controller has confirmed it: what the last agent wrote down may be out of
+/// date, and nothing is created or thrown away on the word of a note.
 pub(crate) async fn run(agent: Arc<Agent>, mut runners: Runners) {
+    // The sender lives as long as the agent.
+    let _ = agent.confirmed.subscribe().wait_for(|confirmed| *confirmed).await;
     let mut goals = agent.goal.subscribe();
     loop {
         let goal = goals.borrow_and_update().clone();

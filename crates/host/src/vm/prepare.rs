@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use futures_util::StreamExt;
@@ -11,9 +12,13 @@ use mayfly_model::VmGoal;
 use mayfly_net::address::tap_name;
 use mayfly_net::create_tap;
 use mayfly_vhd::{Access, DifferencingOptions, Vhd, create_differencing, seconds_since_2000};
+use tokio::time::timeout;
 
 use crate::agent::Agent;
 use crate::network::prepare_tap;
+
+/// How long the controller may be silent while it sends an image.
+const STALL: Duration = Duration::from_secs(30);
 
 /// The differencing disk of a VM.
 pub(super) fn disk_path(agent: &Agent, goal: &VmGoal) -> PathBuf {
@@ -38,12 +43,15 @@ pub(super) async fn image(agent: &Agent, goal: &VmGoal, progress: impl Fn(String
     check_space(agent, goal.image_bytes)?;
     let response = agent.client.image_fetch(goal.image.as_str()).await?;
     let mut partial = agent.cache.begin(goal.image.as_str())?;
-    let (mut stream, mut bytes) = (response.bytes_stream(), 0);
-    while let Some(chunk) = stream.next().await {
+    let (mut stream, mut bytes, mut shown) = (response.bytes_stream(), 0, None);
+    while let Some(chunk) = timeout(STALL, stream.next()).await.context("the controller sends no more of the image")? {
         let chunk = chunk.context("the image broke off")?;
         bytes += chunk.len() as u64;
         partial = tokio::task::spawn_blocking(move || partial.write(&chunk).map(|()| partial)).await??;
-        progress(format!("fetching the base image: {} %", bytes * 100 / goal.image_bytes.max(1)));
+        let percent = bytes * 100 / goal.image_bytes.max(1);
+        if shown.replace(percent) != Some(percent) {
+            progress(format!("fetching the base image: {percent} %"));
+        }
     }
     Ok(tokio::task::spawn_blocking(move || partial.finish()).await??)
 }
@@ -57,7 +65,11 @@ pub(super) async fn disk(agent: &Agent, goal: &VmGoal, base: &Path) -> anyhow::R
         tokio::task::spawn_blocking(move || {
             let parent = Vhd::open(&base, Access::ReadOnly, None)?;
             let options = DifferencingOptions { unique_id: rand::random(), timestamp: seconds_since_2000() };
-            create_differencing(&path, &parent, &options)
+            // Under its own name only when it is whole.
+            let partial = path.with_extension("new");
+            let _ = fs::remove_file(&partial);
+            create_differencing(&partial, &parent, &options)?;
+            fs::rename(&partial, &path).context("cannot name the new disk")
         })
         .await??;
     }

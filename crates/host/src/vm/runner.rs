@@ -7,9 +7,11 @@
 //!      └───────────────────────────────────┴─ not wanted: stop, throw everything away, end
 //! ```
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::bail;
 use mayfly_model::VmGoal;
 use mayfly_net::address::tap_name;
 use mayfly_net::{DhcpLease, delete_tap, serve_dhcp};
@@ -27,6 +29,10 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Pauses before another try grow from the first to the last.
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
 const PAUSE_LAST: Duration = Duration::from_secs(30);
+/// A guest that has run so long is started again without a pause that earlier failures have made long.
+const HEALTHY: Duration = Duration::from_secs(60);
+/// Bytes of the serial console's log that are kept at the most.
+const SERIAL_LOG_BYTES: u64 = 1 << 20;
 /// Between two tries to go on after the disk was full.
 const RESUME: Duration = Duration::from_secs(5);
 /// Between two looks at the size of the disk's file.
@@ -84,14 +90,16 @@ impl Runner {
                 return true;
             }
         };
+        let began = tokio::time::Instant::now();
         let (ended, machine) = self.watch(machine).await;
         match ended {
             Ended::Exit(reason) => {
-                self.update(|status| {
-                    status.restarts += 1;
-                    status.stage = Stage::Stopped(reason);
-                });
+                self.update_quietly(|status| status.restarts += 1);
+                self.set(Stage::Stopped(reason));
                 self.note();
+                if began.elapsed() > HEALTHY {
+                    self.pause = PAUSE_FIRST;
+                }
                 self.back_off().await;
             }
             Ended::Reboot => {
@@ -129,36 +137,55 @@ impl Runner {
         false
     }
 
-    /// Makes what is missing and starts the guest, or finds it running.
+    /// Finds the guest running, or makes what is missing and starts it.
     async fn start(&mut self) -> anyhow::Result<Machine> {
-        let (agent, goal) = (Arc::clone(&self.agent), self.goal.clone());
-        if !self.adopted {
-            // A reboot that was asked for before there was a guest has nothing to do.
-            self.update_quietly(|status| status.reboots = status.reboots.max(goal.reboots));
+        if std::mem::take(&mut self.adopted)
+            && let Some(machine) = self.adopt().await
+        {
+            return Ok(machine);
         }
+        let (agent, goal) = (Arc::clone(&self.agent), self.goal.clone());
+        self.update_quietly(|status| {
+            status.forget_guest();
+            // A reboot that was asked for before there was a guest has nothing to do.
+            status.reboots = status.reboots.max(goal.reboots);
+        });
         self.note_or_fail()?;
         let base = prepare::image(&agent, &goal, |detail| self.set(Stage::Preparing(detail))).await?;
-        self.set_unless_adopted(Stage::Preparing("making its disk".to_owned()));
+        self.set(Stage::Preparing("making its disk".to_owned()));
         prepare::disk(&agent, &goal, &base).await?;
         prepare::tap(&agent, &goal).await?;
         self.update(|status| status.has_tap = true);
         self.serve_dhcp();
         crate::guard::check(&agent);
-        let spec = self.spec();
-        if std::mem::take(&mut self.adopted)
-            && let Ok(machine) = Machine::adopt(&spec.monitor(), &spec.pid_file()).await
-        {
-            tracing::info!(vm = %goal.vm, "found its guest running");
-            // What it said to the last agent still holds.
-            self.update(|status| status.stage = Stage::Running);
-            return Ok(machine);
+        // Much may have changed while the image was on its way.
+        if self.desired.borrow().as_ref().is_none_or(|now| now.vm != goal.vm) || !*self.serving.borrow() {
+            bail!("it is not wanted here any more");
         }
-        let machine = Machine::start(&spec).await?;
+        let machine = Machine::start(&self.spec()).await?;
         self.update(|status| {
             status.forget_guest();
             status.stage = Stage::Running;
         });
         Ok(machine)
+    }
+
+    /// Takes up a guest that an earlier agent started. What it said to that one still holds.
+    async fn adopt(&mut self) -> Option<Machine> {
+        let spec = self.spec();
+        let machine = Machine::adopt(&spec.monitor(), &spec.pid_file()).await.ok()?;
+        tracing::info!(vm = %self.goal.vm, "found its guest running");
+        self.update(|status| {
+            status.has_tap = true;
+            status.stage = Stage::Running;
+        });
+        self.serve_dhcp();
+        crate::guard::check(&self.agent);
+        // It may have been paused by a full disk, with nobody left to let it go on.
+        if let Err(error) = machine.resume().await {
+            tracing::warn!(vm = %self.goal.vm, %error, "cannot let it go on");
+        }
+        Some(machine)
     }
 
     /// Watches a running guest until something has to be done.
@@ -202,6 +229,7 @@ impl Runner {
                 }
                 _ = measure.tick() => {
                     let bytes = prepare::disk_bytes(&self.agent, &self.goal);
+                    limit_log(&self.spec().serial_log());
                     let ready = self.update_quietly(|status| {
                         status.disk_bytes = bytes;
                         status.says_ready()
@@ -253,6 +281,9 @@ impl Runner {
         if let Ok(machine) = Machine::adopt(&spec.monitor(), &spec.pid_file()).await {
             machine.stop(Duration::ZERO).await;
         }
+        let monitor = spec.monitor();
+        // One that does not answer must not stay either.
+        let _ = tokio::task::spawn_blocking(move || Machine::end_leftovers(&monitor)).await;
         self.adopted = false;
     }
 
@@ -318,13 +349,6 @@ impl Runner {
         });
     }
 
-    /// A guest that runs on while the agent was restarted is not being made.
-    fn set_unless_adopted(&self, stage: Stage) {
-        if !self.adopted {
-            self.set(stage);
-        }
-    }
-
     /// Changes the status and tells everybody.
     fn update<T>(&self, change: impl FnOnce(&mut VmStatus) -> T) -> Option<T> {
         let result = self.update_quietly(change);
@@ -350,5 +374,13 @@ impl Runner {
             ready: status.says_ready(),
         });
         note.map_or(Ok(()), |note| self.agent.ledger.write_vm(&note))
+    }
+}
+
+/// Empties a console's log that has grown too long: a guest must not fill its host's disk by talking.
+fn limit_log(path: &Path) {
+    let long = std::fs::metadata(path).is_ok_and(|data| data.len() > SERIAL_LOG_BYTES);
+    if long && let Err(error) = std::fs::OpenOptions::new().write(true).truncate(true).open(path) {
+        tracing::warn!(path = %path.display(), %error, "a long console log cannot be emptied");
     }
 }
