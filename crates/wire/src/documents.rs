@@ -28,14 +28,13 @@ pub(crate) fn goal_state(guest: &Guest) -> String {
          <ExpectHealthReport>FALSE</ExpectHealthReport></Machine><Container><ContainerId>{container}</ContainerId>\
          <RoleInstanceList><RoleInstance><InstanceId>{}</InstanceId><State>Started</State><Configuration>\
          <HostingEnvironmentConfig>{}</HostingEnvironmentConfig><SharedConfig>{}</SharedConfig>\
-         <ExtensionsConfig>{}</ExtensionsConfig><FullConfig>{}</FullConfig>\
+         <ExtensionsConfig>{}</ExtensionsConfig>\
          <ConfigName>{deployment}.0.{deployment}.0._{}.1.xml</ConfigName></Configuration></RoleInstance>\
          </RoleInstanceList></Container></GoalState>",
         escape(&instance),
         config("hostingEnvironmentConfig"),
         config("sharedConfig"),
         config("extensionsConfig"),
-        config("fullConfig"),
         escape(&name),
     ))
 }

@@ -2,11 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use mayfly_xtask::fabric::DevFabric;
+use mayfly_xtask::fabric::{DevFabric, wait_until};
 use mayfly_xtask::{image, setup, story, workspace};
+use nix::sys::signal::{SigSet, Signal};
 
 #[derive(Parser)]
 enum Chore {
@@ -49,24 +52,60 @@ fn demo(root: &Path, keep: bool) -> anyhow::Result<()> {
     let state = std::env::temp_dir().join(format!("mayfly-demo-{}", std::process::id()));
     let mut fabric = DevFabric::new(&binary(root), &state);
     fabric.keep = keep;
-    let summary = story::tell(&fabric, &image).inspect_err(|_| {
-        if !keep {
-            println!("the fabric is stopped and purged; `cargo xtask demo --keep` leaves it for a look");
+    println!("the fabric's folder is {}", state.display());
+    let fabric = Arc::new(fabric);
+    let reach = || {
+        println!("  {} --state {} instance list", binary(root).display(), state.display());
+        println!("  {} --state {} dev down --purge", binary(root).display(), state.display());
+    };
+    match tell_unless_interrupted(&fabric, image)? {
+        Some(Ok(summary)) => {
+            println!("\n{summary}");
+            if keep {
+                println!("the fabric runs on: curl http://{}/", fabric.vip("shop")?);
+                reach();
+            }
+            Ok(())
         }
-    })?;
-    println!("\n{summary}");
-    if keep {
-        let (binary, state) = (binary(root), state.display().to_string());
-        println!("the fabric runs on: curl http://{}/", fabric.vip("shop")?);
-        println!("  {} --state {state} instance list", binary.display());
-        println!("  {} --state {state} dev down --purge", binary.display());
+        Some(Err(error)) if keep => {
+            println!("the fabric is left for a look:");
+            reach();
+            Err(error)
+        }
+        Some(Err(error)) => Err(error.context("the fabric is stopped and purged (`--keep` leaves it for a look)")),
+        None => {
+            println!("interrupted: stopping the fabric");
+            // A command of the story may still be at work on it.
+            wait_until("the fabric is stopped", Duration::from_secs(30), || {
+                Ok(!state.exists() || fabric.try_run(&["dev", "down", "--purge"])?.success)
+            })?;
+            std::process::exit(130)
+        }
     }
-    Ok(())
+}
+
+/// The story's end, or nothing if the user wants no more of it.
+fn tell_unless_interrupted(
+    fabric: &Arc<DevFabric>,
+    image: PathBuf,
+) -> anyhow::Result<Option<anyhow::Result<story::Summary>>> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGINT);
+    signals.add(Signal::SIGTERM);
+    // Before there are other threads, which would be interrupted instead. Programs that are run start without this.
+    signals.thread_block().context("cannot block signals")?;
+    let (sender, ended) = mpsc::channel();
+    let (fabric, story_sender) = (Arc::clone(fabric), sender.clone());
+    // Whoever is told first ends the wait; the other's word is not missed.
+    std::thread::spawn(move || drop(story_sender.send(Some(story::tell(&fabric, &image)))));
+    std::thread::spawn(move || drop(signals.wait().map(|_| sender.send(None))));
+    ended.recv().context("the story broke off")
 }
 
 fn binary(root: &Path) -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    target.join("debug/mayfly")
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    // A relative folder counts from the workspace, where cargo is run.
+    root.join(target).join("debug/mayfly")
 }
 
 fn test(root: &Path) -> anyhow::Result<()> {

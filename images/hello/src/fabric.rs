@@ -113,7 +113,7 @@ pub fn report_ready(goal: &Goal) -> anyhow::Result<String> {
 /// Asks until there is an answer: the host's servers may be a moment later than the guest.
 fn get(address: [u8; 4], path: &str, headers: &str) -> anyhow::Result<Answer> {
     let mut last = None;
-    for _ in 0..30 {
+    for _ in 0..200 {
         match exchange(address, "GET", path, headers, "") {
             Ok(answer) => return Ok(answer),
             Err(error) => last = Some(error),

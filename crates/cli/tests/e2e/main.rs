@@ -4,6 +4,7 @@
 
 mod faults;
 mod help;
+mod isolation;
 mod kills;
 mod lifecycle;
 mod story;
