@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use mayfly_model::{HostName, HostReport, Incarnation, InstanceKey, ServiceName, Slot};
+use mayfly_model::{HostName, HostReport, ImageName, Incarnation, InstanceKey, ServiceName, Slot};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -76,7 +76,7 @@ impl Client {
     /// Uploads an image; `sent` is told the bytes that have gone so far.
     pub async fn image_push(
         &self,
-        name: &str,
+        name: &ImageName,
         path: &Path,
         mut sent: impl FnMut(u64) + Send + 'static,
     ) -> Result<ImageView, ClientError> {
@@ -94,7 +94,7 @@ impl Client {
     }
 
     /// Forgets an image.
-    pub async fn image_delete(&self, name: &str) -> Result<(), ClientError> {
+    pub async fn image_delete(&self, name: &ImageName) -> Result<(), ClientError> {
         self.done(self.request(Method::DELETE, &format!("/v1/images/{name}"))).await
     }
 

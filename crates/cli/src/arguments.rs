@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mayfly_model::{InstanceKey, ServiceName, Slot};
+use mayfly_model::{ImageName, InstanceKey, ServiceName, Slot};
 
 /// A cloud fabric for transient virtual machines.
 ///
@@ -75,10 +75,10 @@ pub enum DevCommand {
     /// Start the dev fabric, or go on where it was stopped; returns when it is ready
     Up {
         /// Cores that each host offers to instances (overcommitted: they share this machine's)
-        #[arg(long, value_name = "CORES", default_value_t = 8)]
+        #[arg(long, value_name = "CORES", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=1024))]
         host_cores: u64,
         /// Memory that each host offers to instances, in MiB [default: a quarter of this machine's]
-        #[arg(long, value_name = "MIB")]
+        #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(768..=67_108_864))]
         host_memory: Option<u64>,
     },
     /// Stop the dev fabric and remove all processes, namespaces and devices of it; also after a crash
@@ -109,14 +109,14 @@ pub enum ImageCommand {
         file: PathBuf,
         /// The name that configurations refer to, as in <OsImage href="NAME"/>
         #[arg(long)]
-        name: String,
+        name: ImageName,
     },
     /// List the images
     List,
     /// Delete an image that nothing uses
     Delete {
         /// Its name
-        name: String,
+        name: ImageName,
     },
 }
 

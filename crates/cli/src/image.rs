@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::arguments::ImageCommand;
@@ -12,7 +12,9 @@ use crate::output::{self, mebibytes};
 pub async fn run(connection: &Connection, command: ImageCommand) -> anyhow::Result<()> {
     match command {
         ImageCommand::Push { file, name } => {
-            let bytes = std::fs::metadata(&file).with_context(|| format!("cannot read {}", file.display()))?.len();
+            let data = std::fs::metadata(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            ensure!(data.is_file(), "{} is not a file", file.display());
+            let bytes = data.len();
             let bar = if std::io::stderr().is_terminal() { ProgressBar::new(bytes) } else { ProgressBar::hidden() };
             bar.set_style(ProgressStyle::with_template(
                 "{wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
@@ -36,6 +38,9 @@ pub async fn run(connection: &Connection, command: ImageCommand) -> anyhow::Resu
                 vec![image.name.clone(), disk, file, image.created.clone(), image.digest[..16].to_owned()]
             })
         }
-        ImageCommand::Delete { name } => Ok(connection.client.image_delete(&name).await?),
+        ImageCommand::Delete { name } => {
+            connection.client.image_delete(&name).await?;
+            output::line(&format!("{name} is gone"))
+        }
     }
 }

@@ -34,7 +34,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     // These change namespaces or run a server of their own, so no runtime may be there yet.
     let command = match arguments.command {
         Command::Internal(command) => return internal::run(command),
-        Command::Dev(command) => return dev::run(&arguments.state, command),
+        Command::Dev(command) => return dev::run(&arguments.state, arguments.output, command),
         other => other,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

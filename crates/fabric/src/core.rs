@@ -1,6 +1,8 @@
 //! The core's one entrance.
 
-use mayfly_model::{HostCondition, LeaseGrant, LeaseTimings, Time};
+use std::collections::BTreeSet;
+
+use mayfly_model::{HostCondition, HostName, LeaseGrant, LeaseTimings, Time};
 
 use crate::address::AddressRange;
 use crate::command::{Command, Input, Outcome, Rejected};
@@ -29,6 +31,8 @@ pub struct Core {
     state: State,
     leases: Leases,
     config: Config,
+    /// Hosts that would be given up if there were a majority; each is told of once.
+    stalled: BTreeSet<HostName>,
 }
 
 impl Core {
@@ -38,7 +42,7 @@ impl Core {
         state.meta.epoch += 1;
         let changes = vec![Change::Put(Record::Meta(state.meta.clone()))];
         let leases = Leases::new(config.timings, state.meta.epoch, state.hosts.keys().cloned(), now);
-        (Core { state, leases, config }, changes)
+        (Core { state, leases, config, stalled: BTreeSet::new() }, changes)
     }
 
     /// The records.
@@ -72,7 +76,7 @@ impl Core {
                 report::apply(&mut step, &host_report);
             }
             Input::Tick => {
-                judge_hosts(&mut step, &self.leases);
+                judge_hosts(&mut step, &self.leases, &mut self.stalled);
                 rebalance::run(&mut step);
             }
         }
@@ -97,10 +101,13 @@ fn execute(step: &mut Step<'_>, config: &Config, entropy: &mut Entropy, command:
 }
 
 /// Marks late hosts, and gives up those whose lease is certainly over.
-fn judge_hosts(step: &mut Step<'_>, leases: &Leases) {
+fn judge_hosts(step: &mut Step<'_>, leases: &Leases, stalled: &mut BTreeSet<HostName>) {
     let names: Vec<_> = step.state.hosts.keys().cloned().collect();
     for name in names {
         let Some(host) = step.state.hosts.get(&name) else { continue };
+        if host.condition == HostCondition::Up {
+            stalled.remove(&name);
+        }
         match host.condition {
             HostCondition::Lost { .. } => {}
             HostCondition::Up if leases.is_late(&name, step.now) => {
@@ -110,6 +117,16 @@ fn judge_hosts(step: &mut Step<'_>, leases: &Leases) {
                 step.event(mayfly_model::EventKind::Host, &name, "its report is late");
             }
             HostCondition::Suspect { .. } if leases.is_lost(&name, step.now) => healing::give_up(step, &name),
+            HostCondition::Suspect { .. } if leases.is_over(&name, step.now) && stalled.insert(name.clone()) => {
+                let (fresh, voters) = (leases.fresh_voters(step.now), leases.voters());
+                if fresh * 2 <= voters {
+                    let message = format!(
+                        "its lease is over, but nothing is placed anew: {fresh} of {voters} voters (hosts and controllers) \
+                         are in touch, and more than half have to be"
+                    );
+                    step.event(mayfly_model::EventKind::Host, &name, message);
+                }
+            }
             HostCondition::Up | HostCondition::Suspect { .. } => {}
         }
     }

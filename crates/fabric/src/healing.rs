@@ -16,7 +16,8 @@ pub(crate) fn give_up(step: &mut Step<'_>, name: &HostName) {
     step.put(Record::Host(host));
     let instances: Vec<Instance> = step.state.instances_on(name).cloned().collect();
     let silent = step.now.since(last) as f64 / 1000.0;
-    let message = format!("lost: no report for {silent:.1} s; {} instances are made anew elsewhere", instances.len());
+    let message =
+        format!("lost: no report for {silent:.1} s; instances to be made anew elsewhere: {}", instances.len());
     step.event(EventKind::Host, name, message);
     for instance in instances {
         match &instance.state {

@@ -44,6 +44,9 @@ fn find(step: &Step<'_>, key: &InstanceKey) -> Result<Instance, Rejected> {
 }
 
 fn no_vm(instance: &Instance, what: &str) -> Rejected {
+    if matches!(instance.state, InstanceState::Retiring { .. }) {
+        return Rejected::Conflict(format!("{} is being replaced by a new VM already", instance.key));
+    }
     let state = instance.state.name();
     let detail = instance.state.detail().map_or_else(String::new, |detail| format!(": {detail}"));
     Rejected::Conflict(format!("{} has no VM that could be {what}: it is in state {state}{detail}", instance.key))

@@ -42,9 +42,7 @@ impl Leases {
     /// Time has passed. Has to be called before anything else in a step, so that a pause of the controller itself is
     /// noticed before the reports that piled up meanwhile.
     pub fn advance(&mut self, now: Time) {
-        let fresh = self.hosts.values().filter(|view| self.is_fresh(view, now)).count();
-        let (controllers, voters) = (1, self.voters());
-        if (fresh + controllers) * 2 > voters {
+        if self.fresh_voters(now) * 2 > self.voters() {
             self.majority_since.get_or_insert(now);
         } else {
             self.majority_since = None;
@@ -84,8 +82,17 @@ impl Leases {
 
     /// Whether the host has certainly fenced itself, and this controller may act on that.
     pub fn is_lost(&self, host: &HostName, now: Time) -> bool {
-        let over = self.last_report(host).is_some_and(|last| now.since(last) > self.timings.ttl + self.timings.drift);
-        over && self.majority_since.is_some_and(|since| now.since(since) >= self.timings.ttl)
+        self.is_over(host, now) && self.majority_since.is_some_and(|since| now.since(since) >= self.timings.ttl)
+    }
+
+    /// Whether the host has certainly fenced itself, unless it is an orphan among orphans.
+    pub fn is_over(&self, host: &HostName, now: Time) -> bool {
+        self.last_report(host).is_some_and(|last| now.since(last) > self.timings.ttl + self.timings.drift)
+    }
+
+    /// Voters that are fresh, this controller included.
+    pub fn fresh_voters(&self, now: Time) -> usize {
+        self.hosts.values().filter(|view| self.is_fresh(view, now)).count() + 1
     }
 
     fn is_fresh(&self, view: &HostView, now: Time) -> bool {

@@ -33,9 +33,9 @@ pub struct NoRoom {
     down: usize,
     /// Fault domains with a host that is up.
     domains: usize,
-    /// Up hosts that the spread rules out, as their domain has more of the role than another.
+    /// Up hosts with room that the spread rules out, as their domain has more of the role than another.
     spread: usize,
-    /// Up hosts in a permitted domain without enough processor or memory.
+    /// Up hosts without enough processor or memory.
     full: usize,
     needed: Resources,
 }
@@ -55,14 +55,14 @@ impl fmt::Display for NoRoom {
         let cores = self.needed.cpu_milli as f64 / 1000.0;
         write!(
             f,
-            "of {} hosts that are up in {} fault domains, {} lack {} cores or {} MiB of memory",
-            self.up, self.domains, self.full, cores, self.needed.memory_mib
+            "hosts that are up: {} in {} fault domains; without {} cores or {} MiB of memory: {}",
+            self.up, self.domains, cores, self.needed.memory_mib, self.full
         )?;
         if self.spread > 0 {
-            write!(f, ", and {} stand in fault domains that have more of this role than others", self.spread)?;
+            write!(f, "; with room, but in fault domains that have more of this role than others: {}", self.spread)?;
         }
         if self.down > 0 {
-            write!(f, "; {} hosts are down", self.down)?;
+            write!(f, "; hosts that are down: {}", self.down)?;
         }
         Ok(())
     }
@@ -133,8 +133,8 @@ impl<'s> Room<'s> {
                 up: up().count(),
                 down: self.hosts.len() - up().count(),
                 domains: spread.len(),
-                spread: up().filter(|room| !allowed(room.host)).count(),
-                full: up().filter(|room| allowed(room.host)).count(),
+                spread: up().filter(|room| !allowed(room.host) && room.free.holds(needed)).count(),
+                full: up().filter(|room| !room.free.holds(needed)).count(),
                 needed,
             });
         };

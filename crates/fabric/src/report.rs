@@ -33,12 +33,17 @@ fn register(step: &mut Step<'_>, report: &HostReport) {
         capacity: report.facts.capacity,
         condition: HostCondition::Up,
         registered: known.map_or(step.now, |host| host.registered),
+        boot_id: report.boot_id,
     };
     let message = match known {
         Some(known) if *known == host => return,
         None => Some(format!("new in fault domain {}", host.fault_domain)),
         Some(known) if matches!(known.condition, HostCondition::Lost { .. }) => Some("came back".to_owned()),
         Some(known) if matches!(known.condition, HostCondition::Suspect { .. }) => Some("reports again".to_owned()),
+        Some(known) if known.boot_id != report.boot_id => {
+            let guests = step.state.instances_on(&report.host).count();
+            Some(format!("was started again within its lease; its guests boot again from their disks: {guests}"))
+        }
         Some(_) => None,
     };
     step.state.meta.next_host = step.state.meta.next_host.max(number);

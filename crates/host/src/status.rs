@@ -98,14 +98,17 @@ impl VmStatus {
     }
 
     /// Whether it is known again how an adopted guest is doing.
-    pub(crate) fn is_settled(&self, now: Time) -> bool {
-        self.stage == Stage::Running && self.is_probed(now)
+    pub(crate) fn is_settled(&self) -> bool {
+        self.stage == Stage::Running && self.has_tap && self.all_answered()
+    }
+
+    fn all_answered(&self) -> bool {
+        self.goal.probes.iter().all(|probe| self.answered.get(probe) == Some(&true))
     }
 
     /// Whether it is in rotation, or its probes have had the time to put it there.
     fn is_probed(&self, now: Time) -> bool {
-        let answered = |probe| self.answered.get(probe) == Some(&true);
-        self.goal.probes.iter().all(answered) || self.ready_since.is_some_and(|since| now.since(since) > PROBED)
+        self.all_answered() || self.ready_since.is_some_and(|since| now.since(since) > PROBED)
     }
 
     pub(crate) fn observed(&self, now: Time) -> Observed {

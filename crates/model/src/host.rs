@@ -25,6 +25,9 @@ pub struct Host {
     pub condition: HostCondition,
     /// When its first report came.
     pub registered: Time,
+    /// Changes with each start of the host.
+    #[serde(default)]
+    pub boot_id: u64,
 }
 
 impl Host {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// Why a text is not a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not a {kind} name: {rule}")]
+#[error("`{text}` cannot be the name of this {kind}: {rule}")]
 pub struct NameError {
     /// What was meant, for example `service`.
     pub kind: &'static str,
@@ -198,7 +198,7 @@ impl FromStr for InstanceKey {
         let error = || NameError {
             kind: "instance",
             text: text.to_owned(),
-            rule: "write SERVICE/ROLE_IN_NUMBER, for example shop/web_IN_0",
+            rule: "write SERVICE/ROLE_IN_NUMBER, for example shop/web_IN_0 (in the staging slot shop@staging/web_IN_0)",
         };
         let (deployment, name) = text.split_once('/').ok_or_else(error)?;
         let (service, slot) = match deployment.split_once('@') {

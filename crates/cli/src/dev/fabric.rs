@@ -9,9 +9,12 @@ use mayfly_api::Client;
 use mayfly_model::Resources;
 use mayfly_net::Links;
 use mayfly_qemu::{Accelerator, PROGRAM};
+use serde_json::json;
 
 use super::layout::{Fabric, Layout};
+use super::process::Process;
 use super::{controller, hosts};
+use crate::arguments::Output;
 use crate::output::{Progress, line};
 
 const HOSTS: usize = 3;
@@ -205,14 +208,18 @@ fn owner(layout: &Layout) -> String {
 }
 
 pub(super) async fn kill(layout: &Layout, name: &str) -> anyhow::Result<()> {
-    let _lock = layout.lock()?;
     let fabric = existing(layout)?;
+    let _lock = layout.lock()?;
     if name == "controller" {
+        if controller::find(layout)?.is_none() {
+            bail!("the controller is off already; `mayfly dev start controller` starts it");
+        }
         controller::kill(layout)?;
         return line("the controller is dead; guests run on. `mayfly dev start controller` starts it");
     }
     let index = index_of(&fabric, name)?;
     if hosts::find(layout, name)?.is_none() {
+        running(layout, &fabric).await?;
         bail!("{name} is off already; `mayfly dev start {name}` starts it");
     }
     hosts::unplug(layout, &fabric, index)?;
@@ -222,42 +229,66 @@ pub(super) async fn kill(layout: &Layout, name: &str) -> anyhow::Result<()> {
 }
 
 pub(super) async fn start(layout: &Layout, name: &str) -> anyhow::Result<()> {
-    let _lock = layout.lock()?;
     let fabric = existing(layout)?;
+    let _lock = layout.lock()?;
+    running(layout, &fabric).await?;
     if name == "controller" {
         if controller::find(layout)?.is_some() {
             bail!("the controller runs already");
         }
         controller::stop(layout)?;
         controller::start(layout, &fabric)?;
-    } else {
-        let index = index_of(&fabric, name)?;
-        if hosts::find(layout, name)?.is_some() {
-            bail!("{name} runs already");
-        }
-        if controller::find(layout)?.is_none() && !Links::open()?.names().await?.contains(&fabric.bridge()) {
-            bail!("the dev fabric does not run; start it with `mayfly dev up`");
-        }
-        hosts::start(layout, &fabric, index, &Links::open()?).await?;
+        return line("the controller is starting");
     }
+    let index = index_of(&fabric, name)?;
+    if hosts::find(layout, name)?.is_some() {
+        bail!("{name} runs already");
+    }
+    hosts::start(layout, &fabric, index, &Links::open()?).await?;
     line(&format!("{name} is starting"))
 }
 
-pub(super) async fn status(layout: &Layout) -> anyhow::Result<()> {
+/// An error unless the fabric has been started: without its bridge nothing in it can be.
+async fn running(layout: &Layout, fabric: &Fabric) -> anyhow::Result<()> {
+    let bridge = Links::open()?.owner(&fabric.bridge()).await?;
+    if bridge.as_deref() == Some(&owner(layout)) {
+        return Ok(());
+    }
+    bail!("the dev fabric in {} does not run; start it with `mayfly dev up`", layout.state().display())
+}
+
+pub(super) async fn status(layout: &Layout, output: Output) -> anyhow::Result<()> {
     let fabric = existing(layout)?;
-    let word = |alive: bool| if alive { "runs" } else { "off" };
-    let controller = controller::find(layout)?;
-    line(&format!("state:       {}", layout.state().display()))?;
-    line(&format!("controller:  {} at {}", word(controller.is_some()), fabric.controller_url()))?;
+    let answers = running(layout, &fabric).await.is_ok()
+        && Client::new(&fabric.controller_url(), &fabric.user_token).host_list().await.is_ok();
+    let controller = match (controller::find(layout)?.is_some(), answers) {
+        (_, true) => "runs",
+        (true, false) => "does not answer",
+        (false, false) => "off",
+    };
+    let mut hosts = Vec::new();
     for (index, name) in fabric.hosts.iter().enumerate() {
-        let init = hosts::find(layout, name)?;
-        let pid = init.map_or_else(String::new, |init| format!(", first process {}", init.pid()));
-        line(&format!("{name}:      {} at {}{pid}", word(init.is_some()), fabric.host(index)))?;
+        let pid = hosts::find(layout, name)?.map(Process::pid);
+        hosts.push(json!({
+            "name": name,
+            "state": if pid.is_some() { "runs" } else { "off" },
+            "address": fabric.host(index),
+            "first_process": pid,
+        }));
     }
-    if controller.is_none() {
-        bail!("the dev fabric does not run; `mayfly dev up` starts it");
+    let (state, url) = (layout.state().display().to_string(), fabric.controller_url());
+    if output == Output::Json {
+        let view = json!({ "state": state, "controller": { "state": controller, "url": url }, "hosts": hosts });
+        line(&serde_json::to_string_pretty(&view)?)?;
+    } else {
+        line(&format!("state:       {state}\ncontroller:  {controller} at {url}"))?;
+        for host in &hosts {
+            let field = |name: &str| host[name].as_str().unwrap_or_default().to_owned();
+            let pid = host["first_process"].as_i64().map_or_else(String::new, |pid| format!(", first process {pid}"));
+            line(&format!("{}:      {} at {}{pid}", field("name"), field("state"), field("address")))?;
+        }
     }
-    Ok(())
+    running(layout, &fabric).await
 }
 
 fn existing(layout: &Layout) -> anyhow::Result<Fabric> {

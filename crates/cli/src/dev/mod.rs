@@ -14,9 +14,9 @@ pub use layout::Layout;
 
 use std::path::Path;
 
-use crate::arguments::DevCommand;
+use crate::arguments::{DevCommand, Output};
 
-pub fn run(state: &Path, command: DevCommand) -> anyhow::Result<()> {
+pub fn run(state: &Path, output: Output, command: DevCommand) -> anyhow::Result<()> {
     let layout = Layout::new(state);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -25,7 +25,7 @@ pub fn run(state: &Path, command: DevCommand) -> anyhow::Result<()> {
             DevCommand::Down { purge } => fabric::down(&layout, purge).await,
             DevCommand::Kill { name } => fabric::kill(&layout, &name).await,
             DevCommand::Start { name } => fabric::start(&layout, &name).await,
-            DevCommand::Status => fabric::status(&layout).await,
+            DevCommand::Status => fabric::status(&layout, output).await,
         }
     })
 }

@@ -36,7 +36,13 @@ pub(super) async fn push(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<ImageView>, Failure> {
-    let name = ImageName::new(name)?;
+    let name = match ImageName::new(name) {
+        Ok(name) => name,
+        Err(error) => {
+            drain(&mut body.into_data_stream()).await;
+            return Err(error.into());
+        }
+    };
     // Known before the bytes have travelled; the core has the last word.
     if shared.driver.committed().state().images().contains_key(&name) {
         drain(&mut body.into_data_stream()).await;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mayfly_model::{VmGoal, VmId};
+use mayfly_model::{Time, VmGoal, VmId};
 use mayfly_wire::HealthReport;
 use tokio::sync::watch;
 
@@ -32,7 +32,10 @@ pub(crate) fn adopt_all(agent: &Arc<Agent>) -> anyhow::Result<Runners> {
         (status.reboots, status.restarts) = (note.reboots, note.restarts);
         status.stage = Stage::Preparing("the agent has been restarted".to_owned());
         if note.ready {
+            // As far as anybody knows, it runs on; its task finds out.
             status.hear(HealthReport { ready: true, detail: String::new() }, clock::now());
+            status.ready_since = Some(Time(0));
+            status.stage = Stage::Running;
         }
         agent.statuses().vms.insert(note.goal.vm, status);
         runners.insert(note.goal.vm, start(agent, note.goal, true));
@@ -45,8 +48,7 @@ pub(crate) fn adopt_all(agent: &Arc<Agent>) -> anyhow::Result<Runners> {
 pub(crate) async fn settled(agent: &Agent) {
     let deadline = tokio::time::Instant::now() + SETTLE;
     while tokio::time::Instant::now() < deadline {
-        let now = clock::now();
-        if agent.statuses().vms.values().all(|status| !status.says_ready() || status.is_settled(now)) {
+        if agent.statuses().vms.values().all(|status| !status.says_ready() || status.is_settled()) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
