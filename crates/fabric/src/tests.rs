@@ -60,6 +60,22 @@ fn role(role: &str, size: VmSize) -> RoleDefinition {
     }
 }
 
+fn report(host: &HostName, lease_ack: u64, applied: Incarnation, vms: Vec<VmReport>) -> HostReport {
+    let number = host.as_str().trim_start_matches("host-").parse::<u8>().unwrap();
+    HostReport {
+        host: host.clone(),
+        facts: HostFacts {
+            fault_domain: format!("fd-{number}"),
+            address: Ipv4Addr::new(10, 77, 0, 10 + number),
+            capacity: Resources { cpu_milli: 4000, memory_mib: 8192 },
+        },
+        boot_id: 1,
+        lease_ack,
+        applied,
+        vms,
+    }
+}
+
 impl Fabric {
     /// A fabric with `hosts` hosts, each in a fault domain of its own, an image `hello` and a service `shop`.
     fn new(hosts: usize) -> Fabric {
@@ -107,19 +123,7 @@ impl Fabric {
             observed: Observed::Running(Readiness::Ready),
             disk_bytes: 0,
         });
-        let number = host.as_str().trim_start_matches("host-").parse::<u8>().unwrap();
-        let report = HostReport {
-            host: host.clone(),
-            facts: HostFacts {
-                fault_domain: format!("fd-{number}"),
-                address: Ipv4Addr::new(10, 77, 0, 10 + number),
-                capacity: Resources { cpu_milli: 4000, memory_mib: 8192 },
-            },
-            boot_id: 1,
-            lease_ack: self.acknowledged[host],
-            applied: goal.incarnation,
-            vms: vms.collect(),
-        };
+        let report = report(host, self.acknowledged[host], goal.incarnation, vms.collect());
         let grant = self.step(Input::Report(report)).unwrap();
         self.acknowledged.insert(host.clone(), grant);
     }
@@ -287,19 +291,7 @@ fn a_host_that_has_not_applied_the_goal_keeps_its_vm() {
     fabric.run(1000);
     let host = fabric.instance("shop/web_IN_0").vm().unwrap().host.clone();
     fabric.command(Command::Reimage(name("shop/web_IN_0"))).unwrap();
-    let number = host.as_str().trim_start_matches("host-").parse::<u8>().unwrap();
-    let report = HostReport {
-        host: host.clone(),
-        facts: HostFacts {
-            fault_domain: format!("fd-{number}"),
-            address: Ipv4Addr::new(10, 77, 0, 10 + number),
-            capacity: Resources { cpu_milli: 4000, memory_mib: 8192 },
-        },
-        boot_id: 1,
-        lease_ack: 0,
-        applied: Incarnation(1),
-        vms: vec![],
-    };
+    let report = report(&host, 0, Incarnation(1), vec![]);
     fabric.step(Input::Report(report)).unwrap();
     let state = fabric.instance("shop/web_IN_0").state;
     assert!(matches!(state, InstanceState::Retiring { .. }), "an old report proves nothing: {state:?}");
