@@ -7,8 +7,11 @@ use std::sync::Arc;
 
 use mayfly_fabric::address::AddressRange;
 use mayfly_fabric::check::{check, check_quiet};
-use mayfly_fabric::{Change, Command, Config, Core, Input, Record, goal};
-use mayfly_model::{HostReport, Incarnation, InstanceKey, LeaseGrant, LeaseTimings, Time, VmGoal, VmId};
+use mayfly_fabric::{Change, Command, Config, Core, Input, Record, State, goal};
+use mayfly_model::{
+    HostCondition, HostName, HostReport, Incarnation, Instance, InstanceKey, LeaseGrant, LeaseTimings, Time, VmGoal,
+    VmId,
+};
 use mayfly_store::{MemoryStore, Store, Write};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -396,6 +399,7 @@ impl World {
             let vm = instance.vm().map(|vm| vm.id);
             if vm.is_some() && vm != seen.1 {
                 self.summary.placed += 1;
+                check_spread(core.state(), instance)?;
                 if instance.generation <= seen.0 {
                     return Err(format!(
                         "invariant 4: {} went back to generation {}",
@@ -464,5 +468,28 @@ impl World {
             return Err("at rest, routes, names and members differ (invariant 8)".to_owned());
         }
         Ok(())
+    }
+}
+
+/// Invariant 2, for an instance that has just got a VM: its fault domain has at most one more of its role than any other
+/// that has a host up, and is not the only one if there are two.
+fn check_spread(state: &State, placed: &Instance) -> Checked {
+    let Some(vm) = placed.wanted_vm() else { return Ok(()) };
+    let domain_of = |host: &HostName| state.hosts().get(host).map(|host| host.fault_domain.as_str());
+    let up = state.hosts().values().filter(|host| host.condition == HostCondition::Up);
+    let mut counts: BTreeMap<&str, u32> = up.map(|host| (host.fault_domain.as_str(), 0)).collect();
+    for member in state.members(&placed.key.deployment, &placed.key.role).filter_map(Instance::wanted_vm) {
+        if let Some(count) = domain_of(&member.host).and_then(|domain| counts.get_mut(domain)) {
+            *count += 1;
+        }
+    }
+    let own = domain_of(&vm.host).and_then(|domain| counts.get(domain)).copied();
+    let fewest = counts.values().min().copied().unwrap_or(0);
+    match own {
+        None => Err(format!("invariant 2: {} was placed where no host is up", placed.key)),
+        Some(own) if own > fewest + 1 || (counts.len() == 1 && own > 1) => {
+            Err(format!("invariant 2: {} was placed unevenly: {counts:?}", placed.key))
+        }
+        Some(_) => Ok(()),
     }
 }
