@@ -184,27 +184,21 @@ impl Links {
     /// [`NetError`].
     pub async fn set_vips(&self, wanted: &BTreeSet<Ipv4Addr>) -> Result<Vec<Ipv4Addr>, NetError> {
         let index = self.index(UNDERLAY_DEVICE).await?;
-        let present: BTreeSet<Ipv4Addr> = self
-            .addresses(UNDERLAY_DEVICE)
-            .await?
-            .into_iter()
-            .filter(|(_, prefix)| *prefix == 32)
-            .map(|(one, _)| one)
-            .collect();
         let listed = self.handle.address().get().set_link_index_filter(index).execute();
         let messages: Vec<_> = listed.try_collect().await.map_err(NetError::netlink("list public addresses"))?;
-        for message in messages {
-            let gone = message.header.prefix_len == 32
-                && message.attributes.iter().any(|attribute| {
-                    matches!(attribute, AddressAttribute::Local(IpAddr::V4(address)) if !wanted.contains(address))
-                });
-            if gone {
-                self.handle
-                    .address()
-                    .del(message)
-                    .execute()
-                    .await
-                    .map_err(NetError::netlink("drop a public address"))?;
+        let mut present = BTreeSet::new();
+        for message in messages.into_iter().filter(|message| message.header.prefix_len == 32) {
+            let local = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+                _ => None,
+            });
+            match local {
+                Some(address) if wanted.contains(&address) => drop(present.insert(address)),
+                Some(_) => {
+                    let dropped = self.handle.address().del(message).execute().await;
+                    dropped.map_err(NetError::netlink("drop a public address"))?;
+                }
+                None => {}
             }
         }
         let new: Vec<Ipv4Addr> = wanted.difference(&present).copied().collect();

@@ -127,17 +127,22 @@ impl DevFabric {
     }
 }
 
-/// Whether a process sees a folder of this fabric as its host's folder.
+/// Whether a process sees a folder of this fabric, and of no other, as its host's folder.
 fn belongs_to(pid: i32, state: &str) -> bool {
     let mounts = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
-    mounts.lines().any(|line| line.contains(" /run/mayfly ") && line.contains(&format!("{state}/hosts/")))
-        || mounts.lines().any(|line| line.contains(" /run/mayfly ") && line.contains(&strip_mount(state)))
+    mounts.lines().any(|line| {
+        // Fields of proc(5): id, parent, device, root within the file system, mount point.
+        let mut fields = line.split(' ').skip(3);
+        let (Some(root), Some("/run/mayfly")) = (fields.next(), fields.next()) else { return false };
+        is_host_of(root, state)
+    })
 }
 
-/// The folder as `mountinfo` gives it where it lies on a file system of its own, such as a tmpfs on /tmp.
-fn strip_mount(state: &str) -> String {
-    let last = Path::new(state).file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    format!("/{last}/hosts/")
+/// Whether `root` is a host's folder of the fabric in `state`. On a file system of its own, as /tmp may be, the front of
+/// the path is missing; what is left has to be long enough to tell fabrics apart.
+fn is_host_of(root: &str, state: &str) -> bool {
+    let Some((_, host)) = root.rsplit_once("/hosts/") else { return false };
+    format!("{state}/hosts/{host}").ends_with(root) && root.matches('/').count() >= 3
 }
 
 impl Drop for DevFabric {
@@ -186,5 +191,21 @@ pub fn wait_until(what: &str, limit: Duration, mut look: impl FnMut() -> anyhow:
             bail!("not within {} s: {what}", limit.as_secs());
         }
         std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_belongs_to_its_own_fabric_only() {
+        assert!(is_host_of("/tmp/a/state/hosts/host-1", "/tmp/a/state"));
+        assert!(is_host_of("/a/state/hosts/host-1", "/tmp/a/state"), "/tmp is a file system of its own");
+        assert!(
+            !is_host_of("/tmp/b/state/hosts/host-1", "/tmp/a/state"),
+            "another fabric, in a folder of the same name"
+        );
+        assert!(!is_host_of("/hosts/host-1", "/tmp/a/state"), "that could be anybody's");
     }
 }

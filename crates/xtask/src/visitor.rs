@@ -24,7 +24,7 @@ pub struct Visit {
 /// A visitor at work.
 pub struct Visitor {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Vec<Visit>>,
+    thread: Option<JoinHandle<Vec<Visit>>>,
 }
 
 impl Visitor {
@@ -43,13 +43,25 @@ impl Visitor {
             let page = |thread: JoinHandle<_>| thread.join().unwrap_or_else(|_| Err("panicked".to_owned()));
             visits.into_iter().map(|(at, thread)| Visit { at, page: page(thread) }).collect()
         });
-        Visitor { stop, thread }
+        Visitor { stop, thread: Some(thread) }
     }
 
     /// Ends the visits and tells of them.
-    pub fn finish(self) -> anyhow::Result<Vec<Visit>> {
+    pub fn finish(mut self) -> anyhow::Result<Vec<Visit>> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().map_err(|_| anyhow::anyhow!("the visitor panicked"))
+        let thread = self.thread.take().context("the visitor has ended already")?;
+        thread.join().map_err(|_| anyhow::anyhow!("the visitor panicked"))
+    }
+}
+
+impl Drop for Visitor {
+    /// Ends the visits of a story that broke off: without the fabric, its addresses are somebody else's.
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // Nobody is left who could be told.
+            let _ = thread.join();
+        }
     }
 }
 
