@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use mayfly_disk::{DiskClient, DiskServer, Export};
-use mayfly_vhd::{Access, DifferencingOptions, Vhd, create_differencing};
+use mayfly_vhd::{Access, CreateOptions, Vhd, create_differencing};
 
 fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap_or_else(|e| panic!("{program}: {e}"));
@@ -30,7 +30,7 @@ fn export(folder: &Path, subformat: &str) -> Export {
     let base = base(folder, subformat);
     let parent = Vhd::open(&base, Access::ReadOnly, None).unwrap();
     let disk = folder.join("child.vhd");
-    create_differencing(&disk, &parent, &DifferencingOptions { unique_id: [1; 16], timestamp: 1 }).unwrap();
+    create_differencing(&disk, &parent, &CreateOptions { unique_id: [1; 16], timestamp: 1, durable: false }).unwrap();
     Export { name: "d1".to_owned(), disk, base, socket: folder.join("d1.sock") }
 }
 

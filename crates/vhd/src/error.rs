@@ -57,6 +57,28 @@ pub enum VhdError {
         /// How long the disk is.
         disk_bytes: u64,
     },
+    /// Another process writes to the disk.
+    #[error("{path}: another process has it open for writing; stop that first", path = path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The parent's file cannot be found.
+    #[error("{path}: its parent cannot be found; tried {tried}", path = path.display())]
+    NoParent {
+        /// The child.
+        path: PathBuf,
+        /// Where it was looked for, and what was found there.
+        tried: String,
+    },
+    /// What was asked for cannot be made in this format.
+    #[error("{path}: {why}", path = path.display())]
+    Unsuitable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
     /// A write to a disk that is open for reading only.
     #[error("{path}: open for reading only", path = path.display())]
     ReadOnly {

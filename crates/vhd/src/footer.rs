@@ -11,7 +11,7 @@ const COOKIE: &[u8; 8] = b"conectix";
 const VERSION: u32 = 0x0001_0000;
 const CHECKSUM_AT: usize = 64;
 /// Most bytes of a disk: what 32-bit sector numbers can address, less room for tables.
-const DISK_BYTES_MAX: u64 = 2040 << 30;
+pub const DISK_BYTES_MAX: u64 = 2040 << 30;
 /// Seconds from the Unix epoch to 2000-01-01, where VHD time stamps start.
 const EPOCH_2000: u64 = 946_684_800;
 
@@ -150,7 +150,9 @@ impl Footer {
         put32(&mut bytes, 12, VERSION);
         put64(&mut bytes, 16, self.data_offset);
         put32(&mut bytes, 24, self.timestamp);
-        bytes[28..32].copy_from_slice(b"mfly");
+        // QEMU trusts the current size of known creators only; of others, the geometry's, which is rounded. A differencing
+        // disk must not be read by tools that know no parents, so it says who made it.
+        bytes[28..32].copy_from_slice(if self.disk_type == DiskType::Differencing { b"mfly" } else { b"win " });
         put32(&mut bytes, 32, VERSION);
         bytes[36..40].copy_from_slice(b"Wi2k");
         put64(&mut bytes, 40, self.disk_bytes);
@@ -164,6 +166,14 @@ impl Footer {
         put32(&mut bytes, CHECKSUM_AT, sum);
         bytes
     }
+}
+
+/// A footer's bytes with another time stamp; all else, also what this library does not know, is kept.
+pub(crate) fn with_timestamp(mut bytes: [u8; FOOTER_BYTES], timestamp: u32) -> [u8; FOOTER_BYTES] {
+    put32(&mut bytes, 24, timestamp);
+    let sum = checksum(&bytes, CHECKSUM_AT);
+    put32(&mut bytes, CHECKSUM_AT, sum);
+    bytes
 }
 
 /// The one's complement of the sum of all bytes but the four of the checksum itself.

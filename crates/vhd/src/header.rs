@@ -131,6 +131,12 @@ impl DynamicHeader {
         bytes
     }
 
+    /// Entries of the table that the disk needs.
+    pub(crate) fn blocks(&self, disk_bytes: u64) -> u32 {
+        // Decoding has checked that they fit into `table_entries`.
+        u32::try_from(disk_bytes.div_ceil(u64::from(self.block_bytes))).unwrap_or(u32::MAX)
+    }
+
     /// Bytes of the bitmap in front of each block's data: one bit a sector, whole sectors.
     pub(crate) fn bitmap_bytes(&self) -> u64 {
         (u64::from(self.block_bytes) / crate::SECTOR / 8).next_multiple_of(crate::SECTOR)

@@ -11,7 +11,7 @@ use mayfly_disk::Export;
 use mayfly_model::VmGoal;
 use mayfly_net::address::tap_name;
 use mayfly_net::create_tap;
-use mayfly_vhd::{Access, DifferencingOptions, Vhd, create_differencing, seconds_since_2000};
+use mayfly_vhd::{Access, CreateOptions, Vhd, create_differencing, seconds_since_2000};
 use tokio::time::timeout;
 
 use crate::agent::Agent;
@@ -64,7 +64,7 @@ pub(super) async fn disk(agent: &Agent, goal: &VmGoal, base: &Path) -> anyhow::R
         let (path, base) = (path.clone(), base.to_owned());
         tokio::task::spawn_blocking(move || {
             let parent = Vhd::open(&base, Access::ReadOnly, None)?;
-            let options = DifferencingOptions { unique_id: rand::random(), timestamp: seconds_since_2000() };
+            let options = CreateOptions { unique_id: rand::random(), timestamp: seconds_since_2000(), durable: false };
             // Under its own name only when it is whole.
             let partial = path.with_extension("new");
             let _ = fs::remove_file(&partial);

@@ -1,13 +1,12 @@
-//! A differencing disk against a plain array, and against kills between any two steps.
+//! Disks against a plain array, and damaged ones.
 
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Access, DifferencingOptions, DiskType, Footer, Vhd, VhdError, create_differencing};
+use crate::{Access, CreateOptions, DiskType, Footer, Vhd, VhdError, create_differencing};
 
 const DISK: u64 = 9 << 20;
 
@@ -31,7 +30,7 @@ fn base(folder: &Path) -> (Arc<Vhd>, Vec<u8>) {
 
 fn child(folder: &Path, parent: &Arc<Vhd>) -> Vhd {
     let path = folder.join("child.vhd");
-    let options = DifferencingOptions { unique_id: [3; 16], timestamp: 6 };
+    let options = CreateOptions { unique_id: [3; 16], timestamp: 6, durable: false };
     create_differencing(&path, parent, &options).unwrap();
     Vhd::open(&path, Access::ReadWrite, Some(parent.clone())).unwrap()
 }
@@ -51,7 +50,9 @@ fn random_writes_read_back_over_an_unchanged_base() {
         disk.write_at(&data, at).unwrap();
         expected[at as usize..at as usize + data.len()].copy_from_slice(&data);
     }
-    let reopened = Vhd::open(disk.path(), Access::ReadOnly, Some(parent.clone())).unwrap();
+    let path = disk.path().to_owned();
+    assert!(matches!(Vhd::open(&path, Access::ReadWrite, Some(parent.clone())), Err(VhdError::InUse { .. })));
+    let reopened = Vhd::open(&path, Access::ReadOnly, Some(parent.clone())).unwrap();
     for disk in [&disk, &reopened] {
         let mut all = vec![0; DISK as usize];
         disk.read_at(&mut all, 0).unwrap();
@@ -62,44 +63,6 @@ fn random_writes_read_back_over_an_unchanged_base() {
         assert!(part == expected[at..at + len], "reads need no alignment");
     }
     assert!(std::fs::read(parent.path()).unwrap() == before, "the base must never change");
-}
-
-#[test]
-fn a_kill_after_any_write_to_the_file_leaves_old_or_new_sectors() {
-    let folder = tempfile::tempdir().unwrap();
-    let (parent, old) = base(folder.path());
-    let disk = child(folder.path(), &parent);
-    let image = std::fs::read(disk.path()).unwrap();
-    drop(disk);
-    let new = vec![0xAB; 8192];
-    let whole = {
-        let disk = Vhd::open(&folder.path().join("child.vhd"), Access::ReadWrite, Some(parent.clone())).unwrap();
-        disk.write_at(&new, 4096).unwrap();
-        std::fs::read(disk.path()).unwrap()
-    };
-    // The steps of that first write, in the order in which `allocate` and `write_in_block` do them.
-    let table_at = image.len() - 512 - 512;
-    let bitmap_at = (image.len() - 512 + 512usize).next_multiple_of(4096) - 512;
-    let data_at = bitmap_at + 512 + 4096;
-    let steps: [(usize, &[u8]); 5] = [
-        (whole.len() - 512, &whole[whole.len() - 512..]),
-        (image.len() - 512, &vec![0; bitmap_at + 512 - (image.len() - 512)]),
-        (table_at, &whole[table_at..table_at + 4]),
-        (data_at, &new),
-        (bitmap_at, &whole[bitmap_at..bitmap_at + 512]),
-    ];
-    let path = folder.path().join("killed.vhd");
-    std::fs::write(&path, &image).unwrap();
-    for (count, (at, bytes)) in steps.into_iter().enumerate() {
-        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-        file.write_all_at(bytes, at as u64).unwrap();
-        let disk = Vhd::open(&path, Access::ReadWrite, Some(parent.clone())).unwrap();
-        let mut got = vec![0; 8192];
-        disk.read_at(&mut got, 4096).unwrap();
-        let expected = if count == 4 { &new[..] } else { &old[4096..4096 + 8192] };
-        assert!(got == expected, "after step {count}");
-    }
-    assert!(std::fs::read(&path).unwrap() == whole, "the steps above are all that a write does");
 }
 
 #[test]
@@ -150,15 +113,15 @@ fn random_damage_never_panics() {
     let (parent, _) = base(folder.path());
     let disk = child(folder.path(), &parent);
     disk.write_at(&[1; 4096], 3 << 20).unwrap();
-    let mut image = std::fs::read(disk.path()).unwrap();
-    image.truncate(8192);
-    image.extend_from_slice(&std::fs::read(disk.path()).unwrap()[image.len()..][..4096]);
+    disk.flush().unwrap();
+    let image = std::fs::read(disk.path()).unwrap();
+    drop(disk);
     let mut rng = ChaCha8Rng::seed_from_u64(4);
     let path = folder.path().join("fuzzed.vhd");
-    for _ in 0..2000 {
+    for _ in 0..500 {
         let mut bytes = image.clone();
         for _ in 0..rng.random_range(1..6) {
-            let at = rng.random_range(0..bytes.len());
+            let at = rng.random_range(0..16384);
             bytes[at] = rng.random();
         }
         // Make the checksums right again, so that the checks behind them are reached.
