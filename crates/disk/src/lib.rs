@@ -3,6 +3,7 @@
 
 mod cache;
 mod control;
+mod disk;
 mod nbd;
 mod server;
 

@@ -8,24 +8,31 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use mayfly_vhd::{Access, Vhd, VhdError};
+use mayfly_vhd::{Access, CreateOptions, Vhd, VhdError, create_differencing, seconds_since_2000};
 use serde::{Deserialize, Serialize};
 
+use crate::disk::ServedDisk;
 use crate::nbd;
+
+/// How long requests that are under way may take when a disk is closed.
+const CLOSING: Duration = Duration::from_secs(5);
 
 /// A disk that is served.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Export {
     /// Its name, unique on the host: letters, digits, `-` and `_`.
     pub name: String,
-    /// The differencing disk.
+    /// The differencing disk; made when the export is opened for the first time and the file is not there.
     pub disk: PathBuf,
     /// The base image below it.
     pub base: PathBuf,
     /// The socket to serve it on.
     pub socket: PathBuf,
+    /// Most bytes that the disk's file may take.
+    #[serde(default)]
+    pub quota_bytes: Option<u64>,
 }
 
 /// Why a disk is not served.
@@ -73,6 +80,7 @@ type Connections = Arc<Mutex<Vec<Arc<UnixStream>>>>;
 
 struct Serving {
     export: Export,
+    disk: Arc<ServedDisk>,
     /// Connections, to be cut when the export is closed.
     connections: Connections,
 }
@@ -99,6 +107,7 @@ impl DiskServer {
             let opened = serde_json::from_slice(&text)
                 .map_err(|error| error.to_string())
                 .and_then(|export: Export| server.serve(export).map_err(|error| error.to_string()));
+            // A disk that is gone is not made anew here: its guest may still run and must not find it empty.
             if let Err(error) = opened {
                 tracing::error!(export = %path.display(), %error, "a disk of before cannot be served");
             }
@@ -125,7 +134,36 @@ impl DiskServer {
             source,
         })?;
         self.stop_serving(&export.name);
+        self.make_disk(&export)?;
         self.serve(export)
+    }
+
+    fn make_disk(&self, export: &Export) -> Result<(), ServerError> {
+        if export.disk.exists() {
+            return Ok(());
+        }
+        let base = self.base(&mut self.state(), &export.base)?;
+        let unique_id = rand::random();
+        let options = CreateOptions { unique_id, timestamp: seconds_since_2000(), durable: true };
+        // Under its own name only when it is whole.
+        let partial = export.disk.with_extension("new");
+        let _ = fs::remove_file(&partial);
+        create_differencing(&partial, &base, &options)?;
+        fs::rename(&partial, &export.disk).map_err(|source| ServerError::Io {
+            action: "name the new disk",
+            path: export.disk.clone(),
+            source,
+        })
+    }
+
+    /// The base, opened once for all its children.
+    fn base(&self, state: &mut State, path: &Path) -> Result<Arc<Vhd>, ServerError> {
+        if let Some(base) = state.bases.get(path).and_then(Weak::upgrade) {
+            return Ok(base);
+        }
+        let base = Arc::new(Vhd::open(path, Access::ReadOnly, None)?);
+        state.bases.insert(path.to_owned(), Arc::downgrade(&base));
+        Ok(base)
     }
 
     /// Stops serving a disk and forgets it. Not serving it is success.
@@ -144,6 +182,13 @@ impl DiskServer {
         Ok(())
     }
 
+    /// Stops serving all disks, without forgetting them.
+    pub fn stop(&self) {
+        for name in self.names() {
+            self.stop_serving(&name);
+        }
+    }
+
     fn stop_serving(&self, name: &str) {
         let serving = self.state().serving.remove(name);
         let Some(serving) = serving else { return };
@@ -152,6 +197,11 @@ impl DiskServer {
         let _ = fs::remove_file(&serving.export.socket);
         for connection in lock(&serving.connections).drain(..) {
             let _ = connection.shutdown(Shutdown::Both);
+        }
+        // The file is unlocked when the last request has ended.
+        let deadline = Instant::now() + CLOSING;
+        while Arc::strong_count(&serving.disk) > 1 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -173,15 +223,9 @@ impl DiskServer {
 
     fn serve(&self, export: Export) -> Result<(), ServerError> {
         let mut state = self.state();
-        let base = match state.bases.get(&export.base).and_then(Weak::upgrade) {
-            Some(base) => base,
-            None => {
-                let base = Arc::new(Vhd::open(&export.base, Access::ReadOnly, None)?);
-                state.bases.insert(export.base.clone(), Arc::downgrade(&base));
-                base
-            }
-        };
-        let disk = Arc::new(Vhd::open(&export.disk, Access::ReadWrite, Some(base))?);
+        let base = self.base(&mut state, &export.base)?;
+        let vhd = Vhd::open(&export.disk, Access::ReadWrite, Some(base))?;
+        let disk = Arc::new(ServedDisk::new(vhd, export.quota_bytes));
         let io = |action| {
             let path = export.socket.clone();
             move |source| ServerError::Io { action, path, source }
@@ -192,7 +236,8 @@ impl DiskServer {
         }
         let listener = UnixListener::bind(&export.socket).map_err(io("listen on"))?;
         let connections = Arc::default();
-        let serving = Serving { export: export.clone(), connections: Arc::clone(&connections) };
+        let serving =
+            Serving { export: export.clone(), disk: Arc::clone(&disk), connections: Arc::clone(&connections) };
         state.serving.insert(export.name.clone(), serving);
         let server = self.clone();
         std::thread::Builder::new()
@@ -202,7 +247,7 @@ impl DiskServer {
         Ok(())
     }
 
-    fn accept(&self, name: &str, listener: &UnixListener, disk: &Arc<Vhd>, connections: &Connections) {
+    fn accept(&self, name: &str, listener: &UnixListener, disk: &Arc<ServedDisk>, connections: &Connections) {
         for stream in listener.incoming() {
             let same = |serving: &Serving| Arc::ptr_eq(&serving.connections, connections);
             if !self.state().serving.get(name).is_some_and(same) {
@@ -217,7 +262,7 @@ impl DiskServer {
             lock(connections).push(Arc::clone(&stream));
             let (name, disk, connections) = (name.to_owned(), Arc::clone(disk), Arc::clone(connections));
             std::thread::spawn(move || {
-                if let Err(error) = nbd::serve(&*stream, &disk, Access::ReadWrite) {
+                if let Err(error) = nbd::serve(&stream, &disk) {
                     tracing::info!(name, %error, "a connection ended");
                 }
                 // The client has to see the end, whoever else still knows of the connection.

@@ -31,7 +31,7 @@ fn export(folder: &Path, subformat: &str) -> Export {
     let parent = Vhd::open(&base, Access::ReadOnly, None).unwrap();
     let disk = folder.join("child.vhd");
     create_differencing(&disk, &parent, &CreateOptions { unique_id: [1; 16], timestamp: 1, durable: false }).unwrap();
-    Export { name: "d1".to_owned(), disk, base, socket: folder.join("d1.sock") }
+    Export { name: "d1".to_owned(), disk, base, socket: folder.join("d1.sock"), quota_bytes: None }
 }
 
 fn qemu_io(socket: &Path, commands: &[&str]) -> String {
@@ -64,8 +64,10 @@ fn a_new_server_goes_on_where_the_old_one_was() {
     let folder = tempfile::tempdir().unwrap();
     let export = export(folder.path(), "fixed");
     let exports = folder.path().join("exports");
-    DiskServer::start(&exports).unwrap().open(export.clone()).unwrap();
+    let old = DiskServer::start(&exports).unwrap();
+    old.open(export.clone()).unwrap();
     qemu_io(&export.socket, &["write -P 5 0 512"]);
+    old.stop();
     let server = DiskServer::start(&exports).unwrap();
     assert_eq!(server.names(), ["d1"]);
     qemu_io(&export.socket, &["read -P 5 0 512", "read -P 7 512 512"]);

@@ -73,8 +73,13 @@ pub(super) async fn disk(agent: &Agent, goal: &VmGoal, base: &Path) -> anyhow::R
         })
         .await??;
     }
-    let export =
-        Export { name: goal.vm.to_string(), disk: path, base: base.to_owned(), socket: disk_socket(agent, goal) };
+    let export = Export {
+        name: goal.vm.to_string(),
+        disk: path,
+        base: base.to_owned(),
+        socket: disk_socket(agent, goal),
+        quota_bytes: None,
+    };
     let disks = agent.disks.clone();
     Ok(tokio::task::spawn_blocking(move || disks.open(export)).await??)
 }
