@@ -1,10 +1,10 @@
 //! The client of the management and host APIs.
 
-use std::path::Path;
 use std::time::Duration;
 
-use futures_util::TryStreamExt;
-use mayfly_model::{HostName, HostReport, ImageName, Incarnation, InstanceKey, ServiceName, Slot};
+use mayfly_model::{
+    ChunkDigest, HostName, HostReport, ImageName, Incarnation, InstanceKey, Manifest, ServiceName, Slot,
+};
 use reqwest::{Method, RequestBuilder, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -28,15 +28,6 @@ pub enum ClientError {
         #[source]
         source: reqwest::Error,
     },
-    /// A local file cannot be read.
-    #[error("cannot read {path}")]
-    File {
-        /// The file.
-        path: String,
-        /// The system's reason.
-        #[source]
-        source: std::io::Error,
-    },
 }
 
 impl ClientError {
@@ -44,7 +35,7 @@ impl ClientError {
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
             ClientError::Refused(error) => Some(error.code),
-            ClientError::Unreachable { .. } | ClientError::File { .. } => None,
+            ClientError::Unreachable { .. } => None,
         }
     }
 }
@@ -59,6 +50,8 @@ pub struct Client {
 
 /// How long a request may take that does no work to speak of.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a request may take that carries much.
+const TRANSFER: Duration = Duration::from_secs(300);
 
 impl Client {
     /// A client of the controller at `url`, for example `http://10.77.0.1:7070`.
@@ -73,24 +66,38 @@ impl Client {
         self.json(self.request(Method::GET, "/v1/images")).await
     }
 
-    /// Uploads an image; `sent` is told the bytes that have gone so far.
-    pub async fn image_push(
-        &self,
-        name: &ImageName,
-        path: &Path,
-        mut sent: impl FnMut(u64) + Send + 'static,
-    ) -> Result<ImageView, ClientError> {
-        let fail = |source| ClientError::File { path: path.display().to_string(), source };
-        let file = tokio::fs::File::open(path).await.map_err(fail)?;
-        let length = file.metadata().await.map_err(fail)?.len();
-        let mut total = 0;
-        let stream = tokio_util::io::ReaderStream::with_capacity(file, 256 << 10).inspect_ok(move |chunk| {
-            total += chunk.len() as u64;
-            sent(total);
-        });
-        let request = self.request(Method::PUT, &format!("/v1/images/{name}")).timeout(Duration::from_secs(86_400));
-        let request = request.header("content-length", length).body(reqwest::Body::wrap_stream(stream));
-        self.json(request).await
+    /// Which of these chunks the controller does not have.
+    pub async fn chunks_missing(&self, chunks: &[ChunkDigest]) -> Result<Vec<ChunkDigest>, ClientError> {
+        let body: String = chunks.iter().map(|chunk| format!("{chunk}\n")).collect();
+        let request = self.request(Method::POST, "/v1/chunks/missing").timeout(TRANSFER).body(body);
+        self.parsed(request, |text| text.lines().map(str::parse).collect()).await
+    }
+
+    /// Uploads a chunk.
+    pub async fn chunk_put(&self, digest: ChunkDigest, bytes: Vec<u8>) -> Result<(), ClientError> {
+        self.done(self.request(Method::PUT, &format!("/v1/chunks/{digest}")).timeout(TRANSFER).body(bytes)).await
+    }
+
+    /// Downloads a chunk.
+    pub async fn chunk_get(&self, digest: ChunkDigest) -> Result<Vec<u8>, ClientError> {
+        let request = self.request(Method::GET, &format!("/v1/chunks/{digest}")).timeout(TRANSFER);
+        let bytes = self.checked(request).await?.bytes().await.map_err(|source| self.unreachable(source))?;
+        match ChunkDigest::of(&bytes) == digest {
+            true => Ok(bytes.to_vec()),
+            false => Err(self.nonsense(format!("chunk {digest} came damaged; try again"))),
+        }
+    }
+
+    /// Makes an image of chunks that have all been uploaded.
+    pub async fn image_commit(&self, name: &ImageName, manifest: &Manifest) -> Result<ImageView, ClientError> {
+        let request = self.request(Method::PUT, &format!("/v1/images/{name}"));
+        self.json(request.timeout(TRANSFER).body(manifest.to_text())).await
+    }
+
+    /// An image's manifest.
+    pub async fn image_manifest(&self, name: &str) -> Result<Manifest, ClientError> {
+        let request = self.request(Method::GET, &format!("/v1/images/{name}/manifest")).timeout(TRANSFER);
+        self.parsed(request, Manifest::parse).await
     }
 
     /// Forgets an image.
@@ -160,12 +167,6 @@ impl Client {
         self.done(self.request(Method::GET, &format!("/host/v1/wait?host={host}&have={have}"))).await
     }
 
-    /// The bytes of an image, for a host.
-    pub async fn image_fetch(&self, digest: &str) -> Result<Response, ClientError> {
-        let request = self.request(Method::GET, &format!("/host/v1/images/{digest}"));
-        self.checked(request.timeout(Duration::from_secs(86_400))).await
-    }
-
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.url)).bearer_auth(&self.token).timeout(TIMEOUT)
     }
@@ -180,6 +181,19 @@ impl Client {
 
     async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
         self.checked(request).await?.json().await.map_err(|source| self.unreachable(source))
+    }
+
+    async fn parsed<T>(
+        &self,
+        request: RequestBuilder,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Result<T, ClientError> {
+        let text = self.checked(request).await?.text().await.map_err(|source| self.unreachable(source))?;
+        parse(&text).map_err(|why| self.nonsense(why))
+    }
+
+    fn nonsense(&self, why: String) -> ClientError {
+        ClientError::Refused(ApiError::new(ErrorCode::Internal, format!("the controller at {}: {why}", self.url)))
     }
 
     async fn checked(&self, request: RequestBuilder) -> Result<Response, ClientError> {

@@ -11,12 +11,14 @@ use serde::{Deserialize, Serialize};
 pub struct ImageView {
     /// Its name.
     pub name: String,
-    /// The SHA-256 of its file.
+    /// The SHA-256 of its manifest.
     pub digest: String,
     /// Bytes of the disk that a guest sees.
     pub disk_bytes: u64,
-    /// Bytes of the file.
-    pub file_bytes: u64,
+    /// Bytes that are not zeros.
+    pub data_bytes: u64,
+    /// The identity of the VHD that was pushed, by which its children know it, in hexadecimal.
+    pub vhd_id: String,
     /// When it was committed (RFC 3339).
     pub created: String,
 }
@@ -112,6 +114,12 @@ pub struct InstanceView {
     pub vm: Option<String>,
     /// Reboots that were asked for in this VM's life.
     pub reboots: u32,
+    /// Bytes that its differencing disk takes on the host.
+    pub disk_bytes: Option<u64>,
+    /// Bytes that it may take.
+    pub disk_quota_bytes: Option<u64>,
+    /// Bytes of its base image that have come to the host.
+    pub image_bytes: Option<u64>,
     /// Reboots among them that have not been carried out yet, or a VM that is being replaced: the instance is in motion.
     pub in_motion: bool,
 }

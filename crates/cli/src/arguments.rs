@@ -65,6 +65,9 @@ pub enum Command {
     /// Events: what the fabric did, and why
     #[command(subcommand)]
     Event(EventCommand),
+    /// VHD files: inspect, make, convert, check, merge
+    #[command(subcommand)]
+    Vhd(VhdCommand),
     /// Processes that the others start
     #[command(subcommand, hide = true)]
     Internal(InternalCommand),
@@ -189,6 +192,11 @@ pub enum InstanceCommand {
         /// Only those of this service
         service: Option<ServiceName>,
     },
+    /// Show one instance: where it is, and how much its disk holds
+    Show {
+        /// For example shop/web_IN_0
+        instance: InstanceKey,
+    },
     /// Restart the guest; its differencing disk is kept
     Reboot {
         /// For example shop/web_IN_0
@@ -202,6 +210,66 @@ pub enum InstanceCommand {
         instance: InstanceKey,
         #[command(flatten)]
         wait: Wait,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum VhdCommand {
+    /// Show what a VHD is, and the chain of parents below it
+    Info {
+        /// The VHD
+        file: PathBuf,
+    },
+    /// Make an empty VHD; its space is taken as it is written
+    Create {
+        /// The new file
+        file: PathBuf,
+        /// Bytes of the disk, for example 40G; a differencing disk has its parent's
+        #[arg(long, value_parser = crate::vhd::parse_size, required_unless_present = "parent")]
+        size: Option<u64>,
+        /// Make a fixed disk instead of a dynamic one
+        #[arg(long, conflicts_with = "parent")]
+        fixed: bool,
+        /// Make a differencing disk over this VHD
+        #[arg(long, value_name = "VHD", conflicts_with = "size")]
+        parent: Option<PathBuf>,
+    },
+    /// Convert a disk: VHD (with all its parents), raw, and, where qemu-img is installed, qcow2, VHDX and others
+    Convert {
+        /// The disk to read
+        input: PathBuf,
+        /// The new file
+        output: PathBuf,
+        /// What the input is [default: a VHD if it looks like one, else what qemu-img says, else raw]
+        #[arg(long, value_name = "FORMAT")]
+        from: Option<String>,
+        /// What the output becomes: fixed, dynamic, raw, or a format of qemu-img's [default: by the file's name; fixed
+        /// for .vhd]
+        #[arg(long, value_name = "FORMAT")]
+        to: Option<String>,
+    },
+    /// Look for damage; fails if there is any that loses data
+    Check {
+        /// The VHD
+        file: PathBuf,
+        /// Mend what can be mended without guessing
+        #[arg(long)]
+        repair: bool,
+    },
+    /// Merge a differencing VHD and all its parents into a new base
+    Merge {
+        /// The differencing VHD
+        child: PathBuf,
+        /// The new file
+        output: PathBuf,
+        /// Make it dynamic instead of fixed
+        #[arg(long)]
+        dynamic: bool,
+    },
+    /// List which ranges of the disk hold data, and in which file of the chain
+    Map {
+        /// The VHD
+        file: PathBuf,
     },
 }
 

@@ -6,7 +6,7 @@ use mayfly_model::InstanceKey;
 
 use crate::arguments::{InstanceCommand, Wait};
 use crate::connection::Connection;
-use crate::output::{self, or_dash};
+use crate::output::{self, mebibytes, or_dash};
 use crate::wait::{Judge, Seen, until};
 
 pub async fn run(connection: &Connection, command: InstanceCommand) -> anyhow::Result<()> {
@@ -37,6 +37,26 @@ pub async fn run(connection: &Connection, command: InstanceCommand) -> anyhow::R
                     one.detail.clone().unwrap_or_default(),
                 ]
             })
+        }
+        InstanceCommand::Show { instance } => {
+            let one = find(connection, &instance).await?;
+            let bytes = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), mebibytes);
+            let rows = [
+                ("instance", full_name(&one)),
+                ("state", one.state.clone()),
+                ("detail", or_dash(one.detail.as_ref())),
+                ("host", or_dash(one.host.as_ref())),
+                ("fault domain", or_dash(one.fault_domain.as_ref())),
+                ("update domain", one.update_domain.to_string()),
+                ("computer name", or_dash(one.computer_name.as_ref())),
+                ("DIP", or_dash(one.dip.as_ref())),
+                ("VM", or_dash(one.vm.as_ref())),
+                ("generation of the disk", one.generation.to_string()),
+                ("written to the disk", bytes(one.disk_bytes)),
+                ("write quota", bytes(one.disk_quota_bytes)),
+                ("base image on the host", bytes(one.image_bytes)),
+            ];
+            output::show(connection.output, &one, &rows)
         }
         InstanceCommand::Reboot { instance, wait } => {
             act(connection, &instance, "reboot", &wait, |before, now| {

@@ -11,6 +11,7 @@ mod instance;
 mod internal;
 mod output;
 mod service;
+mod vhd;
 mod wait;
 
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     // These change namespaces or run a server of their own, so no runtime may be there yet.
     let command = match arguments.command {
         Command::Internal(command) => return internal::run(command),
+        Command::Vhd(command) => return vhd::run(arguments.output, command),
         Command::Dev(command) => return dev::run(&arguments.state, arguments.output, command),
         other => other,
     };
@@ -46,7 +48,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             Command::Instance(command) => instance::run(&connection, command).await,
             Command::Host(command) => host::run(&connection, command).await,
             Command::Event(command) => event::run(&connection, command).await,
-            Command::Dev(_) | Command::Internal(_) => Ok(()),
+            Command::Dev(_) | Command::Internal(_) | Command::Vhd(_) => Ok(()),
         }
     })
 }

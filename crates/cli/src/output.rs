@@ -29,6 +29,17 @@ pub fn list<T: Serialize>(
     }
 }
 
+/// Prints one thing, a property a line.
+pub fn show<T: Serialize>(output: Output, item: &T, properties: &[(&str, String)]) -> anyhow::Result<()> {
+    match output {
+        Output::Json => line(&serde_json::to_string_pretty(item)?),
+        Output::Table => {
+            let width = properties.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+            properties.iter().try_for_each(|(name, value)| line(format!("{name:width$}  {value}").trim_end()))
+        }
+    }
+}
+
 /// Prints a line; a reader who has left is no error.
 pub fn line(text: &str) -> anyhow::Result<()> {
     match writeln!(std::io::stdout(), "{text}") {

@@ -8,6 +8,8 @@ use mayfly_fabric::address::AddressRange;
 use mayfly_model::LeaseTimings;
 use serde::{Deserialize, Serialize};
 
+use crate::images::ObjectStoreConfig;
+
 /// A controller's configuration.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ControllerConfig {
@@ -19,6 +21,9 @@ pub struct ControllerConfig {
     pub user_token: String,
     /// What hosts show.
     pub host_token: String,
+    /// Where images are kept; a folder beside the records unless this says otherwise.
+    #[serde(default)]
+    pub images: Option<ObjectStoreConfig>,
     /// The fabric's own settings.
     pub fabric: FabricConfig,
 }

@@ -5,8 +5,10 @@ mod config;
 mod driver;
 mod http;
 mod images;
+mod usage;
 
 pub use config::{ControllerConfig, FabricConfig};
+pub use images::ObjectStoreConfig;
 
 use std::future::IntoFuture;
 use std::sync::Arc;
@@ -33,17 +35,27 @@ pub async fn run(config: ControllerConfig) -> anyhow::Result<()> {
         listeners.push(listener);
     }
     let store = EmbeddedStore::open(&folder.join("records.redb"))?;
-    let images = images::ImageStore::open(&folder.join("images"))?;
+    let images = images::ImageStore::open(&folder.join("images"), config.images.as_ref())?;
     let driver = driver::Driver::start(Box::new(store), &config.fabric.to_core())?;
-    images.sweep(&driver.committed().state().images().values().map(|image| &image.digest).collect::<Vec<_>>());
     tokio::spawn(driver.clone().tick());
-    let shared = Arc::new(http::Shared { driver, images, config: config.clone() });
+    let holders = images::Holders::default();
+    let usage = usage::Usage::default();
+    let shared = Arc::new(http::Shared { driver, images, holders, usage, config: config.clone() });
+    tokio::spawn(sweep(Arc::clone(&shared)));
     tracing::info!(addresses = ?config.listen, "the controller is up");
     let router = http::router(shared);
     let servers = listeners
         .into_iter()
         .map(|listener| axum::serve(listener, router.clone()).with_graceful_shutdown(terminated()).into_future());
     futures_util::future::try_join_all(servers).await.map(drop).context("the API server failed")
+}
+
+/// Throws away what uploads that were never committed have left.
+async fn sweep(shared: Arc<http::Shared>) {
+    let _turn = shared.images.turn.lock().await;
+    let core = shared.driver.committed();
+    let named: Vec<_> = core.state().images().values().map(|image| image.digest.clone()).collect();
+    shared.images.sweep(&named).await;
 }
 
 async fn terminated() {

@@ -7,20 +7,62 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use mayfly_model::Digest;
+
+use crate::image::{Incident, Sources};
 use crate::server::{DiskServer, Export, ServerError};
+
+/// How long an answer may take: that to the first use of an image waits for its manifest.
+const ANSWER: Duration = Duration::from_secs(90);
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
     Open(Export),
     Close(String),
-    List,
+    Sources(Sources),
+    News,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Reply {
     Done,
-    Names(Vec<String>),
+    News(News),
     Failed(String),
+}
+
+/// A disk that is served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportNews {
+    /// Its name.
+    pub name: String,
+    /// Bytes that its file takes.
+    pub file_bytes: u64,
+}
+
+/// A base image in use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageNews {
+    /// Its digest.
+    pub digest: Digest,
+    /// Bytes that are on this host.
+    pub present_bytes: u64,
+    /// Bytes that it has.
+    pub data_bytes: u64,
+}
+
+/// How the disk server is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct News {
+    /// The disks that are served.
+    pub exports: Vec<ExportNews>,
+    /// The images in use.
+    pub images: Vec<ImageNews>,
+    /// What went wrong lately.
+    pub incidents: Vec<Incident>,
+    /// Bytes of chunks that came from the controller since this server was started.
+    pub controller_bytes: u64,
+    /// Bytes of chunks that came from other hosts.
+    pub peer_bytes: u64,
 }
 
 /// Why the disk server did not do what it was asked for.
@@ -68,7 +110,8 @@ impl DiskServer {
             let reply = match serde_json::from_str(&line?) {
                 Ok(Request::Open(export)) => done(self.open(export)),
                 Ok(Request::Close(name)) => done(self.close(&name)),
-                Ok(Request::List) => Reply::Names(self.names()),
+                Ok(Request::Sources(sources)) => done(self.set_sources(sources)),
+                Ok(Request::News) => Reply::News(self.news()),
                 Err(error) => Reply::Failed(format!("not a request: {error}")),
             };
             send(stream, &reply)?;
@@ -126,14 +169,22 @@ impl DiskClient {
         self.call(&Request::Close(name.to_owned())).map(drop)
     }
 
-    /// The disks that are served.
+    /// Says where images come from. The server remembers it.
+    ///
+    /// # Errors
+    /// [`ControlError`]; trying again is harmless.
+    pub fn set_sources(&self, sources: Sources) -> Result<(), ControlError> {
+        self.call(&Request::Sources(sources)).map(drop)
+    }
+
+    /// How the server is doing.
     ///
     /// # Errors
     /// [`ControlError::Unreachable`].
-    pub fn names(&self) -> Result<Vec<String>, ControlError> {
-        match self.call(&Request::List)? {
-            Reply::Names(names) => Ok(names),
-            Reply::Done | Reply::Failed(_) => Ok(Vec::new()),
+    pub fn news(&self) -> Result<News, ControlError> {
+        match self.call(&Request::News)? {
+            Reply::News(news) => Ok(news),
+            Reply::Done | Reply::Failed(_) => Ok(News::default()),
         }
     }
 
@@ -141,7 +192,7 @@ impl DiskClient {
         let unreachable = |source| ControlError::Unreachable { path: self.socket.clone(), source };
         let exchange = || -> io::Result<Reply> {
             let stream = UnixStream::connect(&self.socket)?;
-            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            stream.set_read_timeout(Some(ANSWER))?;
             send(&stream, request)?;
             let mut line = String::new();
             BufReader::new(&stream).read_line(&mut line)?;

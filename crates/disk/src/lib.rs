@@ -1,12 +1,12 @@
 //! Disks as a host serves them: the disk server (a process of its own, so that the agent can die while guests run),
-//! its control protocol, and the cache of base images.
+//! its control protocol, and the host's base images, which fill as they are read.
 
-mod cache;
 mod control;
 mod disk;
+mod image;
 mod nbd;
 mod server;
 
-pub use cache::{CacheError, ImageCache, PartialImage};
-pub use control::{ControlError, DiskClient};
-pub use server::{DiskServer, Export, ServerError};
+pub use control::{ControlError, DiskClient, ExportNews, ImageNews, News};
+pub use image::{CacheError, ImageCache, Incident, PEER_PORT, Sources};
+pub use server::{Base, DiskServer, Export, ServerError};

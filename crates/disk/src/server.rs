@@ -1,19 +1,23 @@
 //! The disk server: one process a host, one Unix socket a disk. What it serves stands in a folder, so that a new
 //! process serves the same when the old one was killed; QEMU reconnects by itself.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::net::Shutdown;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use mayfly_model::Digest;
 use mayfly_vhd::{Access, CreateOptions, Vhd, VhdError, create_differencing, seconds_since_2000};
 use serde::{Deserialize, Serialize};
 
+use crate::control::{ExportNews, ImageNews, News};
 use crate::disk::ServedDisk;
+use crate::image::{CacheError, ImageCache, Sources};
 use crate::nbd;
 
 /// How long requests that are under way may take when a disk is closed.
@@ -26,13 +30,22 @@ pub struct Export {
     pub name: String,
     /// The differencing disk; made when the export is opened for the first time and the file is not there.
     pub disk: PathBuf,
-    /// The base image below it.
-    pub base: PathBuf,
+    /// What is below it.
+    pub base: Base,
     /// The socket to serve it on.
     pub socket: PathBuf,
     /// Most bytes that the disk's file may take.
     #[serde(default)]
     pub quota_bytes: Option<u64>,
+}
+
+/// What a differencing disk stands on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Base {
+    /// A base image, which fills as it is read.
+    Image(Digest),
+    /// A fixed or dynamic VHD that is here.
+    File(PathBuf),
 }
 
 /// Why a disk is not served.
@@ -52,6 +65,9 @@ pub enum ServerError {
     /// The disk cannot be opened.
     #[error("disk server: cannot open a disk")]
     Vhd(#[from] VhdError),
+    /// The base image cannot be used.
+    #[error("disk server: no base image")]
+    Image(#[from] CacheError),
     /// The name cannot be a file name.
     #[error("disk server: `{0}` is no name for an export")]
     Name(String),
@@ -65,12 +81,13 @@ pub struct DiskServer {
 
 struct Shared {
     folder: PathBuf,
+    images: ImageCache,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Bases that a disk uses, each open once.
+    /// Base files that a disk uses, each open once.
     bases: HashMap<PathBuf, Weak<Vhd>>,
     serving: HashMap<String, Serving>,
 }
@@ -86,21 +103,24 @@ struct Serving {
 }
 
 impl DiskServer {
-    /// Starts a server that remembers its exports in `folder`, and serves those that are remembered there.
+    /// Starts a server that remembers its exports in `folder`, and serves those that are remembered there. Base images
+    /// are kept in `images`.
     ///
     /// # Errors
-    /// [`ServerError::Io`] when the folder cannot be used. A remembered disk that cannot be served is only logged.
-    pub fn start(folder: &Path) -> Result<DiskServer, ServerError> {
+    /// [`ServerError::Io`] when a folder cannot be used. A remembered disk that cannot be served is only logged.
+    pub fn start(folder: &Path, images: &Path) -> Result<DiskServer, ServerError> {
         let io = |action, path: &Path| {
             let path = path.to_owned();
             move |source| ServerError::Io { action, path, source }
         };
         fs::create_dir_all(folder).map_err(io("create", folder))?;
-        let shared = Shared { folder: folder.to_owned(), state: Mutex::default() };
+        let images = ImageCache::open(images)?;
+        let shared = Shared { folder: folder.to_owned(), images, state: Mutex::default() };
         let server = DiskServer { shared: Arc::new(shared) };
+        server.recall_sources();
         for entry in fs::read_dir(folder).map_err(io("list", folder))? {
             let path = entry.map_err(io("list", folder))?.path();
-            if path.extension().is_none_or(|extension| extension != "json") {
+            if path.extension().is_none_or(|extension| extension != "json") || path == server.sources_file() {
                 continue;
             }
             let text = fs::read(&path).map_err(io("read", &path))?;
@@ -142,7 +162,7 @@ impl DiskServer {
         if export.disk.exists() {
             return Ok(());
         }
-        let base = self.base(&mut self.state(), &export.base)?;
+        let base = self.base(&mut self.state(), &export.base, true)?;
         let unique_id = rand::random();
         let options = CreateOptions { unique_id, timestamp: seconds_since_2000(), durable: true };
         // Under its own name only when it is whole.
@@ -156,8 +176,12 @@ impl DiskServer {
         })
     }
 
-    /// The base, opened once for all its children.
-    fn base(&self, state: &mut State, path: &Path) -> Result<Arc<Vhd>, ServerError> {
+    /// The base, opened once for all its children. With `is_new`, a disk over it is going to be booted from.
+    fn base(&self, state: &mut State, base: &Base, is_new: bool) -> Result<Arc<Vhd>, ServerError> {
+        let path = match base {
+            Base::Image(digest) => return Ok(self.shared.images.disk(digest, is_new)?),
+            Base::File(path) => path,
+        };
         if let Some(base) = state.bases.get(path).and_then(Weak::upgrade) {
             return Ok(base);
         }
@@ -205,6 +229,59 @@ impl DiskServer {
         }
     }
 
+    /// Says where images come from, also after a restart.
+    ///
+    /// # Errors
+    /// [`ServerError`] when that cannot be written down, or this host's address not be listened on.
+    pub fn set_sources(&self, sources: Sources) -> Result<(), ServerError> {
+        let file = self.sources_file();
+        let error = |source| ServerError::Io { action: "write", path: file.clone(), source };
+        let text = serde_json::to_vec(&sources).map_err(io::Error::from).map_err(error)?;
+        let partial = file.with_extension("tmp");
+        // It holds the host's token.
+        let mut options = fs::OpenOptions::new();
+        let open = options.create(true).write(true).truncate(true).mode(0o600).open(&partial);
+        open.and_then(|mut partial| partial.write_all(&text)).map_err(error)?;
+        fs::rename(&partial, &file).map_err(error)?;
+        Ok(self.shared.images.set_sources(sources)?)
+    }
+
+    fn recall_sources(&self) {
+        let Ok(text) = fs::read(self.sources_file()) else { return };
+        let sources = serde_json::from_slice(&text).map_err(|error| error.to_string());
+        let set =
+            sources.and_then(|sources| self.shared.images.set_sources(sources).map_err(|error| error.to_string()));
+        if let Err(error) = set {
+            tracing::warn!(error, "where images come from has to be said again");
+        }
+    }
+
+    fn sources_file(&self) -> PathBuf {
+        self.shared.folder.join("sources.json")
+    }
+
+    /// How everything is doing.
+    pub fn news(&self) -> News {
+        let (images, fetched) = (&self.shared.images, self.shared.images.fetched());
+        let exports: Vec<Export> = self.state().serving.values().map(|serving| serving.export.clone()).collect();
+        let progress = |export: &Export| match &export.base {
+            Base::Image(digest) => images.progress(digest).map(|progress| (digest.clone(), progress)),
+            Base::File(_) => None,
+        };
+        let used: BTreeMap<Digest, (u64, u64)> = exports.iter().filter_map(progress).collect();
+        let size = |export: &Export| fs::metadata(&export.disk).map_or(0, |data| data.blocks() * 512);
+        News {
+            exports: exports.iter().map(|e| ExportNews { name: e.name.clone(), file_bytes: size(e) }).collect(),
+            images: used
+                .into_iter()
+                .map(|(digest, (present_bytes, data_bytes))| ImageNews { digest, present_bytes, data_bytes })
+                .collect(),
+            incidents: images.incidents(),
+            controller_bytes: fetched.controller_bytes,
+            peer_bytes: fetched.peer_bytes,
+        }
+    }
+
     /// The names of the disks that are served.
     pub fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = self.state().serving.keys().cloned().collect();
@@ -223,7 +300,7 @@ impl DiskServer {
 
     fn serve(&self, export: Export) -> Result<(), ServerError> {
         let mut state = self.state();
-        let base = self.base(&mut state, &export.base)?;
+        let base = self.base(&mut state, &export.base, false)?;
         let vhd = Vhd::open(&export.disk, Access::ReadWrite, Some(base))?;
         let disk = Arc::new(ServedDisk::new(vhd, export.quota_bytes));
         let io = |action| {

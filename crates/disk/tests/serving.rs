@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use mayfly_disk::{DiskClient, DiskServer, Export};
+use mayfly_disk::{Base, DiskClient, DiskServer, Export};
 use mayfly_vhd::{Access, CreateOptions, Vhd, create_differencing};
 
 fn run(program: &str, arguments: &[&str]) -> String {
@@ -31,7 +31,7 @@ fn export(folder: &Path, subformat: &str) -> Export {
     let parent = Vhd::open(&base, Access::ReadOnly, None).unwrap();
     let disk = folder.join("child.vhd");
     create_differencing(&disk, &parent, &CreateOptions { unique_id: [1; 16], timestamp: 1, durable: false }).unwrap();
-    Export { name: "d1".to_owned(), disk, base, socket: folder.join("d1.sock"), quota_bytes: None }
+    Export { name: "d1".to_owned(), disk, base: Base::File(base), socket: folder.join("d1.sock"), quota_bytes: None }
 }
 
 fn qemu_io(socket: &Path, commands: &[&str]) -> String {
@@ -49,13 +49,14 @@ fn qemu_reads_the_base_and_writes_the_child() {
     for subformat in ["fixed", "dynamic"] {
         let folder = tempfile::tempdir().unwrap();
         let export = export(folder.path(), subformat);
-        let before = std::fs::read(&export.base).unwrap();
-        let server = DiskServer::start(&folder.path().join("exports")).unwrap();
+        let base = folder.path().join("base.vhd");
+        let before = std::fs::read(&base).unwrap();
+        let server = DiskServer::start(&folder.path().join("exports"), &folder.path().join("images")).unwrap();
         server.open(export.clone()).unwrap();
         qemu_io(&export.socket, &["read -P 7 0 4M", "read -P 0 4M 12M", "write -P 9 1M 64k", "flush"]);
         qemu_io(&export.socket, &["read -P 7 0 1M", "read -P 9 1M 64k", "read -P 7 1088k 1M", "write -z 2M 1M"]);
         qemu_io(&export.socket, &["read -P 0 2M 1M", "read -P 7 3M 1M"]);
-        assert!(std::fs::read(&export.base).unwrap() == before, "the base must never change");
+        assert!(std::fs::read(&base).unwrap() == before, "the base must never change");
     }
 }
 
@@ -64,24 +65,24 @@ fn a_new_server_goes_on_where_the_old_one_was() {
     let folder = tempfile::tempdir().unwrap();
     let export = export(folder.path(), "fixed");
     let exports = folder.path().join("exports");
-    let old = DiskServer::start(&exports).unwrap();
+    let old = DiskServer::start(&exports, &folder.path().join("images")).unwrap();
     old.open(export.clone()).unwrap();
     qemu_io(&export.socket, &["write -P 5 0 512"]);
     old.stop();
-    let server = DiskServer::start(&exports).unwrap();
+    let server = DiskServer::start(&exports, &folder.path().join("images")).unwrap();
     assert_eq!(server.names(), ["d1"]);
     qemu_io(&export.socket, &["read -P 5 0 512", "read -P 7 512 512"]);
     server.close("d1").unwrap();
     server.close("d1").unwrap();
     assert!(!export.socket.exists());
-    assert_eq!(DiskServer::start(&exports).unwrap().names(), Vec::<String>::new());
+    assert_eq!(DiskServer::start(&exports, &folder.path().join("images")).unwrap().names(), Vec::<String>::new());
 }
 
 #[test]
 fn the_agent_is_told_what_went_wrong() {
     let folder = tempfile::tempdir().unwrap();
     let control = folder.path().join("control.sock");
-    let server = DiskServer::start(&folder.path().join("exports")).unwrap();
+    let server = DiskServer::start(&folder.path().join("exports"), &folder.path().join("images")).unwrap();
     let (thread_server, path) = (server.clone(), control.clone());
     std::thread::spawn(move || thread_server.control(&path));
     let client = DiskClient::new(control.clone());
@@ -94,9 +95,9 @@ fn the_agent_is_told_what_went_wrong() {
     let mut export = export(folder.path(), "fixed");
     client.open(export.clone()).unwrap();
     client.open(export.clone()).unwrap();
-    assert_eq!(client.names().unwrap(), ["d1"]);
+    assert_eq!(client.news().unwrap().exports[0].name, "d1");
     client.close("d1").unwrap();
-    export.base = folder.path().join("missing.vhd");
+    export.base = Base::File(folder.path().join("missing.vhd"));
     let error = client.open(export).unwrap_err().to_string();
     assert!(error.contains("missing.vhd") && error.contains("No such file"), "{error}");
 }
@@ -106,7 +107,7 @@ fn libvhdi_reads_the_differencing_disk_the_same() {
     // An independent reader of differencing VHDs; it follows the parent locator that was written.
     let folder = tempfile::tempdir().unwrap();
     let export = export(folder.path(), "dynamic");
-    let parent = Arc::new(Vhd::open(&export.base, Access::ReadOnly, None).unwrap());
+    let parent = Arc::new(Vhd::open(&folder.path().join("base.vhd"), Access::ReadOnly, None).unwrap());
     let disk = Vhd::open(&export.disk, Access::ReadWrite, Some(parent)).unwrap();
     disk.write_at(&[9; 65536], 1 << 20).unwrap();
     let info = run("vhdiinfo", &[export.disk.to_str().unwrap()]);

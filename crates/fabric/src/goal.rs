@@ -50,7 +50,7 @@ fn vm(state: &State, instance: &Instance) -> Option<VmGoal> {
         dip: vm.dip,
         size: role.size,
         image: image.digest.clone(),
-        image_bytes: image.file_bytes,
+        image_bytes: image.data_bytes,
         reboots: vm.reboots,
         user_data: configuration.setting(mayfly_model::USER_DATA_SETTING).unwrap_or_default().to_owned(),
         settings,

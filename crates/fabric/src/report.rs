@@ -9,6 +9,7 @@ use crate::state::Step;
 /// Takes a host's report.
 pub(crate) fn apply(step: &mut Step<'_>, report: &HostReport) {
     register(step, report);
+    tell_incidents(step, report);
     let instances: Vec<Instance> = step.state.instances_on(&report.host).cloned().collect();
     for instance in instances {
         let seen = instance.vm().and_then(|vm| report.vms.iter().find(|seen| seen.vm == vm.id));
@@ -34,6 +35,7 @@ fn register(step: &mut Step<'_>, report: &HostReport) {
         condition: HostCondition::Up,
         registered: known.map_or(step.now, |host| host.registered),
         boot_id: report.boot_id,
+        last_incident: known.map_or(0, |host| host.last_incident),
     };
     let message = match known {
         Some(known) if *known == host => return,
@@ -50,6 +52,20 @@ fn register(step: &mut Step<'_>, report: &HostReport) {
     step.put(Record::Host(host));
     if let Some(message) = message {
         step.event(EventKind::Host, &report.host, message);
+    }
+}
+
+/// Makes events of what went wrong on a host, each once.
+fn tell_incidents(step: &mut Step<'_>, report: &HostReport) {
+    let Some(mut host) = step.state.hosts.get(&report.host).cloned() else { return };
+    for incident in &report.incidents {
+        if incident.number > host.last_incident {
+            host.last_incident = incident.number;
+            step.event(EventKind::Host, &report.host, incident.message.clone());
+        }
+    }
+    if step.state.hosts.get(&report.host) != Some(&host) {
+        step.put(Record::Host(host));
     }
 }
 

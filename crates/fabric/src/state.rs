@@ -108,6 +108,11 @@ impl State {
         setting().unwrap_or(limits::START_TIMEOUT_SECONDS).saturating_mul(1000)
     }
 
+    /// The size of an instance's VM.
+    pub fn size_of(&self, key: &InstanceKey) -> Option<mayfly_model::VmSize> {
+        Some(self.deployments.get(&key.deployment)?.definition.role(&key.role)?.size)
+    }
+
     fn insert(&mut self, record: Record) {
         match record {
             Record::Meta(meta) => self.meta = meta,

@@ -73,6 +73,7 @@ fn report(host: &HostName, lease_ack: u64, applied: Incarnation, vms: Vec<VmRepo
         lease_ack,
         applied,
         vms,
+        incidents: Vec::new(),
     }
 }
 
@@ -86,7 +87,8 @@ impl Fabric {
         fabric.acknowledged = (1..=hosts).map(|number| (name(&format!("host-{number}")), 0)).collect();
         fabric.run(1000);
         let digest = Digest::new("0".repeat(64)).unwrap();
-        let image = Image { name: name("hello"), digest, file_bytes: 1024, disk_bytes: 512, created: Time(0) };
+        let image =
+            Image { name: name("hello"), digest, data_bytes: 1024, vhd_id: [0; 16], disk_bytes: 512, created: Time(0) };
         fabric.command(Command::CommitImage(image)).unwrap();
         fabric.command(Command::CreateService(name("shop"))).unwrap();
         fabric
@@ -122,6 +124,7 @@ impl Fabric {
             restarts: 0,
             observed: Observed::Running(Readiness::Ready),
             disk_bytes: 0,
+            image_bytes: 0,
         });
         let report = report(host, self.acknowledged[host], goal.incarnation, vms.collect());
         let grant = self.step(Input::Report(report)).unwrap();

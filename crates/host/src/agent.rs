@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use mayfly_api::Client;
-use mayfly_disk::{DiskClient, ImageCache};
-use mayfly_model::{GoalState, HostLease, Time};
+use mayfly_disk::DiskClient;
+use mayfly_model::{GoalState, HostLease, Incident, Time};
 use mayfly_net::mesh::Peers;
 use mayfly_net::{Links, Nft, Zone};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -16,7 +16,7 @@ use crate::clock;
 use crate::config::{HostConfig, disk_control};
 use crate::ledger::Ledger;
 use crate::status::Statuses;
-use crate::{guard, mesh, network, probes, reporting, servers, vm};
+use crate::{disks, guard, mesh, network, probes, reporting, servers, vm};
 
 /// What all tasks share.
 pub(crate) struct Agent {
@@ -24,9 +24,6 @@ pub(crate) struct Agent {
     pub boot_id: u64,
     pub client: Client,
     pub ledger: Ledger,
-    pub cache: ImageCache,
-    /// One image is fetched at a time.
-    pub fetching: tokio::sync::Mutex<()>,
     pub disks: DiskClient,
     pub links: Links,
     pub nft: Mutex<Nft>,
@@ -41,6 +38,8 @@ pub(crate) struct Agent {
     pub lease: Mutex<HostLease>,
     /// Before this, the host does not count as a voter, see `mayfly_model::lease`.
     pub votes_from: Time,
+    /// What went wrong on this host lately.
+    pub incidents: Mutex<Vec<Incident>>,
     /// Whether guests may run and be on the network.
     pub serving: watch::Sender<bool>,
     pub peers: Mutex<Peers>,
@@ -98,8 +97,6 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
     let ledger = Ledger::new(&folder, boot_id);
     let agent = Arc::new(Agent {
         client: Client::new(&config.controller, &config.token),
-        cache: ImageCache::open(&folder.join("images"))?,
-        fetching: tokio::sync::Mutex::new(()),
         disks: DiskClient::new(disk_control(&folder)),
         links: Links::open()?,
         nft: Mutex::new(Nft::load()?),
@@ -112,6 +109,7 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
             _ => Time(0),
         },
         lease: Mutex::new(ledger.lease()),
+        incidents: Mutex::default(),
         serving: watch::Sender::new(false),
         peers: Mutex::default(),
         zone: watch::Sender::new(Arc::new(Zone::default())),
@@ -129,6 +127,7 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
     tracing::info!(host = %agent.config.name, incarnation = %goal.incarnation, "the agent is up");
     tokio::spawn(guard::run(Arc::clone(&agent)));
     tokio::spawn(probes::run(Arc::clone(&agent)));
+    tokio::spawn(disks::run(Arc::clone(&agent)));
     tokio::spawn(reporting::listen(Arc::clone(&agent)));
     // VMs of before are known before the first report, which lists all that exist.
     let known = vm::adopt_all(&agent)?;

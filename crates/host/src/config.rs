@@ -36,9 +36,36 @@ pub struct HostConfig {
     pub location: String,
     /// Bytes of free disk below which no new VM is made.
     pub reserve_bytes: u64,
+    /// Bytes a second at which image data is fetched that no guest has asked for yet.
+    #[serde(default = "background_rate")]
+    pub background_rate: u64,
+    /// Most bytes of base images that are kept when nobody uses them.
+    #[serde(default = "image_cache_bytes")]
+    pub image_cache_bytes: u64,
+    /// What becomes of a guest that writes when the host's disk is full.
+    #[serde(default)]
+    pub disk_full: DiskFull,
     /// The leases' times; the controller has the same.
     #[serde(default)]
     pub timings: LeaseTimings,
+}
+
+/// What becomes of a guest that writes when the host's disk is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskFull {
+    /// It is paused, and goes on when there is room.
+    #[default]
+    Pause,
+    /// Its write fails, as on a full disk.
+    Report,
+}
+
+fn background_rate() -> u64 {
+    16 << 20
+}
+
+fn image_cache_bytes() -> u64 {
+    64 << 30
 }
 
 impl HostConfig {

@@ -10,12 +10,14 @@
 //! - `vm`: one task for each VM, from disk to guest to ashes.
 //! - `network`: makes the kernel's tables what `mayfly_net::plan` says, whenever that changes.
 //! - `mesh`: tells the other hosts what is healthy here, and hears it from them.
+//! - `disks`: tells the disk server where images come from, and hears from it how disks and images are doing.
 //! - `probes`: asks the guests' endpoints.
 //! - servers for guests: wire server, metadata, DNS, DHCP.
 
 mod agent;
 mod clock;
 mod config;
+mod disks;
 mod guard;
 mod ledger;
 mod mesh;
@@ -28,7 +30,7 @@ pub mod supervise;
 mod vm;
 
 pub use agent::run;
-pub use config::HostConfig;
+pub use config::{DiskFull, HostConfig};
 
 use std::path::Path;
 
@@ -39,7 +41,8 @@ use anyhow::Context;
 /// # Errors
 /// When it cannot listen or its folder cannot be used.
 pub fn run_disk_server(folder: &Path) -> anyhow::Result<()> {
-    let server = mayfly_disk::DiskServer::start(&folder.join("exports")).context("cannot start the disk server")?;
+    let server = mayfly_disk::DiskServer::start(&folder.join("exports"), &folder.join("images"))
+        .context("cannot start the disk server")?;
     tracing::info!(disks = server.names().len(), "the disk server is up");
     server.control(&config::disk_control(folder)).context("cannot listen for the agent")
 }

@@ -44,6 +44,7 @@ async fn report(agent: &Agent) -> Result<(), mayfly_api::ClientError> {
         lease_ack: lock(&agent.lease).number(),
         applied: agent.goal.borrow().incarnation,
         vms: agent.statuses().reports(sent),
+        incidents: lock(&agent.incidents).clone(),
     };
     // One stalled request must not use up the lease.
     let answer = agent.client.report(&report, Duration::from_millis(agent.config.timings.renew * 2)).await?;

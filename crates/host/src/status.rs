@@ -41,6 +41,8 @@ pub(crate) struct VmStatus {
     pub answered: BTreeMap<ProbeGoal, bool>,
     /// Bytes of the differencing disk's file.
     pub disk_bytes: u64,
+    /// Bytes of its base image that are on this host.
+    pub image_bytes: u64,
 }
 
 /// What a VM's task is doing.
@@ -73,6 +75,7 @@ impl VmStatus {
             ready_since: None,
             answered: BTreeMap::new(),
             disk_bytes: 0,
+            image_bytes: 0,
         }
     }
 
@@ -145,6 +148,7 @@ impl Statuses {
             restarts: status.restarts,
             observed: status.observed(now),
             disk_bytes: status.disk_bytes,
+            image_bytes: status.image_bytes,
         };
         self.vms.values().map(report).collect()
     }

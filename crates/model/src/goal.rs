@@ -45,7 +45,7 @@ pub struct VmGoal {
     pub size: VmSize,
     /// The base image's digest.
     pub image: Digest,
-    /// Bytes of the base image's file.
+    /// Bytes of the base image that are not zeros.
     pub image_bytes: u64,
     /// How many reboots have been asked for in this VM's life.
     pub reboots: u32,

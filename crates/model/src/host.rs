@@ -28,6 +28,9 @@ pub struct Host {
     /// Changes with each start of the host.
     #[serde(default)]
     pub boot_id: u64,
+    /// The last incident of it that was made an event.
+    #[serde(default)]
+    pub last_incident: u64,
 }
 
 impl Host {

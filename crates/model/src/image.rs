@@ -1,16 +1,21 @@
-//! Base images: read-only VHDs, named by their digest.
+//! Base images: read-only disks, named by the digest of their manifest.
 
 use serde::{Deserialize, Serialize};
 
 use crate::name::ImageName;
 use crate::time::Time;
 
-/// The SHA-256 of a VHD file, as 64 lower-case hexadecimal digits.
+/// A SHA-256, as 64 lower-case hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest(String);
 
 impl Digest {
+    /// That of `bytes`.
+    pub fn of(bytes: &[u8]) -> Digest {
+        Digest(crate::manifest::ChunkDigest::of(bytes).to_string())
+    }
+
     /// Checks that `text` is 64 lower-case hexadecimal digits.
     pub fn new(text: impl Into<String>) -> Result<Digest, String> {
         let text = text.into();
@@ -48,12 +53,14 @@ impl From<Digest> for String {
 pub struct Image {
     /// The name that configurations refer to.
     pub name: ImageName,
-    /// The digest of the whole file.
+    /// The digest of the manifest, and so of the whole.
     pub digest: Digest,
-    /// Bytes of the file.
-    pub file_bytes: u64,
+    /// Bytes of the chunks that are not zeros.
+    pub data_bytes: u64,
     /// Bytes of the disk that a guest sees.
     pub disk_bytes: u64,
+    /// The identity of the VHD that was pushed, by which its children know it.
+    pub vhd_id: [u8; 16],
     /// When it was committed.
     pub created: Time,
 }

@@ -263,7 +263,7 @@ mod tests {
     use super::*;
 
     fn report(observed: Observed, reboots: u32) -> VmReport {
-        VmReport { vm: VmId(1), reboots, restarts: 0, observed, disk_bytes: 0 }
+        VmReport { vm: VmId(1), reboots, restarts: 0, observed, disk_bytes: 0, image_bytes: 0 }
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod image;
 pub mod instance;
 pub mod lease;
 pub mod limits;
+pub mod manifest;
 pub mod name;
 pub mod report;
 pub mod service;
@@ -31,8 +32,9 @@ pub use host::{Host, HostCondition};
 pub use image::{Digest, Image};
 pub use instance::{Instance, InstanceState, Then, Vm, VmPhase};
 pub use lease::{HostLease, LeaseGrant, LeaseTimings};
+pub use manifest::{CHUNK_BYTES, ChunkDigest, Manifest};
 pub use name::{DeploymentKey, HostName, ImageName, InstanceKey, NameError, RoleName, ServiceName, Slot};
-pub use report::{HostFacts, HostReport, Observed, Readiness, VmReport};
+pub use report::{HostFacts, HostReport, Incident, Observed, Readiness, VmReport};
 pub use service::{Deployment, Service};
 pub use size::{Resources, VmSize};
 pub use time::Time;
@@ -47,6 +49,15 @@ pub struct VmId(pub u64);
 impl std::fmt::Display for VmId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "vm{}", self.0)
+    }
+}
+
+impl std::str::FromStr for VmId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<VmId, String> {
+        let number = text.strip_prefix("vm").and_then(|number| number.parse().ok());
+        number.map(VmId).ok_or_else(|| format!("`{text}` is not the name of a VM"))
     }
 }
 

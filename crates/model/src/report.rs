@@ -34,6 +34,18 @@ pub struct HostReport {
     pub applied: Incarnation,
     /// The VMs that exist on it, whether wanted or not. A VM that is not listed has no process and no disk.
     pub vms: Vec<VmReport>,
+    /// What went wrong on the host lately and was mended; told again with each report.
+    #[serde(default)]
+    pub incidents: Vec<Incident>,
+}
+
+/// Something that people should know of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incident {
+    /// Its number: grows, over restarts too, so that each is told once.
+    pub number: u64,
+    /// One line for people.
+    pub message: String,
 }
 
 /// What a host sees of one VM.
@@ -49,6 +61,9 @@ pub struct VmReport {
     pub observed: Observed,
     /// Bytes of the differencing disk's file.
     pub disk_bytes: u64,
+    /// Bytes of its base image that are on the host.
+    #[serde(default)]
+    pub image_bytes: u64,
 }
 
 /// The state of a VM as its host sees it.

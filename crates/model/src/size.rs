@@ -77,6 +77,19 @@ impl VmSize {
         }
     }
 
+    /// Bytes that an instance's differencing disk may take on its host: the local disk of the 2011 table of sizes, for
+    /// VM roles.
+    pub fn disk_quota_bytes(self) -> u64 {
+        let gib = match self {
+            VmSize::ExtraSmall => 20,
+            VmSize::Small => 165,
+            VmSize::Medium => 340,
+            VmSize::Large => 850,
+            VmSize::ExtraLarge => 1890,
+        };
+        gib << 30
+    }
+
     /// What an instance of this size takes from its host. The shared core counts as a quarter.
     pub fn resources(self) -> Resources {
         let (cpu_milli, memory_mib) = match self {

@@ -86,6 +86,7 @@ impl SimHost {
                 Observed::Starting
             },
             disk_bytes: 0,
+            image_bytes: 0,
         });
         HostReport {
             host: self.name.clone(),
@@ -98,6 +99,7 @@ impl SimHost {
             lease_ack: self.lease.number(),
             applied: self.applied,
             vms: vms.collect(),
+            incidents: Vec::new(),
         }
     }
 

@@ -25,7 +25,7 @@ fn valid<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
 
 pub(crate) fn image() -> Image {
     let digest = valid(Digest::new("0".repeat(64)));
-    Image { name: valid("hello".parse()), digest, file_bytes: 1024, disk_bytes: 512, created: Time(0) }
+    Image { name: valid("hello".parse()), digest, data_bytes: 1024, vhd_id: [0; 16], disk_bytes: 512, created: Time(0) }
 }
 
 /// A random command that may or may not be possible now.

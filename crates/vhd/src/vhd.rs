@@ -279,6 +279,19 @@ impl Vhd {
         }
     }
 
+    /// Whether any sector of a range is the disk's own, zeros included, and not its parent's.
+    pub fn holds_any(&self, mut offset: u64, bytes: u64) -> bool {
+        let Content::Sparse(sparse) = &self.content else { return true };
+        let (map, end) = (sparse.map(), offset.saturating_add(bytes).min(self.disk_bytes()));
+        while offset < end {
+            match sparse.run(&map, offset, end - offset) {
+                (Run::Own(_), _) => return true,
+                (Run::Below, bytes) => offset += bytes,
+            }
+        }
+        false
+    }
+
     pub(crate) fn check_range(&self, bytes: u64, offset: u64) -> Result<(), VhdError> {
         match offset.checked_add(bytes) {
             Some(end) if end <= self.disk_bytes() => Ok(()),

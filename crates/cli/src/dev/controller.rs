@@ -40,6 +40,7 @@ pub(super) fn start(layout: &Layout, fabric: &Fabric) -> anyhow::Result<()> {
         listen: fabric.controller().to_vec(),
         user_token: fabric.user_token.clone(),
         host_token: fabric.host_token.clone(),
+        images: None,
         fabric: FabricConfig {
             zone: "mayfly.test".to_owned(),
             dips: (DIP_NETWORK, DIP_PREFIX),

@@ -63,6 +63,9 @@ pub(super) fn configure(
         accelerator,
         location: "dev".to_owned(),
         reserve_bytes: 64 << 20,
+        background_rate: 64 << 20,
+        image_cache_bytes: 8 << 30,
+        disk_full: mayfly_host::DiskFull::Pause,
         timings: mayfly_model::LeaseTimings::default(),
     };
     write_json(&config_file(&folder), &config)

@@ -35,6 +35,7 @@ pub(super) async fn report(
     State(shared): State<Arc<Shared>>,
     Json(report): Json<HostReport>,
 ) -> Result<Json<ReportAnswer>, Failure> {
+    shared.usage.hear(&report);
     let (host, applied) = (report.host.clone(), report.applied);
     let outcome = shared.driver.submit(Input::Report(report)).await?;
     let grant = outcome.grant.ok_or_else(|| ApiError::new(ErrorCode::Internal, "a report without a grant"))?;

@@ -1,20 +1,21 @@
-//! Images: upload, list, delete, and download by hosts.
+//! Images: chunks are uploaded, then the manifest commits them; hosts download both.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Body;
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, header};
-use axum::response::{IntoResponse, Response};
+use axum::body::Bytes;
+use axum::extract::{Path, Query, State};
 use mayfly_api::{ApiError, ErrorCode, ImageView};
 use mayfly_fabric::{Command, Input};
-use mayfly_model::{Digest, Image, ImageName, Time};
-use tokio_util::io::ReaderStream;
+use mayfly_model::{ChunkDigest, Digest, Image, ImageName, Manifest, Time};
+use serde::Deserialize;
 
 use super::error::{Failure, invalid};
 use super::{Shared, events};
-use crate::images::drain;
+
+/// Most chunks in one question for missing ones.
+const QUESTION_MAX: usize = 16_384;
 
 pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Json<Vec<ImageView>> {
     Json(shared.driver.committed().state().images().values().map(view).collect())
@@ -25,46 +26,54 @@ fn view(image: &Image) -> ImageView {
         name: image.name.to_string(),
         digest: image.digest.to_string(),
         disk_bytes: image.disk_bytes,
-        file_bytes: image.file_bytes,
+        data_bytes: image.data_bytes,
+        vhd_id: image.vhd_id.iter().map(|byte| format!("{byte:02x}")).collect(),
         created: events::rfc3339(image.created),
     }
 }
 
-pub(super) async fn push(
+/// Which chunks, of those in the body, one a line, are not here; one a line.
+pub(super) async fn missing(State(shared): State<Arc<Shared>>, body: String) -> Result<String, Failure> {
+    let chunks: Vec<ChunkDigest> = body.lines().map(str::parse).collect::<Result<_, _>>().map_err(invalid)?;
+    if chunks.len() > QUESTION_MAX {
+        return Err(invalid(format!("{} chunks are more than the {QUESTION_MAX} of one question", chunks.len())).into());
+    }
+    let missing = shared.images.missing(&chunks).await?;
+    Ok(missing.iter().map(|chunk| format!("{chunk}\n")).collect())
+}
+
+pub(super) async fn put_chunk(
+    State(shared): State<Arc<Shared>>,
+    Path(digest): Path<String>,
+    body: Bytes,
+) -> Result<(), Failure> {
+    Ok(shared.images.put_chunk(digest.parse().map_err(invalid)?, body).await?)
+}
+
+pub(super) async fn chunk(State(shared): State<Arc<Shared>>, Path(digest): Path<String>) -> Result<Bytes, Failure> {
+    Ok(shared.images.chunk(digest.parse().map_err(invalid)?).await?)
+}
+
+/// Commits an image, given as its manifest, all of whose chunks are here.
+pub(super) async fn commit(
     State(shared): State<Arc<Shared>>,
     Path(name): Path<String>,
-    headers: HeaderMap,
-    body: Body,
+    body: String,
 ) -> Result<Json<ImageView>, Failure> {
-    let name = match ImageName::new(name) {
-        Ok(name) => name,
-        Err(error) => {
-            drain(&mut body.into_data_stream()).await;
-            return Err(error.into());
-        }
-    };
-    // Known before the bytes have travelled; the core has the last word.
-    if shared.driver.committed().state().images().contains_key(&name) {
-        drain(&mut body.into_data_stream()).await;
-        let message = format!("there is an image `{name}` already; images never change, so choose another name");
-        return Err(ApiError::new(ErrorCode::AlreadyExists, message).into());
-    }
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    let received = shared.images.receive(body, length).await?;
-    let _turn = shared.images.turn.lock().await;
-    shared.images.keep(&received)?;
+    let name = ImageName::new(name)?;
+    let manifest = Manifest::parse(&body).map_err(|error| invalid(format!("the manifest is damaged: {error}")))?;
     let image = Image {
         name,
-        digest: received.digest.clone(),
-        file_bytes: received.file_bytes,
-        disk_bytes: received.disk_bytes,
+        digest: manifest.digest(),
+        data_bytes: manifest.data_bytes(),
+        disk_bytes: manifest.disk_bytes,
+        vhd_id: manifest.vhd_id,
         created: now(),
     };
-    let committed = shared.driver.submit(Input::Command(Command::CommitImage(image.clone()))).await;
-    if committed.is_err() {
-        forget(&shared, &image.digest);
-    }
-    committed?;
+    let _turn = shared.images.turn.lock().await;
+    shared.images.put_manifest(&manifest).await?;
+    // A refusal leaves a manifest that no record names; the sweep finds it.
+    shared.driver.submit(Input::Command(Command::CommitImage(image.clone()))).await?;
     Ok(Json(view(&image)))
 }
 
@@ -77,25 +86,68 @@ pub(super) async fn delete(State(shared): State<Arc<Shared>>, Path(name): Path<S
     let _turn = shared.images.turn.lock().await;
     let before = shared.driver.committed();
     shared.driver.submit(Input::Command(Command::DeleteImage(name.clone()))).await?;
-    if let Some(image) = before.state().images().get(&name) {
-        forget(&shared, &image.digest);
+    let Some(image) = before.state().images().get(&name) else { return Ok(()) };
+    let after = shared.driver.committed();
+    let others: Vec<Digest> = after.state().images().values().map(|other| other.digest.clone()).collect();
+    if !others.contains(&image.digest) {
+        shared.images.delete(&image.digest, &others).await;
     }
     Ok(())
 }
 
-/// Deletes the file of an image unless a record names it.
-fn forget(shared: &Shared, digest: &Digest) {
-    if !shared.driver.committed().state().images().values().any(|other| other.digest == *digest) {
-        shared.images.delete(digest);
-    }
+/// The manifest of an image, by its name: what a child of it is pushed over.
+pub(super) async fn manifest_by_name(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+) -> Result<String, Failure> {
+    let name = ImageName::new(name)?;
+    let core = shared.driver.committed();
+    let image = core.state().images().get(&name);
+    let image = image.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("there is no image `{name}`")))?;
+    Ok(shared.images.manifest(&image.digest).await?.to_text())
 }
 
-pub(super) async fn fetch(State(shared): State<Arc<Shared>>, Path(digest): Path<String>) -> Result<Response, Failure> {
+/// The manifest of an image, for a host.
+pub(super) async fn manifest(State(shared): State<Arc<Shared>>, Path(digest): Path<String>) -> Result<String, Failure> {
+    let digest = committed(&shared, digest)?;
+    Ok(shared.images.manifest(&digest).await?.to_text())
+}
+
+/// A digest that a record names: an upload that was not committed is nobody's image.
+fn committed(shared: &Shared, digest: String) -> Result<Digest, Failure> {
     let digest = Digest::new(digest).map_err(invalid)?;
-    let file = tokio::fs::File::open(shared.images.path(&digest))
-        .await
-        .map_err(|error| ApiError::new(ErrorCode::NotFound, format!("the image {digest} cannot be read: {error}")))?;
-    let length = file.metadata().await.map_or(0, |data| data.len());
-    let body = Body::from_stream(ReaderStream::with_capacity(file, 256 << 10));
-    Ok(([(header::CONTENT_LENGTH, length)], body).into_response())
+    let core = shared.driver.committed();
+    if core.state().images().values().any(|image| image.digest == digest) {
+        return Ok(digest);
+    }
+    Err(ApiError::new(ErrorCode::NotFound, format!("there is no image {digest}")).into())
+}
+
+#[derive(Deserialize)]
+pub(super) struct Holder {
+    address: Ipv4Addr,
+}
+
+/// Takes a host's word that it uses an image; lists the hosts that do.
+pub(super) async fn holders(
+    State(shared): State<Arc<Shared>>,
+    Path(digest): Path<String>,
+    Query(holder): Query<Holder>,
+) -> Result<Json<Vec<Ipv4Addr>>, Failure> {
+    let digest = committed(&shared, digest)?;
+    Ok(Json(shared.holders.announce(digest, holder.address)))
+}
+
+pub(super) async fn order(State(shared): State<Arc<Shared>>, Path(digest): Path<String>) -> Result<Bytes, Failure> {
+    let digest = committed(&shared, digest)?;
+    Ok(shared.images.order(&digest).await?)
+}
+
+pub(super) async fn put_order(
+    State(shared): State<Arc<Shared>>,
+    Path(digest): Path<String>,
+    body: Bytes,
+) -> Result<(), Failure> {
+    let digest = committed(&shared, digest)?;
+    Ok(shared.images.put_order(&digest, body).await?)
 }

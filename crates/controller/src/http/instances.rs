@@ -29,7 +29,7 @@ pub(super) async fn list(
         return Err(ApiError::new(ErrorCode::NotFound, format!("there is no service `{name}`")).into());
     }
     let wanted = |instance: &&Instance| service.as_ref().is_none_or(|name| instance.key.deployment.service == *name);
-    Ok(Json(core.state().instances().values().filter(wanted).map(|one| view(core.state(), one)).collect()))
+    Ok(Json(core.state().instances().values().filter(wanted).map(|one| view(&shared, core.state(), one)).collect()))
 }
 
 pub(super) async fn act(
@@ -46,7 +46,7 @@ pub(super) async fn act(
     Ok(())
 }
 
-fn view(state: &Records, instance: &Instance) -> InstanceView {
+fn view(shared: &Shared, state: &Records, instance: &Instance) -> InstanceView {
     let vm = instance.vm();
     let host = vm.and_then(|vm| state.hosts().get(&vm.host));
     let (mut name, mut detail) = (instance.state.name(), instance.state.detail().map(str::to_owned));
@@ -54,6 +54,8 @@ fn view(state: &Records, instance: &Instance) -> InstanceView {
         // Nobody knows how the instance is doing; what was known last would be misleading.
         (name, detail) = ("RoleStateUnknown", Some(format!("{} is {}", host.name, host.condition.name())));
     }
+    let usage = vm.and_then(|vm| shared.usage.of(&vm.host, vm.id));
+    let size = state.size_of(&instance.key);
     let rebooting = matches!(&instance.state, InstanceState::Placed { phase: VmPhase::Restarting, .. });
     InstanceView {
         service: instance.key.deployment.service.to_string(),
@@ -70,6 +72,9 @@ fn view(state: &Records, instance: &Instance) -> InstanceView {
         generation: instance.generation,
         vm: vm.map(|vm| vm.id.to_string()),
         reboots: vm.map_or(0, |vm| vm.reboots),
+        disk_bytes: usage.map(|usage| usage.disk_bytes),
+        disk_quota_bytes: size.map(mayfly_model::VmSize::disk_quota_bytes),
+        image_bytes: usage.map(|usage| usage.image_bytes),
         in_motion: rebooting || instance.wanted_vm().is_none(),
     }
 }

@@ -151,9 +151,8 @@ impl Runner {
             status.reboots = status.reboots.max(goal.reboots);
         });
         self.note_or_fail()?;
-        let base = prepare::image(&agent, &goal, |detail| self.set(Stage::Preparing(detail))).await?;
         self.set(Stage::Preparing("making its disk".to_owned()));
-        prepare::disk(&agent, &goal, &base).await?;
+        prepare::disk(&agent, &goal).await?;
         prepare::tap(&agent, &goal).await?;
         self.update(|status| status.has_tap = true);
         self.serve_dhcp();
@@ -228,12 +227,8 @@ impl Runner {
                     }
                 }
                 _ = measure.tick() => {
-                    let bytes = prepare::disk_bytes(&self.agent, &self.goal);
                     limit_log(&self.spec().serial_log());
-                    let ready = self.update_quietly(|status| {
-                        status.disk_bytes = bytes;
-                        status.says_ready()
-                    });
+                    let ready = self.update_quietly(|status| status.says_ready());
                     if ready != Some(noted_ready) {
                         noted_ready = ready == Some(true);
                         self.note();

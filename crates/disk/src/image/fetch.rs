@@ -1,0 +1,248 @@
+//! Where chunks come from: the other hosts first, then the controller.
+//!
+//! Each chunk has one *owner* among the hosts that use the image, the same for all of them (rendezvous hashing). A host
+//! asks the owner, which fetches the chunk from the controller if it does not have it and then gives it to everybody. So
+//! the controller sends each chunk once, however many hosts start at a time; whoever fails to answer is passed over.
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use mayfly_model::manifest::MANIFEST_BYTES_MAX;
+use mayfly_model::{ChunkDigest, Digest, Manifest};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::Incidents;
+use super::peer::PEER_PORT;
+
+/// How long another host may take for a chunk; then the controller is asked.
+const PEER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a host that did not answer is not asked again.
+const PEER_PAUSE: Duration = Duration::from_secs(10);
+/// How long the controller may take.
+const CONTROLLER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Between two tries; a guest that waits for a chunk waits on.
+const RETRY: Duration = Duration::from_millis(500);
+/// How long a chunk is tried for before the guest is told that its disk fails.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Whom a host asks for images.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sources {
+    /// The controller, for example `http://10.77.0.1:7070`.
+    pub controller: String,
+    /// What this host shows to it.
+    pub token: String,
+    /// This host's address in the data centre's network, where it gives chunks to others.
+    pub address: Ipv4Addr,
+    /// Bytes a second at which what no guest has asked for is fetched.
+    pub background_rate: u64,
+    /// Most bytes that images nobody uses may fill the disk up to.
+    pub cache_bytes: u64,
+}
+
+/// What was fetched, in bytes of chunks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetched {
+    /// From the controller.
+    pub controller_bytes: u64,
+    /// From other hosts.
+    pub peer_bytes: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Fetcher {
+    sources: RwLock<Option<Sources>>,
+    agents: RwLock<Option<Agents>>,
+    /// The hosts that use an image, this one included.
+    holders: Mutex<HashMap<Digest, Vec<Ipv4Addr>>>,
+    /// Hosts that did not answer, and when.
+    silent: Mutex<HashMap<Ipv4Addr, Instant>>,
+    controller_bytes: AtomicU64,
+    peer_bytes: AtomicU64,
+}
+
+#[derive(Clone, Debug)]
+struct Agents {
+    controller: ureq::Agent,
+    peers: ureq::Agent,
+}
+
+impl Agents {
+    fn new() -> Agents {
+        let agent = |timeout| {
+            let config = ureq::Agent::config_builder()
+                .timeout_connect(Some(Duration::from_secs(1)))
+                .timeout_global(Some(timeout))
+                .max_idle_connections_per_host(8)
+                .proxy(None);
+            config.build().new_agent()
+        };
+        Agents { controller: agent(CONTROLLER_TIMEOUT), peers: agent(PEER_TIMEOUT) }
+    }
+}
+
+impl Fetcher {
+    pub(crate) fn set_sources(&self, sources: Sources) {
+        self.agents.write().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Agents::new);
+        *self.sources.write().unwrap_or_else(PoisonError::into_inner) = Some(sources);
+    }
+
+    pub(crate) fn sources(&self) -> io::Result<Sources> {
+        let sources = self.sources.read().unwrap_or_else(PoisonError::into_inner).clone();
+        sources.ok_or_else(|| io::Error::other("the agent has not said yet where images come from"))
+    }
+
+    fn agents(&self) -> Agents {
+        self.agents.read().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_else(Agents::new)
+    }
+
+    pub(crate) fn fetched(&self) -> Fetched {
+        Fetched {
+            controller_bytes: self.controller_bytes.load(Ordering::Relaxed),
+            peer_bytes: self.peer_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The manifest of an image, verified.
+    pub(crate) fn manifest(&self, digest: &Digest) -> io::Result<Manifest> {
+        let bytes = self.ask_controller(&format!("/host/v1/images/{digest}/manifest"), MANIFEST_BYTES_MAX)?;
+        let found = Digest::of(&bytes);
+        if found != *digest {
+            return Err(io::Error::other(format!("the controller sent a manifest with the digest {found}")));
+        }
+        let text = String::from_utf8(bytes).map_err(io::Error::other)?;
+        Manifest::parse(&text).map_err(|error| io::Error::other(format!("the manifest is damaged: {error}")))
+    }
+
+    /// Tells the controller that this host uses an image, and learns which others do.
+    pub(crate) fn announce(&self, digest: &Digest) -> io::Result<()> {
+        let sources = self.sources()?;
+        let path = format!("/host/v1/images/{digest}/holders?address={}", sources.address);
+        let bytes = self.ask_controller(&path, 1 << 20)?;
+        let holders = serde_json::from_slice(&bytes)?;
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner).insert(digest.clone(), holders);
+        Ok(())
+    }
+
+    /// The order in which earlier boots read an image's chunks; empty when nobody knows.
+    pub(crate) fn order(&self, digest: &Digest) -> io::Result<String> {
+        let bytes = self.ask_controller(&format!("/host/v1/images/{digest}/order"), 1 << 20)?;
+        String::from_utf8(bytes).map_err(io::Error::other)
+    }
+
+    /// Lets others know in which order a boot here has read an image's chunks.
+    pub(crate) fn publish_order(&self, digest: &Digest, order: &str) -> io::Result<()> {
+        let sources = self.sources()?;
+        let url = format!("{}/host/v1/images/{digest}/order", sources.controller);
+        let request = self.agents().controller.put(&url).header("authorization", format!("Bearer {}", sources.token));
+        request.send(order).map(drop).map_err(io::Error::other)
+    }
+
+    /// A chunk, verified. Tries until it comes, within reason.
+    pub(crate) fn chunk(
+        &self,
+        image: &Digest,
+        index: u32,
+        digest: ChunkDigest,
+        incidents: &Incidents,
+    ) -> io::Result<Vec<u8>> {
+        let began = Instant::now();
+        loop {
+            let error = match self.try_chunk(image, index, digest, incidents) {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => error,
+            };
+            if began.elapsed() > PATIENCE {
+                return Err(error);
+            }
+            tracing::info!(%image, index, %error, "a chunk cannot be fetched yet");
+            std::thread::sleep(RETRY);
+        }
+    }
+
+    fn try_chunk(&self, image: &Digest, index: u32, digest: ChunkDigest, incidents: &Incidents) -> io::Result<Vec<u8>> {
+        let verify = |bytes: Vec<u8>, from: &str| {
+            let good = ChunkDigest::of(&bytes) == digest;
+            if !good {
+                incidents.add(format!("chunk {index} of image {image} came damaged from {from}; it is fetched again"));
+            }
+            good.then_some(bytes)
+        };
+        let sources = self.sources()?;
+        if let Some(owner) = self.owner(image, digest).filter(|owner| *owner != sources.address) {
+            match self.ask_peer(owner, image, index) {
+                Ok(bytes) => {
+                    if let Some(bytes) = verify(bytes, &owner.to_string()) {
+                        self.peer_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                        return Ok(bytes);
+                    }
+                }
+                Err(AskError::Busy) => {}
+                Err(AskError::Failed(error)) => {
+                    tracing::info!(%owner, index, %error, "another host does not answer");
+                    self.silent.lock().unwrap_or_else(PoisonError::into_inner).insert(owner, Instant::now());
+                }
+            }
+        }
+        self.from_controller(digest, |bytes| verify(bytes, "the controller"))
+    }
+
+    fn from_controller(&self, digest: ChunkDigest, verify: impl Fn(Vec<u8>) -> Option<Vec<u8>>) -> io::Result<Vec<u8>> {
+        let most = u64::from(mayfly_model::CHUNK_BYTES);
+        let bytes = self.ask_controller(&format!("/host/v1/chunks/{digest}"), most)?;
+        let bytes = verify(bytes).ok_or_else(|| io::Error::other("it came damaged"))?;
+        self.controller_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(bytes)
+    }
+
+    /// The host that fetches a chunk for all.
+    fn owner(&self, image: &Digest, chunk: ChunkDigest) -> Option<Ipv4Addr> {
+        let silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        let answers = |host: &&Ipv4Addr| silent.get(*host).is_none_or(|since| since.elapsed() > PEER_PAUSE);
+        let holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
+        let rank = |host: &&Ipv4Addr| Sha256::new().chain_update(chunk.0).chain_update(host.octets()).finalize();
+        holders.get(image)?.iter().filter(answers).max_by_key(rank).copied()
+    }
+
+    /// Whether this host is the one that fetches a chunk for all.
+    pub(crate) fn is_owner(&self, image: &Digest, chunk: ChunkDigest) -> bool {
+        let own = self.sources().map(|sources| sources.address);
+        own.is_ok_and(|own| self.owner(image, chunk) == Some(own))
+    }
+
+    fn ask_peer(&self, host: Ipv4Addr, image: &Digest, index: u32) -> Result<Vec<u8>, AskError> {
+        let url = format!("http://{host}:{PEER_PORT}/v1/images/{image}/chunks/{index}");
+        match self.agents().peers.get(&url).call() {
+            Err(ureq::Error::StatusCode(_)) => Err(AskError::Busy),
+            other => read(other, u64::from(mayfly_model::CHUNK_BYTES)).map_err(AskError::Failed),
+        }
+    }
+
+    fn ask_controller(&self, path: &str, most: u64) -> io::Result<Vec<u8>> {
+        let sources = self.sources()?;
+        let request = self.agents().controller.get(format!("{}{path}", sources.controller));
+        read(request.header("authorization", format!("Bearer {}", sources.token)).call(), most)
+    }
+}
+
+/// Why another host has sent no chunk.
+enum AskError {
+    /// It does not have it, and is not to fetch it.
+    Busy,
+    /// It does not answer as it should.
+    Failed(io::Error),
+}
+
+fn read(response: Result<ureq::http::Response<ureq::Body>, ureq::Error>, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let body = response.map_err(io::Error::other)?.into_body().into_reader();
+    if body.take(most + 1).read_to_end(&mut bytes)? as u64 > most {
+        return Err(io::Error::other(format!("the answer is longer than {most} bytes")));
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,58 @@
+//! The disk server's news, and what it has to know.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mayfly_disk::{DiskClient, News, Sources};
+use mayfly_model::{Incident, VmId};
+
+use crate::agent::{Agent, lock};
+
+/// Between two questions.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// Tells the disk server where images come from, until it knows.
+pub(crate) async fn introduce(agent: &Agent) -> anyhow::Result<()> {
+    let config = &agent.config;
+    let sources = Sources {
+        controller: config.controller.clone(),
+        token: config.token.clone(),
+        address: config.address,
+        background_rate: config.background_rate,
+        cache_bytes: config.image_cache_bytes,
+    };
+    let disks = agent.disks.clone();
+    Ok(tokio::task::spawn_blocking(move || disks.set_sources(sources)).await??)
+}
+
+/// Asks for ever.
+pub(crate) async fn run(agent: Arc<Agent>) {
+    let mut introduced = false;
+    loop {
+        if !introduced {
+            match introduce(&agent).await {
+                Ok(()) => introduced = true,
+                Err(error) => tracing::warn!(error = format!("{error:#}"), "the disk server cannot be told of images"),
+            }
+        }
+        let disks = agent.disks.clone();
+        if let Ok(Ok(news)) = tokio::task::spawn_blocking(move || DiskClient::news(&disks)).await {
+            take(&agent, news);
+        }
+        tokio::time::sleep(if introduced { INTERVAL } else { INTERVAL / 10 }).await;
+    }
+}
+
+fn take(agent: &Agent, news: News) {
+    for export in news.exports {
+        let Ok(vm) = export.name.parse::<VmId>() else { continue };
+        if let Some(status) = agent.statuses().vms.get_mut(&vm) {
+            status.disk_bytes = export.file_bytes;
+            let image = news.images.iter().find(|image| image.digest == status.goal.image);
+            status.image_bytes = image.map_or(0, |image| image.present_bytes);
+        }
+    }
+    let incidents = news.incidents.into_iter();
+    *lock(&agent.incidents) =
+        incidents.map(|incident| Incident { number: incident.number, message: incident.message }).collect();
+}
