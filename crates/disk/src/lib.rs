@@ -6,7 +6,8 @@ mod disk;
 mod image;
 mod nbd;
 mod server;
+mod vhost;
 
 pub use control::{ControlError, DiskClient, ExportNews, ImageNews, News};
 pub use image::{CacheError, ImageCache, Incident, PEER_PORT, Sources};
-pub use server::{Base, DiskServer, Export, ServerError};
+pub use server::{Base, DiskServer, Export, ServerError, Transport};

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::{ExportNews, ImageNews, News};
 use crate::disk::ServedDisk;
 use crate::image::{CacheError, ImageCache, Sources};
-use crate::nbd;
+use crate::{nbd, vhost};
 
 /// How long requests that are under way may take when a disk is closed.
 const CLOSING: Duration = Duration::from_secs(5);
@@ -37,6 +37,19 @@ pub struct Export {
     /// Most bytes that the disk's file may take.
     #[serde(default)]
     pub quota_bytes: Option<u64>,
+    /// How the hypervisor talks to it.
+    #[serde(default)]
+    pub transport: Transport,
+}
+
+/// How a hypervisor talks to a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Transport {
+    /// NBD: works with every device model, and with memory that is mapped privately.
+    #[default]
+    Nbd,
+    /// vhost-user-blk: shared memory, for throughput.
+    VhostUser,
 }
 
 /// What a differencing disk stands on.
@@ -319,12 +332,13 @@ impl DiskServer {
         let server = self.clone();
         std::thread::Builder::new()
             .name(export.name.clone())
-            .spawn(move || server.accept(&export.name, &listener, &disk, &connections))
+            .spawn(move || server.accept(&export, &listener, &disk, &connections))
             .map_err(|source| ServerError::Io { action: "start a thread for", path: PathBuf::new(), source })?;
         Ok(())
     }
 
-    fn accept(&self, name: &str, listener: &UnixListener, disk: &Arc<ServedDisk>, connections: &Connections) {
+    fn accept(&self, export: &Export, listener: &UnixListener, disk: &Arc<ServedDisk>, connections: &Connections) {
+        let (name, transport) = (export.name.as_str(), export.transport);
         for stream in listener.incoming() {
             let same = |serving: &Serving| Arc::ptr_eq(&serving.connections, connections);
             if !self.state().serving.get(name).is_some_and(same) {
@@ -339,7 +353,11 @@ impl DiskServer {
             lock(connections).push(Arc::clone(&stream));
             let (name, disk, connections) = (name.to_owned(), Arc::clone(disk), Arc::clone(connections));
             std::thread::spawn(move || {
-                if let Err(error) = nbd::serve(&stream, &disk) {
+                let served = match transport {
+                    Transport::Nbd => nbd::serve(&stream, &disk),
+                    Transport::VhostUser => vhost::serve(&stream, &disk),
+                };
+                if let Err(error) = served {
                     tracing::info!(name, %error, "a connection ended");
                 }
                 // The client has to see the end, whoever else still knows of the connection.

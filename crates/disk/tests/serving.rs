@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use mayfly_disk::{Base, DiskClient, DiskServer, Export};
+use mayfly_disk::{Base, DiskClient, DiskServer, Export, Transport};
 use mayfly_vhd::{Access, CreateOptions, Vhd, create_differencing};
 
 fn run(program: &str, arguments: &[&str]) -> String {
@@ -31,7 +31,14 @@ fn export(folder: &Path, subformat: &str) -> Export {
     let parent = Vhd::open(&base, Access::ReadOnly, None).unwrap();
     let disk = folder.join("child.vhd");
     create_differencing(&disk, &parent, &CreateOptions { unique_id: [1; 16], timestamp: 1, durable: false }).unwrap();
-    Export { name: "d1".to_owned(), disk, base: Base::File(base), socket: folder.join("d1.sock"), quota_bytes: None }
+    Export {
+        name: "d1".to_owned(),
+        disk,
+        base: Base::File(base),
+        socket: folder.join("d1.sock"),
+        quota_bytes: None,
+        transport: Transport::Nbd,
+    }
 }
 
 fn qemu_io(socket: &Path, commands: &[&str]) -> String {

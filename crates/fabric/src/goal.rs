@@ -51,6 +51,10 @@ fn vm(state: &State, instance: &Instance) -> Option<VmGoal> {
         size: role.size,
         image: image.digest.clone(),
         image_bytes: image.data_bytes,
+        disk: configuration
+            .setting(mayfly_model::DISK_SETTING)
+            .and_then(mayfly_model::DiskModel::named)
+            .unwrap_or_default(),
         reboots: vm.reboots,
         user_data: configuration.setting(mayfly_model::USER_DATA_SETTING).unwrap_or_default().to_owned(),
         settings,

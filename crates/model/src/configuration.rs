@@ -10,6 +10,38 @@ pub const USER_DATA_SETTING: &str = "Mayfly.UserData";
 /// The setting that says how many seconds an instance may take until its first Ready.
 pub const START_TIMEOUT_SETTING: &str = "Mayfly.StartTimeoutSeconds";
 
+/// The setting that says what an instance's guest sees its disk as: one of [`DiskModel::ALL`].
+pub const DISK_SETTING: &str = "Mayfly.Disk";
+
+/// What a guest sees its disk as, and how the hypervisor reaches it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskModel {
+    /// virtio-blk over NBD: the quickest start.
+    #[default]
+    Virtio,
+    /// virtio-blk over vhost-user: the most throughput.
+    VhostUser,
+    /// A SATA disk, for guests that know no virtio.
+    Sata,
+    /// An NVMe disk, for guests that know no virtio.
+    Nvme,
+}
+
+impl DiskModel {
+    /// All models, by the names that settings use.
+    pub const ALL: [(&str, DiskModel); 4] = [
+        ("virtio", DiskModel::Virtio),
+        ("vhost-user", DiskModel::VhostUser),
+        ("sata", DiskModel::Sata),
+        ("nvme", DiskModel::Nvme),
+    ];
+
+    /// The model of that name.
+    pub fn named(name: &str) -> Option<DiskModel> {
+        DiskModel::ALL.into_iter().find(|(known, _)| *known == name).map(|(_, model)| model)
+    }
+}
+
 /// A whole service configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceConfiguration {

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::configuration::DiskModel;
 use crate::definition::ProbeProtocol;
 use crate::image::Digest;
 use crate::name::{HostName, InstanceKey};
@@ -47,6 +48,9 @@ pub struct VmGoal {
     pub image: Digest,
     /// Bytes of the base image that are not zeros.
     pub image_bytes: u64,
+    /// What the guest sees its disk as.
+    #[serde(default)]
+    pub disk: DiskModel,
     /// How many reboots have been asked for in this VM's life.
     pub reboots: u32,
     /// The post-boot script or cloud-config.

@@ -19,7 +19,7 @@ pub mod service;
 pub mod size;
 pub mod time;
 
-pub use configuration::{RoleConfiguration, ServiceConfiguration, USER_DATA_SETTING};
+pub use configuration::{DISK_SETTING, DiskModel, RoleConfiguration, ServiceConfiguration, USER_DATA_SETTING};
 pub use definition::{
     Endpoint, EndpointProtocol, LoadBalancerProbe, LocalStorage, PortRange, ProbeProtocol, RoleDefinition, RoleKind,
     ServiceDefinition,

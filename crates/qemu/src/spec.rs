@@ -14,6 +14,30 @@ pub struct Firmware {
     pub serial: String,
 }
 
+/// What the guest sees its disk as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskDevice {
+    /// virtio-blk, over NBD.
+    Virtio,
+    /// virtio-blk, over vhost-user: the guest's memory is shared with the disk server.
+    VhostUser,
+    /// A SATA disk, over NBD.
+    Sata,
+    /// An NVMe disk, over NBD.
+    Nvme,
+}
+
+/// A VM's disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskSpec {
+    /// The Unix socket on which the disk server serves it.
+    pub socket: PathBuf,
+    /// What the guest sees it as.
+    pub device: DiskDevice,
+    /// Whether a guest is paused that writes when the host's disk is full; else its write fails.
+    pub pause_when_full: bool,
+}
+
 /// One VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmSpec {
@@ -25,8 +49,8 @@ pub struct VmSpec {
     pub vcpus: u32,
     /// Memory in MiB.
     pub memory_mib: u64,
-    /// The Unix socket on which the disk server serves the disk.
-    pub disk_socket: PathBuf,
+    /// The disk.
+    pub disk: DiskSpec,
     /// The tap device, made beforehand.
     pub tap: String,
     /// The hardware address of the guest's card.
@@ -39,6 +63,8 @@ pub struct VmSpec {
 
 /// Seconds that a guest's requests wait for a disk server that is being restarted.
 const DISK_RECONNECT_SECONDS: u32 = 30;
+/// Queues that the disk server offers.
+const VHOST_QUEUES_MAX: u32 = 8;
 /// MiB that TCG may use for translated code; the default of up to 1 GiB is too much for many small guests.
 const TCG_CACHE_MIB: u32 = 64;
 
@@ -69,7 +95,7 @@ impl VmSpec {
             Accelerator::Tcg => (format!("tcg,thread=multi,tb-size={TCG_CACHE_MIB}"), "max"),
         };
         arguments.pair("-accel", &accelerator);
-        arguments.pair("-machine", "q35");
+        self.machine(&mut arguments);
         arguments.pair("-cpu", cpu);
         arguments.pair("-smp", &self.vcpus.to_string());
         arguments.pair("-m", &format!("{}M", self.memory_mib));
@@ -92,10 +118,38 @@ impl VmSpec {
         arguments.0
     }
 
+    fn machine(&self, arguments: &mut Arguments) {
+        if self.disk.device == DiskDevice::VhostUser {
+            let memory = format!("memory-backend-memfd,id=memory,size={}M,share=on", self.memory_mib);
+            arguments.pair("-object", &memory);
+            arguments.pair("-machine", "q35,memory-backend=memory");
+        } else {
+            arguments.pair("-machine", "q35");
+        }
+    }
+
     fn disk(&self, arguments: &mut Arguments) {
+        let socket = &self.disk.socket;
+        if self.disk.device == DiskDevice::VhostUser {
+            // The disk server waits by itself when the host's disk is full. Without its write cache being shown as one,
+            // a guest would send no flushes.
+            arguments.path_pair("-chardev", "socket,id=disk,path=", socket, ",reconnect=1");
+            let queues = self.vcpus.min(VHOST_QUEUES_MAX);
+            let device = format!("vhost-user-blk-pci,chardev=disk,num-queues={queues},config-wce=off,bootindex=0");
+            return arguments.pair("-device", &device);
+        }
         let options = format!(",node-name=disk,reconnect-delay={DISK_RECONNECT_SECONDS}");
-        arguments.path_pair("-blockdev", "driver=nbd,server.type=unix,server.path=", &self.disk_socket, &options);
-        arguments.pair("-device", "virtio-blk-pci,drive=disk,bootindex=0");
+        arguments.path_pair("-blockdev", "driver=nbd,server.type=unix,server.path=", socket, &options);
+        let full = if self.disk.pause_when_full { "enospc" } else { "report" };
+        let device = match self.disk.device {
+            DiskDevice::Sata => format!("ide-hd,bus=ide.0,drive=disk,bootindex=0,werror={full}"),
+            // It knows no policy: a write to a full disk fails.
+            DiskDevice::Nvme => "nvme,drive=disk,serial=mayfly,bootindex=0".to_owned(),
+            DiskDevice::Virtio | DiskDevice::VhostUser => {
+                format!("virtio-blk-pci,drive=disk,bootindex=0,werror={full}")
+            }
+        };
+        arguments.pair("-device", &device);
     }
 }
 
@@ -127,14 +181,13 @@ fn escape(text: &str) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_specification_becomes_arguments() {
-        let spec = VmSpec {
+    fn spec() -> VmSpec {
+        VmSpec {
             name: "vm7".to_owned(),
             accelerator: Accelerator::Tcg,
             vcpus: 2,
             memory_mib: 768,
-            disk_socket: "/run/a,b/disk.sock".into(),
+            disk: DiskSpec { socket: "/run/a,b/disk.sock".into(), device: DiskDevice::Virtio, pause_when_full: true },
             tap: "mft7".to_owned(),
             mac: [2, 0, 10, 80, 0, 2],
             firmware: Firmware {
@@ -142,7 +195,28 @@ mod tests {
                 serial: "ds=nocloud-net;s=http://169.254.169.254/nocloud/".to_owned(),
             },
             folder: "/run/vm7".into(),
-        };
+        }
+    }
+
+    #[test]
+    fn other_disks_are_other_devices() {
+        for (device, expected) in [
+            (DiskDevice::Sata, "ide-hd,bus=ide.0,drive=disk"),
+            (DiskDevice::Nvme, "nvme,drive=disk"),
+            (DiskDevice::VhostUser, "vhost-user-blk-pci,chardev=disk,num-queues=2,config-wce=off"),
+        ] {
+            let mut spec = spec();
+            spec.disk.device = device;
+            let text: Vec<String> = spec.arguments().into_iter().map(|one| one.into_string().unwrap()).collect();
+            assert!(text.iter().any(|one| one.starts_with(expected)), "{text:?}");
+            let shared = text.iter().any(|one| one.contains("share=on"));
+            assert_eq!(shared, device == DiskDevice::VhostUser, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_specification_becomes_arguments() {
+        let spec = spec();
         let text: Vec<String> = spec.arguments().into_iter().map(|one| one.into_string().unwrap()).collect();
         let text = text.join("\n") + "\n";
         let golden = include_str!("../tests/arguments.golden");

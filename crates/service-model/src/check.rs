@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 
 use mayfly_model::configuration::START_TIMEOUT_SETTING;
+use mayfly_model::{DISK_SETTING, DiskModel};
 use mayfly_model::{RoleKind, ServiceConfiguration, ServiceDefinition, USER_DATA_SETTING, limits};
 use roxmltree::{Document, Node};
 
 use crate::diagnostic::{Diagnostics, Source};
 use crate::element::{HasLocalName, Reader};
+
+/// The settings that Mayfly itself understands.
+const SETTINGS: [&str; 3] = [USER_DATA_SETTING, START_TIMEOUT_SETTING, DISK_SETTING];
 
 /// Texts of files that a configuration refers to as `@name`, by that name.
 pub type PackageFiles = BTreeMap<String, String>;
@@ -76,8 +80,8 @@ fn check_settings(reader: &mut Reader<'_>, role: Node<'_, '_>, defined: &[String
                 format!("add <Setting name=\"{name}\"/> to the role's <ConfigurationSettings> in the definition");
             reader.error_in(*node, "name", &format!("the definition has no setting `{name}`"), Some(&help));
         }
-        if name.starts_with("Mayfly.") && name != USER_DATA_SETTING && name != START_TIMEOUT_SETTING {
-            let help = format!("Mayfly's settings are {USER_DATA_SETTING} and {START_TIMEOUT_SETTING}");
+        if name.starts_with("Mayfly.") && !SETTINGS.contains(&name) {
+            let help = format!("Mayfly's settings are {}", SETTINGS.join(", "));
             reader.error_in(*node, "name", &format!("Mayfly has no setting `{name}`"), Some(&help));
         }
         let written = node.attribute_node("value").map_or("", |value| &reader.source.text[value.range_value()]);
@@ -95,10 +99,21 @@ fn check_settings(reader: &mut Reader<'_>, role: Node<'_, '_>, defined: &[String
             );
         }
     }
+    check_disk_models(reader, &settings);
     for name in defined {
         if !settings.iter().any(|node| node.attribute("name") == Some(name)) {
             let message = format!("the configuration lacks the setting `{name}` that the definition declares");
             reader.error_at(role, &message, Some(&format!("add <Setting name=\"{name}\" value=\"…\"/>")));
+        }
+    }
+}
+
+fn check_disk_models(reader: &mut Reader<'_>, settings: &[Node<'_, '_>]) {
+    for node in settings.iter().filter(|node| node.attribute("name") == Some(DISK_SETTING)) {
+        let value = node.attribute("value").unwrap_or("");
+        if DiskModel::named(value).is_none() {
+            let known = DiskModel::ALL.map(|(name, _)| name).join(", ");
+            reader.error_in(*node, "value", &format!("`{value}` is none of {known}"), None);
         }
     }
 }

@@ -43,6 +43,7 @@ fn guest() -> Guest {
         size: VmSize::Small,
         image: Digest::new("0".repeat(64)).unwrap(),
         image_bytes: 1,
+        disk: mayfly_model::DiskModel::Virtio,
         reboots: 0,
         user_data: "#!/bin/sh\n".to_owned(),
         settings: BTreeMap::from([("A&B".to_owned(), "<\"x\ny\">".to_owned())]),

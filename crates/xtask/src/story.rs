@@ -247,10 +247,14 @@ impl Story<'_> {
                 let folder = fabric.host_folder(instance["host"].as_str().unwrap_or_default());
                 let base = folder.join("images").join(&digest).join("disk.vhd");
                 // What no guest has read yet may still be on its way.
-                wait_until(&format!("the base on {} is the original", instance["host"]), Duration::from_secs(30), || {
-                    let arguments = [Path::new(&bytes), image, &base];
-                    Ok(std::process::Command::new("cmp").args(arguments).output()?.status.success())
-                })?;
+                wait_until(
+                    &format!("the base on {} is the original", instance["host"]),
+                    Duration::from_secs(30),
+                    || {
+                        let arguments = [Path::new(&bytes), image, &base];
+                        Ok(std::process::Command::new("cmp").args(arguments).output()?.status.success())
+                    },
+                )?;
                 let disk = folder.join("vms").join(instance["vm"].as_str().unwrap_or_default()).join("disk.vhd");
                 let data = std::fs::metadata(&disk).with_context(|| disk.display().to_string())?;
                 ensure!(data.len() > 1 << 20, "the differencing disk of {} did not grow", instance["name"]);

@@ -4,8 +4,8 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use mayfly_disk::{Base, Export};
-use mayfly_model::VmGoal;
+use mayfly_disk::{Base, Export, Transport};
+use mayfly_model::{DiskModel, VmGoal};
 use mayfly_net::address::tap_name;
 use mayfly_net::create_tap;
 
@@ -34,6 +34,10 @@ pub(super) async fn disk(agent: &Agent, goal: &VmGoal) -> anyhow::Result<()> {
         disk: path,
         base: Base::Image(goal.image.clone()),
         socket: disk_socket(agent, goal),
+        transport: match goal.disk {
+            DiskModel::VhostUser => Transport::VhostUser,
+            DiskModel::Virtio | DiskModel::Sata | DiskModel::Nvme => Transport::Nbd,
+        },
         quota_bytes: Some(goal.size.disk_quota_bytes()),
     };
     let disks = agent.disks.clone();

@@ -12,14 +12,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use mayfly_model::VmGoal;
+use mayfly_model::{DiskModel, VmGoal};
 use mayfly_net::address::tap_name;
 use mayfly_net::{DhcpLease, delete_tap, serve_dhcp};
-use mayfly_qemu::{Firmware, Machine, VmSpec};
+use mayfly_qemu::{DiskDevice, DiskSpec, Firmware, Machine, VmSpec};
 use tokio::sync::watch;
 
 use super::{Desired, prepare};
 use crate::agent::Agent;
+use crate::config::DiskFull;
 use crate::ledger::VmNote;
 use crate::servers::domain;
 use crate::status::{Stage, VmStatus};
@@ -291,7 +292,16 @@ impl Runner {
             accelerator: self.agent.config.accelerator,
             vcpus: goal.size.vcpus(),
             memory_mib: goal.size.resources().memory_mib,
-            disk_socket: prepare::disk_socket(&self.agent, goal),
+            disk: DiskSpec {
+                socket: prepare::disk_socket(&self.agent, goal),
+                device: match goal.disk {
+                    DiskModel::Virtio => DiskDevice::Virtio,
+                    DiskModel::VhostUser => DiskDevice::VhostUser,
+                    DiskModel::Sata => DiskDevice::Sata,
+                    DiskModel::Nvme => DiskDevice::Nvme,
+                },
+                pause_when_full: self.agent.config.disk_full == DiskFull::Pause,
+            },
             tap: tap_name(goal.vm),
             mac: goal.mac(),
             firmware: Firmware {
