@@ -20,6 +20,8 @@ use crate::disk::ServedDisk;
 use crate::image::{CacheError, ImageCache, Sources};
 use crate::{nbd, vhost};
 
+/// Bytes that a reply may wait in for its client.
+const SEND_BUFFER: usize = 1 << 20;
 /// How long requests that are under way may take when a disk is closed.
 const CLOSING: Duration = Duration::from_secs(5);
 
@@ -349,6 +351,7 @@ impl DiskServer {
                 std::thread::sleep(Duration::from_millis(100));
                 continue;
             };
+            widen(&stream);
             let stream = Arc::new(stream);
             lock(connections).push(Arc::clone(&stream));
             let (name, disk, connections) = (name.to_owned(), Arc::clone(disk), Arc::clone(connections));
@@ -371,4 +374,13 @@ impl DiskServer {
 // The maps are changed in single steps, so a panic elsewhere cannot leave them half changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives a connection room for several long replies, so that sender and receiver wake each other up less often.
+fn widen(stream: &UnixStream) {
+    use nix::sys::socket::{setsockopt, sockopt};
+    // Beyond the system's limit where this process may; up to it elsewhere. Only speed depends on it.
+    if setsockopt(stream, sockopt::SndBuf, &SEND_BUFFER).is_ok() {
+        let _ = setsockopt(stream, sockopt::SndBufForce, &SEND_BUFFER);
+    }
 }
