@@ -297,6 +297,11 @@ impl DiskServer {
         }
     }
 
+    /// Throws images away that nobody uses until no more than `limit` bytes of images are left.
+    pub fn evict(&self, limit: u64) {
+        self.shared.images.evict(limit);
+    }
+
     /// The names of the disks that are served.
     pub fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = self.state().serving.keys().cloned().collect();

@@ -1,18 +1,12 @@
 //! The disk server, used by QEMU's own tools over its sockets.
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
 use mayfly_disk::{Base, DiskClient, DiskServer, Export, Transport};
 use mayfly_vhd::{Access, CreateOptions, Vhd, create_differencing};
 
-fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap_or_else(|e| panic!("{program}: {e}"));
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {text}");
-    text
-}
+use crate::tool::{qemu_io, run};
 
 /// A base made by qemu-img, of which the first 4 MiB are sevens.
 fn base(folder: &Path, subformat: &str) -> std::path::PathBuf {
@@ -39,16 +33,6 @@ fn export(folder: &Path, subformat: &str) -> Export {
         quota_bytes: None,
         transport: Transport::Nbd,
     }
-}
-
-fn qemu_io(socket: &Path, commands: &[&str]) -> String {
-    let uri = format!("nbd+unix:///?socket={}", socket.display());
-    let mut arguments = vec!["-f", "raw"];
-    for command in commands {
-        arguments.extend(["-c", command]);
-    }
-    arguments.push(&uri);
-    run("qemu-io", &arguments)
 }
 
 #[test]
@@ -119,4 +103,62 @@ fn libvhdi_reads_the_differencing_disk_the_same() {
     disk.write_at(&[9; 65536], 1 << 20).unwrap();
     let info = run("vhdiinfo", &[export.disk.to_str().unwrap()]);
     assert!(info.contains("Differential") && info.contains("base.vhd"), "{info}");
+}
+
+#[test]
+fn holes_are_told_and_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let export = export(folder.path(), "fixed");
+    let server = DiskServer::start(&folder.path().join("exports"), &folder.path().join("images")).unwrap();
+    server.open(export.clone()).unwrap();
+    let uri = format!("nbd+unix:///?socket={}", export.socket.display());
+    let map = |uri: &str| -> Vec<(u64, u64, bool)> {
+        let text = run("qemu-img", &["map", "-f", "raw", "--output=json", uri]);
+        let extents: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+        let number = |one: &serde_json::Value, name: &str| one[name].as_u64().unwrap();
+        extents.iter().map(|one| (number(one, "start"), number(one, "length"), one["zero"] == true)).collect()
+    };
+    assert_eq!(map(&uri), [(0, 4 << 20, false), (4 << 20, 12 << 20, true)], "data and zeros of the base");
+    qemu_io(&export.socket, &["write -P 9 8M 1M", "flush"]);
+    let used = || std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&export.disk).unwrap()) * 512;
+    let before = used();
+    assert!(before >= 1 << 20);
+    qemu_io(&export.socket, &["discard 8M 1M", "read -P 0 8M 1M"]);
+    assert!(used() <= before - (900 << 10), "trimming frees space: {} -> {}", before, used());
+    qemu_io(&export.socket, &["write -z -u 0 2M", "read -P 0 0 2M", "read -P 7 2M 2M"]);
+    assert!(map(&uri)[0].2, "the base's data is covered by zeros");
+    let resize = std::process::Command::new("qemu-img").args(["resize", "-f", "raw", &uri, "32M"]).output().unwrap();
+    assert!(!resize.status.success(), "a disk is as long as its base");
+}
+
+#[test]
+fn a_small_write_stays_small() {
+    let folder = tempfile::tempdir().unwrap();
+    let export = export(folder.path(), "fixed");
+    let server = DiskServer::start(&folder.path().join("exports"), &folder.path().join("images")).unwrap();
+    server.open(export.clone()).unwrap();
+    let used = || std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&export.disk).unwrap()) * 512;
+    qemu_io(&export.socket, &["write -P 1 0 4k", "flush"]);
+    let before = used();
+    // A block's bitmaps are there now; each further page is a page.
+    let commands: Vec<String> = (1..200).map(|page| format!("write -P 1 {}k 4k", page * 8)).collect();
+    let commands: Vec<&str> = commands.iter().map(String::as_str).chain(["flush"]).collect();
+    qemu_io(&export.socket, &commands);
+    let amplification = (used() - before) as f64 / f64::from(199 * 4096);
+    assert!(amplification <= 1.1, "{amplification} bytes for each byte that the guest wrote");
+}
+
+#[test]
+fn a_quota_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut export = export(folder.path(), "fixed");
+    export.quota_bytes = Some(3 << 20);
+    let server = DiskServer::start(&folder.path().join("exports"), &folder.path().join("images")).unwrap();
+    server.open(export.clone()).unwrap();
+    let uri = format!("nbd+unix:///?socket={}", export.socket.display());
+    let write =
+        std::process::Command::new("qemu-io").args(["-f", "raw", "-c", "write -P 3 0 8M", &uri]).output().unwrap();
+    assert!(!write.status.success(), "8 MiB are more than 3");
+    assert!(server.news().exports[0].file_bytes <= (4 << 20) + (64 << 10), "{:?}", server.news());
+    qemu_io(&export.socket, &["write -P 4 0 64k", "read -P 4 0 64k"]);
 }

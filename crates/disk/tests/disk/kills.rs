@@ -1,0 +1,129 @@
+//! A disk server that is killed in the middle of writes: what it acknowledged is there, and the hypervisor goes on.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use mayfly_disk::{Base, DiskClient, DiskServer, Export, Transport};
+use mayfly_vhd::{CreateOptions, create_fixed};
+
+use crate::tool::wait_until;
+
+const DISK: u64 = 64 << 20;
+
+/// Not a test by itself: the process that the tests below kill.
+#[test]
+fn server_process() {
+    let Ok(folder) = std::env::var("MAYFLY_TEST_DISK_SERVER") else { return };
+    let folder = PathBuf::from(folder);
+    let server = DiskServer::start(&folder.join("exports"), &folder.join("images")).unwrap();
+    server.control(&folder.join("control.sock")).unwrap();
+}
+
+fn spawn(folder: &Path) -> Child {
+    let _ = std::fs::remove_file(folder.join("control.sock"));
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "kills::server_process", "--nocapture"])
+        .env("MAYFLY_TEST_DISK_SERVER", folder)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("the server listens", || folder.join("control.sock").exists());
+    child
+}
+
+fn connect(socket: &Path) -> Option<UnixStream> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < deadline {
+        let greeted = UnixStream::connect(socket).and_then(|mut stream| {
+            stream.read_exact(&mut [0; 18])?;
+            stream.write_all(&3u32.to_be_bytes())?;
+            stream.write_all(&[b"IHAVEOPT", &1u32.to_be_bytes()[..], &0u32.to_be_bytes()[..]].concat())?;
+            stream.read_exact(&mut [0; 10])?;
+            Ok(stream)
+        });
+        if let Ok(stream) = greeted {
+            return Some(stream);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    None
+}
+
+/// One request; `None` when the connection broke before the reply.
+fn exchange(stream: &mut UnixStream, write: Option<&[u8]>, at: u64, bytes: usize) -> Option<Vec<u8>> {
+    let mut request = 0x2560_9513u32.to_be_bytes().to_vec();
+    request.extend([0, 0]);
+    request.extend(u16::from(write.is_some()).to_be_bytes());
+    request.extend([0; 8]);
+    request.extend(at.to_be_bytes());
+    request.extend((bytes as u32).to_be_bytes());
+    request.extend(write.unwrap_or_default());
+    stream.write_all(&request).ok()?;
+    let mut reply = vec![0; 16 + if write.is_some() { 0 } else { bytes }];
+    stream.read_exact(&mut reply).ok()?;
+    assert_eq!(reply[4..8], [0; 4], "an error was replied");
+    Some(reply.split_off(16))
+}
+
+/// What page `page` holds after its `version`th write; zero is the base.
+fn content(page: usize, version: u32) -> Vec<u8> {
+    (page as u32 ^ version << 16).to_le_bytes().repeat(1024)
+}
+
+#[test]
+fn acknowledged_writes_survive_kill_9_at_random_moments() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = folder.path().join("base.vhd");
+    create_fixed(&base, DISK, &CreateOptions { unique_id: [1; 16], timestamp: 1, durable: false }).unwrap();
+    let mut child = spawn(folder.path());
+    let socket = folder.path().join("d.sock");
+    let export = Export {
+        name: "d".to_owned(),
+        disk: folder.path().join("d.vhd"),
+        base: Base::File(base),
+        socket: socket.clone(),
+        quota_bytes: None,
+        transport: Transport::Nbd,
+    };
+    DiskClient::new(folder.path().join("control.sock")).open(export).unwrap();
+    let pages = (DISK / 4096) as usize;
+    let mut versions = vec![0u32; pages];
+    let mut stream = connect(&socket).unwrap();
+    let (mut random, mut written) = (12345u64, 0u32);
+    for round in 0..12 {
+        // Another thread pulls the trigger, at a moment that has nothing to do with the writes.
+        let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+        let trigger = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20 + round * 13));
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        });
+        loop {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let page = (random >> 33) as usize % pages;
+            let version = versions[page] + 1;
+            if exchange(&mut stream, Some(&content(page, version)), page as u64 * 4096, 4096).is_none() {
+                // Nobody knows whether this one was done; do it again, as QEMU does.
+                trigger.join().unwrap();
+                child.wait().unwrap();
+                child = spawn(folder.path());
+                stream = connect(&socket).unwrap();
+                exchange(&mut stream, Some(&content(page, version)), page as u64 * 4096, 4096).unwrap();
+                versions[page] = version;
+                break;
+            }
+            versions[page] = version;
+            written += 1;
+        }
+        for (page, version) in versions.iter().enumerate().filter(|(_, version)| **version > 0) {
+            let found = exchange(&mut stream, None, page as u64 * 4096, 4096).unwrap();
+            assert!(found == content(page, *version), "page {page} lost its write {version} after kill {round}");
+        }
+    }
+    assert!(written > 1000, "{written} writes are too few to say anything");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}

@@ -1,0 +1,6 @@
+//! The disk server from outside: QEMU's tools, libvhdi, hypervisors, other hosts, kills.
+
+mod images;
+mod kills;
+mod serving;
+mod tool;
