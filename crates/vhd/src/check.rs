@@ -98,15 +98,23 @@ pub fn repair(path: &Path) -> Result<Vec<Finding>, VhdError> {
 }
 
 fn mend(file: &File, examined: &Examined) -> io::Result<()> {
-    if let Some(header) = &examined.header {
-        for block in &examined.lost {
-            file.write_all_at(&ABSENT.to_be_bytes(), header.table_offset + u64::from(*block) * 4)?;
-        }
-        let end = examined.used.next_multiple_of(SECTOR);
-        file.write_all_at(&examined.footer_bytes, end)?;
-        file.resize(end + FOOTER_BYTES as u64)?;
-        file.write_all_at(&examined.footer_bytes, 0)?;
+    if examined.footer.disk_type == DiskType::Fixed {
+        return Ok(());
     }
+    let end = match &examined.header {
+        Some(header) => {
+            for block in &examined.lost {
+                file.write_all_at(&ABSENT.to_be_bytes(), header.table_offset + u64::from(*block) * 4)?;
+            }
+            examined.used.next_multiple_of(SECTOR)
+        }
+        // Without a header nobody knows where the last block ends.
+        None if examined.has_last_footer => examined.length - FOOTER_BYTES as u64,
+        None => examined.length.next_multiple_of(SECTOR),
+    };
+    file.write_all_at(&examined.footer_bytes, end)?;
+    file.resize(end + FOOTER_BYTES as u64)?;
+    file.write_all_at(&examined.footer_bytes, 0)?;
     file.sync()
 }
 

@@ -1,6 +1,8 @@
 //! The project's chores: setting up a machine, building the demo image, telling the demo's story, running the tests.
 
+pub mod bench;
 pub mod fabric;
+pub mod fuzz;
 pub mod image;
 pub mod run;
 pub mod setup;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use clap::Parser;
 use mayfly_xtask::fabric::{DevFabric, wait_until};
-use mayfly_xtask::{image, setup, story, workspace};
+use mayfly_xtask::{bench, fuzz, image, setup, story, workspace};
 use nix::sys::signal::{SigSet, Signal};
 
 #[derive(Parser)]
@@ -25,6 +25,24 @@ enum Chore {
     },
     /// Install what is missing and run all checks and tests
     Test,
+    /// Measure beside named peers, and write docs/benchmarks.md
+    Bench {
+        /// What to measure
+        #[arg(value_parser = ["disk"])]
+        name: String,
+        /// More for the benchmark itself, for example --pairs 3
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Install what is missing and run fuzz targets
+    Fuzz {
+        /// Which [default: all]
+        #[arg(value_parser = mayfly_xtask::fuzz::TARGETS)]
+        targets: Vec<String>,
+        /// Seconds for each
+        #[arg(long, default_value_t = 300)]
+        seconds: u64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -34,6 +52,12 @@ fn main() -> ExitCode {
         Chore::Image => setup::install().and_then(|()| image::build(&root)).map(|path| println!("{}", path.display())),
         Chore::Demo { keep } => demo(&root, keep),
         Chore::Test => test(&root),
+        Chore::Bench { name, arguments } => bench::bench(&root, &name, &arguments),
+        Chore::Fuzz { targets, seconds } => {
+            let all = || fuzz::TARGETS.map(str::to_owned).to_vec();
+            let targets = if targets.is_empty() { all() } else { targets };
+            setup::install().and_then(|()| fuzz::fuzz(&root, &targets, seconds))
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

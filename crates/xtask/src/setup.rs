@@ -24,10 +24,15 @@ const NEEDED: &[(&str, &str)] = &[
     ("/usr/lib/x86_64-linux-gnu/libc.a", "libc6-dev"),
 ];
 
-/// Installs the packages that are missing.
+/// Installs the packages that the project needs and that are missing.
 pub fn install() -> anyhow::Result<()> {
+    install_all(NEEDED)
+}
+
+/// Installs the packages of those programs that are missing.
+pub fn install_all(needed: &[(&str, &'static str)]) -> anyhow::Result<()> {
     let missing: Vec<&str> =
-        NEEDED.iter().filter(|(file, _)| !Path::new(file).exists()).map(|(_, package)| *package).collect();
+        needed.iter().filter(|(file, _)| !Path::new(file).exists()).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }

@@ -1,0 +1,30 @@
+//! Benchmarks: installs the peers, builds everything optimised, and runs `mayfly-bench`.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+
+use crate::setup;
+
+/// What a bench compares Mayfly with.
+const PEERS: &[(&str, &str)] =
+    &[("/usr/bin/fio", "fio"), ("/usr/bin/nbdkit", "nbdkit"), ("/usr/bin/taskset", "util-linux")];
+
+/// Runs a bench and writes its section of `docs/benchmarks.md`.
+pub fn bench(root: &Path, name: &str, arguments: &[String]) -> anyhow::Result<()> {
+    setup::install()?;
+    setup::install_all(PEERS)?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let build = ["build", "--release", "--quiet", "--locked", "-p", "mayfly-cli", "-p", "mayfly-bench"];
+    println!("building mayfly and the benchmarks, optimised");
+    let built = Command::new(cargo).args(build).current_dir(root).status().context("cannot run cargo")?;
+    ensure!(built.success(), "cargo build failed");
+    let release = root.join("target/release");
+    let mut command = Command::new(release.join("mayfly-bench"));
+    command.arg(name).arg("--mayfly").arg(release.join("mayfly"));
+    command.arg("--write").arg(root.join("docs/benchmarks.md")).args(arguments);
+    let status = command.status().context("cannot run the benchmarks")?;
+    ensure!(status.success(), "the bench failed");
+    Ok(())
+}
