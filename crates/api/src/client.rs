@@ -102,7 +102,7 @@ impl Client {
 
     /// Forgets an image.
     pub async fn image_delete(&self, name: &ImageName) -> Result<(), ClientError> {
-        self.done(self.request(Method::DELETE, &format!("/v1/images/{name}"))).await
+        self.done(self.request(Method::DELETE, &format!("/v1/images/{name}")).timeout(TRANSFER)).await
     }
 
     /// All services.

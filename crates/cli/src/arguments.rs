@@ -239,7 +239,8 @@ pub enum VhdCommand {
         /// The disk to read
         input: PathBuf,
         /// The new file
-        output: PathBuf,
+        #[arg(value_name = "OUTPUT")]
+        target: PathBuf,
         /// What the input is [default: a VHD if it looks like one, else what qemu-img says, else raw]
         #[arg(long, value_name = "FORMAT")]
         from: Option<String>,
@@ -261,7 +262,8 @@ pub enum VhdCommand {
         /// The differencing VHD
         child: PathBuf,
         /// The new file
-        output: PathBuf,
+        #[arg(value_name = "OUTPUT")]
+        target: PathBuf,
         /// Make it dynamic instead of fixed
         #[arg(long)]
         dynamic: bool,

@@ -12,6 +12,7 @@ pub use images::ObjectStoreConfig;
 
 use std::future::IntoFuture;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use mayfly_store::EmbeddedStore;
@@ -50,12 +51,17 @@ pub async fn run(config: ControllerConfig) -> anyhow::Result<()> {
     futures_util::future::try_join_all(servers).await.map(drop).context("the API server failed")
 }
 
-/// Throws away what uploads that were never committed have left.
+/// Throws away, now and every hour, what uploads that were never committed have left.
 async fn sweep(shared: Arc<http::Shared>) {
-    let _turn = shared.images.turn.lock().await;
-    let core = shared.driver.committed();
-    let named: Vec<_> = core.state().images().values().map(|image| image.digest.clone()).collect();
-    shared.images.sweep(&named).await;
+    loop {
+        {
+            let _turn = shared.images.turn.lock().await;
+            let core = shared.driver.committed();
+            let named: Vec<_> = core.state().images().values().map(|image| image.digest.clone()).collect();
+            shared.images.sweep(&named).await;
+        }
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+    }
 }
 
 async fn terminated() {

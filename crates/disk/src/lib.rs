@@ -6,6 +6,7 @@ mod disk;
 mod image;
 mod nbd;
 mod server;
+mod turns;
 mod vhost;
 
 pub use control::{ControlError, DiskClient, ExportNews, ImageNews, News};

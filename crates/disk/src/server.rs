@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::{self, Write};
 use std::net::Shutdown;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -13,11 +14,13 @@ use std::time::{Duration, Instant};
 
 use mayfly_model::Digest;
 use mayfly_vhd::{Access, CreateOptions, Vhd, VhdError, create_differencing, seconds_since_2000};
+use nix::sys::socket::shutdown;
 use serde::{Deserialize, Serialize};
 
 use crate::control::{ExportNews, ImageNews, News};
 use crate::disk::ServedDisk;
 use crate::image::{CacheError, ImageCache, Sources};
+use crate::turns::Turns;
 use crate::{nbd, vhost};
 
 /// Bytes that a reply may wait in for its client.
@@ -98,6 +101,8 @@ struct Shared {
     folder: PathBuf,
     images: ImageCache,
     state: Mutex<State>,
+    /// An export is opened or closed by one at a time.
+    turns: Turns<String>,
 }
 
 #[derive(Default)]
@@ -113,6 +118,7 @@ type Connections = Arc<Mutex<Vec<Arc<UnixStream>>>>;
 struct Serving {
     export: Export,
     disk: Arc<ServedDisk>,
+    listener: Arc<UnixListener>,
     /// Connections, to be cut when the export is closed.
     connections: Connections,
 }
@@ -130,24 +136,31 @@ impl DiskServer {
         };
         fs::create_dir_all(folder).map_err(io("create", folder))?;
         let images = ImageCache::open(images)?;
-        let shared = Shared { folder: folder.to_owned(), images, state: Mutex::default() };
+        let shared = Shared { folder: folder.to_owned(), images, state: Mutex::default(), turns: Turns::default() };
         let server = DiskServer { shared: Arc::new(shared) };
         server.recall_sources();
         for entry in fs::read_dir(folder).map_err(io("list", folder))? {
             let path = entry.map_err(io("list", folder))?.path();
-            if path.extension().is_none_or(|extension| extension != "json") || path == server.sources_file() {
+            if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
             let text = fs::read(&path).map_err(io("read", &path))?;
             let opened = serde_json::from_slice(&text)
                 .map_err(|error| error.to_string())
-                .and_then(|export: Export| server.serve(export).map_err(|error| error.to_string()));
+                .and_then(|export: Export| server.serve_again(export).map_err(|error| error.to_string()));
             // A disk that is gone is not made anew here: its guest may still run and must not find it empty.
             if let Err(error) = opened {
                 tracing::error!(export = %path.display(), %error, "a disk of before cannot be served");
             }
         }
+        // Not before: what these disks stand on must not be taken for unused.
+        server.shared.images.look_after();
         Ok(server)
+    }
+
+    fn serve_again(&self, export: Export) -> Result<(), ServerError> {
+        let base = self.base(&export.base, false)?;
+        self.serve(export, base)
     }
 
     /// Serves a disk until [`DiskServer::close`], also after a restart. Serving it already is success.
@@ -155,10 +168,20 @@ impl DiskServer {
     /// # Errors
     /// [`ServerError`] says why it cannot.
     pub fn open(&self, export: Export) -> Result<(), ServerError> {
+        let name = export.name.clone();
+        self.shared.turns.take(&name, || self.open_in_turn(export))
+    }
+
+    fn open_in_turn(&self, export: Export) -> Result<(), ServerError> {
         let file = self.remembered(&export.name)?;
         let served = self.state().serving.get(&export.name).is_some_and(|serving| serving.export == export);
         if served && export.socket.exists() && file.exists() {
             return Ok(());
+        }
+        let is_new = !export.disk.exists();
+        let base = self.base(&export.base, is_new)?;
+        if is_new {
+            make_disk(&export.disk, &base)?;
         }
         let text = serde_json::to_vec(&export).map_err(|error| ServerError::Name(error.to_string()))?;
         // Written first: a disk that is served and forgotten would be lost to its guest with this process.
@@ -169,34 +192,16 @@ impl DiskServer {
             source,
         })?;
         self.stop_serving(&export.name);
-        self.make_disk(&export)?;
-        self.serve(export)
-    }
-
-    fn make_disk(&self, export: &Export) -> Result<(), ServerError> {
-        if export.disk.exists() {
-            return Ok(());
-        }
-        let base = self.base(&mut self.state(), &export.base, true)?;
-        let unique_id = rand::random();
-        let options = CreateOptions { unique_id, timestamp: seconds_since_2000(), durable: true };
-        // Under its own name only when it is whole.
-        let partial = export.disk.with_extension("new");
-        let _ = fs::remove_file(&partial);
-        create_differencing(&partial, &base, &options)?;
-        fs::rename(&partial, &export.disk).map_err(|source| ServerError::Io {
-            action: "name the new disk",
-            path: export.disk.clone(),
-            source,
-        })
+        self.serve(export, base)
     }
 
     /// The base, opened once for all its children. With `is_new`, a disk over it is going to be booted from.
-    fn base(&self, state: &mut State, base: &Base, is_new: bool) -> Result<Arc<Vhd>, ServerError> {
+    fn base(&self, base: &Base, is_new: bool) -> Result<Arc<Vhd>, ServerError> {
         let path = match base {
             Base::Image(digest) => return Ok(self.shared.images.disk(digest, is_new)?),
             Base::File(path) => path,
         };
+        let mut state = self.state();
         if let Some(base) = state.bases.get(path).and_then(Weak::upgrade) {
             return Ok(base);
         }
@@ -211,14 +216,16 @@ impl DiskServer {
     /// [`ServerError::Io`] when it cannot be forgotten.
     pub fn close(&self, name: &str) -> Result<(), ServerError> {
         let file = self.remembered(name)?;
-        match fs::remove_file(&file) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(ServerError::Io { action: "remove", path: file, source });
+        self.shared.turns.take(&name.to_owned(), || {
+            match fs::remove_file(&file) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(ServerError::Io { action: "remove", path: file.clone(), source });
+                }
+                _ => {}
             }
-            _ => {}
-        }
-        self.stop_serving(name);
-        Ok(())
+            self.stop_serving(name);
+            Ok(())
+        })
     }
 
     /// Stops serving all disks, without forgetting them.
@@ -231,8 +238,8 @@ impl DiskServer {
     fn stop_serving(&self, name: &str) {
         let serving = self.state().serving.remove(name);
         let Some(serving) = serving else { return };
-        // Without its path the listener gets no more clients; one last connection wakes it up to end.
-        let _ = UnixStream::connect(&serving.export.socket);
+        // This wakes up the thread that waits for clients.
+        let _ = shutdown(serving.listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
         let _ = fs::remove_file(&serving.export.socket);
         for connection in lock(&serving.connections).drain(..) {
             let _ = connection.shutdown(Shutdown::Both);
@@ -272,7 +279,7 @@ impl DiskServer {
     }
 
     fn sources_file(&self) -> PathBuf {
-        self.shared.folder.join("sources.json")
+        self.shared.folder.join("sources.conf")
     }
 
     /// How everything is doing.
@@ -318,9 +325,7 @@ impl DiskServer {
         if good { Ok(self.shared.folder.join(format!("{name}.json"))) } else { Err(ServerError::Name(name.to_owned())) }
     }
 
-    fn serve(&self, export: Export) -> Result<(), ServerError> {
-        let mut state = self.state();
-        let base = self.base(&mut state, &export.base, false)?;
+    fn serve(&self, export: Export, base: Arc<Vhd>) -> Result<(), ServerError> {
         let vhd = Vhd::open(&export.disk, Access::ReadWrite, Some(base))?;
         let disk = Arc::new(ServedDisk::new(vhd, export.quota_bytes));
         let io = |action| {
@@ -331,11 +336,15 @@ impl DiskServer {
             Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(io("remove")(source)),
             _ => {}
         }
-        let listener = UnixListener::bind(&export.socket).map_err(io("listen on"))?;
+        let listener = Arc::new(UnixListener::bind(&export.socket).map_err(io("listen on"))?);
         let connections = Arc::default();
-        let serving =
-            Serving { export: export.clone(), disk: Arc::clone(&disk), connections: Arc::clone(&connections) };
-        state.serving.insert(export.name.clone(), serving);
+        let serving = Serving {
+            export: export.clone(),
+            disk: Arc::clone(&disk),
+            listener: Arc::clone(&listener),
+            connections: Arc::clone(&connections),
+        };
+        self.state().serving.insert(export.name.clone(), serving);
         let server = self.clone();
         std::thread::Builder::new()
             .name(export.name.clone())
@@ -345,13 +354,18 @@ impl DiskServer {
     }
 
     fn accept(&self, export: &Export, listener: &UnixListener, disk: &Arc<ServedDisk>, connections: &Connections) {
-        let (name, transport) = (export.name.as_str(), export.transport);
-        for stream in listener.incoming() {
-            let same = |serving: &Serving| Arc::ptr_eq(&serving.connections, connections);
-            if !self.state().serving.get(name).is_some_and(same) {
-                return;
-            }
-            let Ok(stream) = stream.inspect_err(|error| tracing::warn!(name, %error, "a connection failed")) else {
+        let name = export.name.as_str();
+        let is_serving = || {
+            let state = self.state();
+            state.serving.get(name).is_some_and(|serving| Arc::ptr_eq(&serving.connections, connections))
+        };
+        loop {
+            let accepted = listener.accept();
+            let Ok((stream, _)) = accepted.inspect_err(|error| tracing::debug!(name, %error, "a connection failed"))
+            else {
+                if !is_serving() {
+                    return;
+                }
                 // Too many open files, perhaps; trying on at once would only make it worse.
                 std::thread::sleep(Duration::from_millis(100));
                 continue;
@@ -359,26 +373,52 @@ impl DiskServer {
             widen(&stream);
             let stream = Arc::new(stream);
             lock(connections).push(Arc::clone(&stream));
-            let (name, disk, connections) = (name.to_owned(), Arc::clone(disk), Arc::clone(connections));
-            std::thread::spawn(move || {
-                let served = match transport {
-                    Transport::Nbd => nbd::serve(&stream, &disk),
-                    Transport::VhostUser => vhost::serve(&stream, &disk),
-                };
-                if let Err(error) = served {
-                    tracing::info!(name, %error, "a connection ended");
-                }
-                // The client has to see the end, whoever else still knows of the connection.
+            // Closing cuts what it finds; what came after that must not be let in.
+            if !is_serving() {
+                return;
+            }
+            let (export, disk, connections) = (export.clone(), Arc::clone(disk), Arc::clone(connections));
+            let (client, thread) = (Arc::clone(&stream), std::thread::Builder::new().name(name.to_owned()));
+            if let Err(error) = thread.spawn(move || talk(&export, &client, &disk, &connections)) {
+                // The client tries again.
+                tracing::error!(name, %error, "a connection cannot be served");
                 let _ = stream.shutdown(Shutdown::Both);
-                lock(&connections).retain(|other| !Arc::ptr_eq(other, &stream));
-            });
+            }
         }
     }
+}
+
+/// Serves a client until it goes.
+fn talk(export: &Export, stream: &Arc<UnixStream>, disk: &Arc<ServedDisk>, connections: &Connections) {
+    let served = match export.transport {
+        Transport::Nbd => nbd::serve(stream, disk),
+        Transport::VhostUser => vhost::serve(stream, disk),
+    };
+    if let Err(error) = served {
+        tracing::info!(export = export.name, %error, "a connection ended");
+    }
+    // The client has to see the end, whoever else still knows of the connection.
+    let _ = stream.shutdown(Shutdown::Both);
+    lock(connections).retain(|other| !Arc::ptr_eq(other, stream));
 }
 
 // The maps are changed in single steps, so a panic elsewhere cannot leave them half changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Makes an empty disk over `base`.
+fn make_disk(path: &Path, base: &Vhd) -> Result<(), ServerError> {
+    let options = CreateOptions { unique_id: rand::random(), timestamp: seconds_since_2000(), durable: true };
+    // Under its own name only when it is whole.
+    let partial = path.with_extension("new");
+    let _ = fs::remove_file(&partial);
+    create_differencing(&partial, base, &options)?;
+    let error = |source| ServerError::Io { action: "name the new disk", path: path.to_owned(), source };
+    fs::rename(&partial, path).map_err(error)?;
+    // What the guest flushes would be lost with the name.
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(error)
 }
 
 /// Gives a connection room for several long replies, so that sender and receiver wake each other up less often.

@@ -8,7 +8,7 @@ use crate::SECTOR;
 use crate::chain::open_chain;
 use crate::error::VhdError;
 use crate::footer::{DiskType, FOOTER_BYTES, Footer};
-use crate::header::{ABSENT, DynamicHeader};
+use crate::header::{ABSENT, DynamicHeader, HEADER_BYTES};
 use crate::live::{Epoch, Live};
 use crate::sparse::Opening;
 use crate::storage::Storage;
@@ -173,22 +173,28 @@ fn examine_tables(path: &Path, file: &File, examined: &mut Examined) -> Result<(
         other => other?,
     };
     let count = header.blocks(footer.disk_bytes);
-    let live = Live::find(file, &header, count, examined.length)
+    let live = Live::find(file, footer.live_at, count, examined.length)
         .map_err(|source| io_error(path, "read the live region", source))?;
-    // What the live table names is in use too.
-    let mut entries = opening.table(header.table_offset, count, ABSENT)?;
-    if let Some(live) = live {
-        entries.extend(opening.table(live.table_at(), count, 0)?);
-    }
-    entries.sort_unstable();
-    entries.dedup();
-    let start = live.map_or(header.table_offset + u64::from(count) * 4, |live| live.end());
+    let entries = match opening.table(&header, header.table_offset, count, ABSENT) {
+        Err(VhdError::Damaged { field, offset, why, .. }) => {
+            examined.add(true, false, offset, format!("{field}: {why}"));
+            return Ok(());
+        }
+        other => other?,
+    };
+    // What the live table names is in use too, though after a power cut some of it may never have come to be.
+    let live_entries = match live {
+        Some(live) => opening.table(&header, live.table_at(), count, 0).unwrap_or_default(),
+        None => Vec::new(),
+    };
+    let start = tables_end(&footer, &header, live);
     let span = header.bitmap_bytes() + u64::from(header.block_bytes);
     let end = examined.length.saturating_sub(FOOTER_BYTES as u64);
     let (mut used, mut places) = (start, Vec::new());
     for (block, sector) in entries {
         let at = u64::from(sector) * SECTOR;
         let entry_at = header.table_offset + u64::from(block) * 4;
+        let data = header.bitmap_bytes() + used_part(&footer, &header, block);
         if at + header.bitmap_bytes() > examined.length {
             let message = format!(
                 "block {block} would stand at {at}, past the file's {} bytes: its data is lost",
@@ -198,9 +204,19 @@ fn examine_tables(path: &Path, file: &File, examined: &mut Examined) -> Result<(
             examined.lost.push(block);
             continue;
         }
-        used = used.max((at + span).min(if examined.has_last_footer { end } else { examined.length }));
+        if at + data > (if examined.has_last_footer { end } else { examined.length }) {
+            let message =
+                format!("block {block} at {at} is cut off by the end of the file: a part of its data is lost");
+            examined.add(true, false, entry_at, message);
+        }
+        used = used.max(at + if at + span > end { data } else { span });
         places.push((at, block, entry_at));
     }
+    for (_, sector) in live_entries {
+        let block_end = u64::from(sector) * SECTOR + span;
+        used = if block_end <= end { used.max(block_end) } else { used };
+    }
+    used = used.next_multiple_of(SECTOR);
     places.sort_unstable();
     for pair in places.windows(2) {
         if pair[1].0 < pair[0].0 + span {
@@ -214,6 +230,20 @@ fn examine_tables(path: &Path, file: &File, examined: &mut Examined) -> Result<(
     }
     examined.header = Some(header);
     Ok(())
+}
+
+/// Where the tables, and what the header points to, end.
+fn tables_end(footer: &Footer, header: &DynamicHeader, live: Option<Live>) -> u64 {
+    let table = header.table_offset + u64::from(header.blocks(footer.disk_bytes)) * 4;
+    let locators = header.locators.iter().map(|one| one.offset.saturating_add(u64::from(one.space.max(one.length))));
+    let ends = locators.chain(live.map(|live| live.end())).chain([footer.data_offset + HEADER_BYTES as u64, table]);
+    ends.max().unwrap_or(table).next_multiple_of(SECTOR)
+}
+
+/// Bytes of a block that belong to the disk.
+fn used_part(footer: &Footer, header: &DynamicHeader, block: u32) -> u64 {
+    let start = u64::from(block) * u64::from(header.block_bytes);
+    u64::from(header.block_bytes).min(footer.disk_bytes.saturating_sub(start))
 }
 
 fn io_error(path: &Path, action: &'static str, source: io::Error) -> VhdError {

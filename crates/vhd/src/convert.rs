@@ -8,8 +8,7 @@ use std::sync::Arc;
 use crate::SECTOR;
 use crate::create::{Blank, CreateOptions, check_size, dynamic, fixed_footer};
 use crate::error::VhdError;
-use crate::footer::FOOTER_BYTES;
-use crate::header::{BLOCK_BYTES, HEADER_BYTES};
+use crate::header::BLOCK_BYTES;
 use crate::sparse::DATA_ALIGNMENT;
 use crate::storage::Storage;
 use crate::vhd::{Holder, Vhd};
@@ -182,7 +181,7 @@ struct Blocks {
 impl Blocks {
     fn new(disk_bytes: u64, options: &CreateOptions) -> Blocks {
         let blank = dynamic(disk_bytes, options);
-        let end = blank.head().len() as u64;
+        let end = blank.plain_end();
         Blocks { blank, table: vec![None; disk_bytes.div_ceil(u64::from(BLOCK_BYTES)) as usize], end }
     }
 
@@ -206,14 +205,6 @@ impl Blocks {
     }
 
     fn finish(&self, file: &dyn Storage) -> io::Result<()> {
-        let mut head = self.blank.head().to_vec();
-        let table = &mut head[FOOTER_BYTES + HEADER_BYTES..];
-        for (entry, bytes) in self.table.iter().zip(table.chunks_exact_mut(4)) {
-            if let Some(sector) = entry {
-                bytes.copy_from_slice(&sector.to_be_bytes());
-            }
-        }
-        file.write_all_at(&head, 0)?;
-        file.write_all_at(&head[..FOOTER_BYTES], self.end)
+        self.blank.write_plain(file, &self.table, self.end)
     }
 }

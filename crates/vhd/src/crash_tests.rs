@@ -149,7 +149,8 @@ fn blank(kind: Kind) -> (Option<Arc<Vhd>>, Vec<u8>) {
     }
     let mut image = storage.to_vec();
     if matches!(kind, Kind::ForeignDifferencing | Kind::ForeignDynamic) {
-        let at = image.windows(8).position(|window| window == b"mflylive").unwrap();
+        // The region's own mark, which the footer's points to.
+        let at = image.chunks(4096).position(|page| page.starts_with(b"mflylive")).unwrap() * 4096;
         image[at] = 0;
     }
     (parent, image)
@@ -269,4 +270,43 @@ fn a_full_medium_leaves_the_old_sectors() {
     let error = disk.write_at(&data, 0).unwrap_err();
     assert!(matches!(&error, crate::VhdError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull));
     assert_eq!(tag(&disk, 0), 1 << 40);
+}
+
+/// Storage that fails to sync once.
+#[derive(Debug)]
+struct Failing(MemoryStorage, std::sync::atomic::AtomicBool);
+
+impl Storage for Failing {
+    fn read_exact_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
+        self.0.read_exact_at(buffer, at)
+    }
+    fn write_all_at(&self, data: &[u8], at: u64) -> io::Result<()> {
+        self.0.write_all_at(data, at)
+    }
+    fn sync(&self) -> io::Result<()> {
+        match self.1.swap(false, std::sync::atomic::Ordering::Relaxed) {
+            true => Err(io::Error::other("the medium is gone")),
+            false => Ok(()),
+        }
+    }
+    fn size(&self) -> io::Result<u64> {
+        self.0.size()
+    }
+    fn clear(&self, at: u64, bytes: u64) -> io::Result<()> {
+        self.0.clear(at, bytes)
+    }
+    fn resize(&self, bytes: u64) -> io::Result<()> {
+        self.0.resize(bytes)
+    }
+}
+
+#[test]
+fn after_a_failed_sync_no_flush_claims_success() {
+    let (parent, image) = blank(Kind::Differencing);
+    let storage = Box::new(Failing(MemoryStorage::new(image), true.into()));
+    let disk = Vhd::open_storage(Path::new("d"), storage, Access::ReadWrite, parent, Epoch::numbered(1)).unwrap();
+    disk.write_at(&[1; 512], 0).unwrap();
+    assert!(disk.flush().unwrap_err().os_error().is_none());
+    let again = disk.flush().unwrap_err();
+    assert!(std::error::Error::source(&again).unwrap().to_string().contains("an earlier flush failed"));
 }

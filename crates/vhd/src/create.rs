@@ -22,7 +22,7 @@ pub struct CreateOptions {
     pub unique_id: [u8; 16],
     /// Seconds since 2000-01-01, see [`crate::seconds_since_2000`].
     pub timestamp: u32,
-    /// Whether the disk shall survive a power cut once it is made.
+    /// Whether the disk's bytes are synced once it is made. Its name survives a power cut when its folder is synced too.
     pub durable: bool,
 }
 
@@ -60,6 +60,7 @@ pub fn fixed_footer(disk_bytes: u64, options: &CreateOptions) -> Footer {
         disk_bytes,
         disk_type: DiskType::Fixed,
         unique_id: options.unique_id,
+        live_at: None,
     }
 }
 
@@ -91,24 +92,48 @@ fn create(
     })
 }
 
-/// An empty sparse disk: what stands at its beginning, and where its live region and last footer stand.
+/// An empty sparse disk.
 #[derive(Debug)]
 pub(crate) struct Blank {
-    head: Vec<u8>,
+    footer: Footer,
+    header: DynamicHeader,
+    /// What the parent locators point to, from byte 1536.
+    locators: Vec<u8>,
     live: Live,
 }
 
 impl Blank {
-    /// Footer, header, locators and table.
-    pub(crate) fn head(&self) -> &[u8] {
-        &self.head
-    }
-
     pub(crate) fn write(&self, storage: &dyn Storage) -> std::io::Result<()> {
-        storage.write_all_at(&self.head, 0)?;
+        let footer = self.footer.encode();
+        storage.write_all_at(&[&footer[..], &self.header.encode(), &self.locators].concat(), 0)?;
         // No epoch yet: opening for writing sets it.
         storage.write_all_at(&self.live.head(Epoch::UNKNOWN), self.live.start())?;
-        storage.write_all_at(&self.head[..FOOTER_BYTES], self.live.end())
+        let mut end = vec![0xff; self.table_bytes()];
+        end.extend_from_slice(&footer);
+        storage.write_all_at(&end, self.header.table_offset)
+    }
+
+    /// Writes the disk without a live region, with this table, and with its last footer at `end`.
+    pub(crate) fn write_plain(&self, storage: &dyn Storage, table: &[Option<u32>], end: u64) -> std::io::Result<()> {
+        let footer = Footer { live_at: None, ..self.footer.clone() }.encode();
+        let header = DynamicHeader { table_offset: self.plain_table_at(), ..self.header.clone() };
+        let mut entries: Vec<u8> = table.iter().flat_map(|entry| entry.unwrap_or(ABSENT).to_be_bytes()).collect();
+        entries.resize(self.table_bytes(), 0xff);
+        storage.write_all_at(&[&footer[..], &header.encode(), &self.locators, &entries].concat(), 0)?;
+        storage.write_all_at(&footer, end)
+    }
+
+    /// Where blocks may begin in a disk without a live region.
+    pub(crate) fn plain_end(&self) -> u64 {
+        self.plain_table_at() + self.table_bytes() as u64
+    }
+
+    fn plain_table_at(&self) -> u64 {
+        (FOOTER_BYTES + HEADER_BYTES + self.locators.len()) as u64
+    }
+
+    fn table_bytes(&self) -> usize {
+        (self.header.table_entries as usize * size_of_val(&ABSENT)).next_multiple_of(512)
     }
 }
 
@@ -135,26 +160,29 @@ fn blank(
     paths: Vec<([u8; 4], PathBuf)>,
     finish: impl FnOnce(&mut DynamicHeader),
 ) -> Blank {
+    let start = (FOOTER_BYTES + HEADER_BYTES) as u64;
+    let (mut texts, mut locators) = (Vec::new(), Vec::new());
+    for (code, text) in paths {
+        let data: Vec<u8> = text.to_string_lossy().encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let space = data.len().next_multiple_of(512);
+        let (space, length, offset) = (space as u32, data.len() as u32, start + texts.len() as u64);
+        locators.push(ParentLocator { code, space, length, offset });
+        texts.extend_from_slice(&data);
+        texts.resize(texts.len().next_multiple_of(512), 0);
+    }
+    let table_entries = disk_bytes.div_ceil(u64::from(BLOCK_BYTES)) as u32;
+    let live = Live::after(start + texts.len() as u64, table_entries);
     let footer = Footer {
         data_offset: FOOTER_BYTES as u64,
         timestamp: options.timestamp,
         disk_bytes,
         disk_type,
         unique_id: options.unique_id,
+        live_at: Some(live.start()),
     };
-    let mut head = vec![0; FOOTER_BYTES + HEADER_BYTES];
-    let mut locators = Vec::new();
-    for (code, text) in paths {
-        let data: Vec<u8> = text.to_string_lossy().encode_utf16().flat_map(u16::to_le_bytes).collect();
-        let space = data.len().next_multiple_of(512);
-        let (space, length) = (space as u32, data.len() as u32);
-        locators.push(ParentLocator { code, space, length, offset: head.len() as u64 });
-        head.extend_from_slice(&data);
-        head.resize(head.len().next_multiple_of(512), 0);
-    }
     let mut header = DynamicHeader {
-        table_offset: head.len() as u64,
-        table_entries: disk_bytes.div_ceil(u64::from(BLOCK_BYTES)) as u32,
+        table_offset: live.end(),
+        table_entries,
         block_bytes: BLOCK_BYTES,
         parent_id: [0; 16],
         parent_timestamp: 0,
@@ -162,11 +190,7 @@ fn blank(
         locators,
     };
     finish(&mut header);
-    let table_bytes = (header.table_entries as usize * size_of_val(&ABSENT)).next_multiple_of(512);
-    head.resize(head.len() + table_bytes, 0xff);
-    head[..FOOTER_BYTES].copy_from_slice(&footer.encode());
-    head[FOOTER_BYTES..FOOTER_BYTES + HEADER_BYTES].copy_from_slice(&header.encode());
-    Blank { live: Live::behind(&header, header.table_entries), head }
+    Blank { footer, header, locators: texts, live }
 }
 
 /// The path from the folder of `from` to `to`; both are absolute.

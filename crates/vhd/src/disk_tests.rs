@@ -17,6 +17,7 @@ fn fixed(path: &Path, data: &[u8]) -> Arc<Vhd> {
         disk_bytes: data.len() as u64,
         disk_type: DiskType::Fixed,
         unique_id: [9; 16],
+        live_at: None,
     };
     std::fs::write(path, [data, &footer.encode()].concat()).unwrap();
     Arc::new(Vhd::open(path, Access::ReadOnly, None).unwrap())
@@ -95,6 +96,7 @@ fn damage_is_named() {
             disk_bytes: DISK,
             disk_type: DiskType::Fixed,
             unique_id: [8; 16],
+            live_at: None,
         };
         footer.timestamp = 7;
         bytes[at..].copy_from_slice(&footer.encode());

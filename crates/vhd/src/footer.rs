@@ -10,6 +10,8 @@ pub(crate) const FOOTER_BYTES: usize = 512;
 const COOKIE: &[u8; 8] = b"conectix";
 const VERSION: u32 = 0x0001_0000;
 const CHECKSUM_AT: usize = 64;
+const LIVE_AT: usize = 96;
+const LIVE_MARK: &[u8; 8] = b"mflylive";
 /// Most bytes of a disk: what 32-bit sector numbers can address, less room for tables.
 pub const DISK_BYTES_MAX: u64 = 2040 << 30;
 /// Seconds from the Unix epoch to 2000-01-01, where VHD time stamps start.
@@ -102,6 +104,9 @@ pub struct Footer {
     pub disk_type: DiskType,
     /// The disk's own identity; a child remembers its parent's.
     pub unique_id: [u8; 16],
+    /// Where the live region stands that this library keeps; others' disks have none. It is in the footer's reserved
+    /// part, where the checksum covers it and no guest can write.
+    pub live_at: Option<u64>,
 }
 
 impl Footer {
@@ -138,7 +143,9 @@ impl Footer {
         })?;
         let mut unique_id = [0; 16];
         unique_id.copy_from_slice(&bytes[68..84]);
-        Ok(Footer { data_offset: be64(bytes, 16), timestamp: be32(bytes, 24), disk_bytes, disk_type, unique_id })
+        let live_at = (bytes[LIVE_AT..LIVE_AT + 8] == LIVE_MARK[..]).then(|| be64(bytes, LIVE_AT + 8));
+        let (data_offset, timestamp) = (be64(bytes, 16), be32(bytes, 24));
+        Ok(Footer { data_offset, timestamp, disk_bytes, disk_type, unique_id, live_at })
     }
 
     /// The bytes of this footer.
@@ -162,6 +169,10 @@ impl Footer {
         bytes[59] = geometry.sectors;
         put32(&mut bytes, 60, self.disk_type.number());
         bytes[68..84].copy_from_slice(&self.unique_id);
+        if let Some(live_at) = self.live_at {
+            bytes[LIVE_AT..LIVE_AT + 8].copy_from_slice(LIVE_MARK);
+            put64(&mut bytes, LIVE_AT + 8, live_at);
+        }
         let sum = checksum(&bytes, CHECKSUM_AT);
         put32(&mut bytes, CHECKSUM_AT, sum);
         bytes
@@ -214,6 +225,7 @@ mod tests {
             disk_bytes: 1 << 30,
             disk_type: DiskType::Differencing,
             unique_id: [7; 16],
+            live_at: Some(4096),
         };
         assert_eq!(Footer::decode(&footer.encode(), 0, Path::new("x")).unwrap(), footer);
     }
@@ -226,6 +238,7 @@ mod tests {
             disk_bytes: 512,
             disk_type: DiskType::Fixed,
             unique_id: [1; 16],
+            live_at: None,
         };
         for at in 0..FOOTER_BYTES {
             let mut bytes = footer.encode();

@@ -8,8 +8,9 @@
 //! - the **live** ones, which change with each write. They count only while the machine has not been started anew since
 //!   (the *epoch*, the kernel's boot id, says so): then the page cache is whole, whatever was killed.
 //!
-//! The live table stands in a page-aligned region right behind the block allocation table, where nothing of the format
-//! points; each block has its live bitmap in front of the format's. Other tools see the disk as of its last flush.
+//! The live table stands in a page-aligned region before the block allocation table, where nothing of the format points
+//! and no other writer puts a block; the footer says where. Each block of a differencing disk has its live bitmap in front
+//! of the format's. Other tools see the disk as of its last flush.
 //!
 //! | bytes | of the live region |
 //! |---|---|
@@ -22,7 +23,6 @@
 use std::io;
 
 use crate::footer::be32;
-use crate::header::DynamicHeader;
 use crate::storage::Storage;
 
 const MAGIC: &[u8; 8] = b"mflylive";
@@ -64,38 +64,27 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// The region of a disk with that table.
-    pub(crate) fn behind(header: &DynamicHeader, entries: u32) -> Live {
-        let table_end = header.table_offset + u64::from(header.table_entries) * 4;
-        Live { at: table_end.next_multiple_of(PAGE), entries }
+    /// The region that stands at the next page from `at`.
+    pub(crate) fn after(at: u64, entries: u32) -> Live {
+        Live { at: at.next_multiple_of(PAGE), entries }
     }
 
-    /// The region, if the disk has one.
-    pub(crate) fn find(
-        storage: &dyn Storage,
-        header: &DynamicHeader,
-        entries: u32,
-        length: u64,
-    ) -> io::Result<Option<Live>> {
-        let table_end = header.table_offset.checked_add(u64::from(header.table_entries) * 4);
-        if table_end.and_then(|end| end.checked_add(2 * PAGE)).is_none_or(|end| end > length) {
-            return Ok(None);
-        }
-        let live = Live::behind(header, entries);
-        if live.end() > length {
-            return Ok(None);
-        }
+    /// The region, if the footer names one and it is whole.
+    pub(crate) fn find(storage: &dyn Storage, at: Option<u64>, entries: u32, length: u64) -> io::Result<Option<Live>> {
+        let bytes = PAGE + (u64::from(entries) * 4).next_multiple_of(PAGE);
+        let fits = |at: &u64| at.is_multiple_of(PAGE) && at.checked_add(bytes).is_some_and(|end| end <= length);
+        let Some(at) = at.filter(fits) else { return Ok(None) };
         let mut head = [0; 16];
-        storage.read_exact_at(&mut head, live.at)?;
+        storage.read_exact_at(&mut head, at)?;
         let right = head[..8] == MAGIC[..] && be32(&head, 8) == 1 && be32(&head, 12) == entries;
-        Ok(right.then_some(live))
+        Ok(right.then_some(Live { at, entries }))
     }
 
     pub(crate) fn start(&self) -> u64 {
         self.at
     }
 
-    /// Where blocks may begin.
+    /// Where it ends.
     pub(crate) fn end(&self) -> u64 {
         (self.table_at() + u64::from(self.entries) * 4).next_multiple_of(PAGE)
     }

@@ -107,9 +107,17 @@ impl Opening<'_> {
         Ok(header)
     }
 
-    /// The entries of a table that are not `absent`.
-    pub(crate) fn table(&self, at: u64, entries: u32, absent: u32) -> Result<Vec<(u32, u32)>, VhdError> {
+    /// The entries of a table that are not `absent`: no more than the file has room for.
+    pub(crate) fn table(
+        &self,
+        header: &DynamicHeader,
+        at: u64,
+        entries: u32,
+        absent: u32,
+    ) -> Result<Vec<(u32, u32)>, VhdError> {
         let (mut found, mut next) = (Vec::new(), 0);
+        // Blocks may lack their ends in a file that was cut, so some more than fit.
+        let most = self.length / (header.bitmap_bytes() + u64::from(header.block_bytes)) * 2 + 16;
         let entries = u64::from(entries);
         let mut bytes = vec![0; (entries.min(TABLE_PART) * 4) as usize];
         while next < entries {
@@ -119,6 +127,10 @@ impl Opening<'_> {
             for (index, entry) in bytes.chunks_exact(4).enumerate() {
                 let sector = u32::from_be_bytes([entry[0], entry[1], entry[2], entry[3]]);
                 if sector != absent {
+                    if found.len() as u64 == most {
+                        let why = format!("it names more than {most} blocks, which the file cannot hold");
+                        return Err(self.damaged("block allocation table", at, why));
+                    }
                     found.push(((next + index as u64) as u32, sector));
                 }
             }
@@ -142,7 +154,9 @@ impl Opening<'_> {
             (header.table_offset, header.table_offset + needed, None),
         ];
         taken.extend(live.map(|live| (live.start(), live.end(), None)));
-        let front = header.bitmap_bytes() * live.map_or(0, |_| 1);
+        // Only our own disks have live bitmaps, and dynamic ones need none.
+        let has_front = live.is_some() && self.footer.disk_type == DiskType::Differencing;
+        let front = if has_front { header.bitmap_bytes() } else { 0 };
         for (block, sector) in entries {
             let bitmap_at = u64::from(*sector) * SECTOR;
             let field = "block allocation table entry";
@@ -183,8 +197,9 @@ impl Opening<'_> {
     pub(crate) fn sparse(&self, header: DynamicHeader, parent: Option<Arc<Vhd>>) -> Result<Sparse, VhdError> {
         let differencing = self.footer.disk_type == DiskType::Differencing;
         let count = header.blocks(self.footer.disk_bytes);
-        let live = Live::find(self.storage, &header, count, self.length).map_err(self.io("read the live region"))?;
-        let published = self.table(header.table_offset, count, ABSENT)?;
+        let live = Live::find(self.storage, self.footer.live_at, count, self.length)
+            .map_err(self.io("read the live region"))?;
+        let published = self.table(&header, header.table_offset, count, ABSENT)?;
         self.check_places(&header, live, header.table_offset, &published)?;
         let mut map = Map {
             end: if self.has_last_footer {
@@ -217,13 +232,10 @@ impl Opening<'_> {
 
     /// Lets what was written since the last flush count.
     fn take_live(&self, header: &DynamicHeader, live: Live, map: &mut Map) -> Result<(), VhdError> {
-        let entries = self.table(live.table_at(), header.blocks(self.footer.disk_bytes), 0)?;
+        let entries = self.table(header, live.table_at(), header.blocks(self.footer.disk_bytes), 0)?;
         self.check_places(header, Some(live), live.table_at(), &entries)?;
-        let known = map.blocks.len();
-        let mut kept = 0;
         for (number, sector) in entries {
             let before = map.blocks.get(&number);
-            kept += usize::from(before.is_some());
             if let Some(before) = before.filter(|before| before.sector != sector) {
                 let why = format!("block {number} stands at sector {} in the table", before.sector);
                 return Err(self.damaged("live table entry", live.table_at() + u64::from(number) * 4, why));
@@ -241,9 +253,7 @@ impl Opening<'_> {
             }
             map.blocks.insert(number, block);
         }
-        if kept < known {
-            return Err(self.damaged("live table", live.table_at(), "blocks are missing in it".to_owned()));
-        }
+        // Blocks that only the format's table knows are another writer's.
         Ok(())
     }
 

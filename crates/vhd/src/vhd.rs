@@ -2,6 +2,7 @@
 
 use std::fs::{OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 use crate::error::VhdError;
@@ -32,12 +33,14 @@ pub struct Vhd {
     pub(crate) content: Content,
     /// The footer with the time stamp that the first write has set.
     pub(crate) stamped: OnceLock<[u8; FOOTER_BYTES]>,
+    /// Whether a sync has failed.
+    pub(crate) unsynced: AtomicBool,
 }
 
 #[derive(Debug)]
 pub(crate) enum Content {
     Fixed,
-    Sparse(Sparse),
+    Sparse(Box<Sparse>),
 }
 
 /// A part of a disk, and where its bytes stand.
@@ -114,10 +117,18 @@ impl Vhd {
         } else {
             let header = opening.header()?;
             check_parent(&footer, &header, name, parent.as_deref())?;
-            Content::Sparse(opening.sparse(header, parent)?)
+            Content::Sparse(Box::new(opening.sparse(header, parent)?))
         };
-        let vhd =
-            Vhd { path: name.to_owned(), storage, footer, footer_bytes, access, content, stamped: OnceLock::new() };
+        let vhd = Vhd {
+            path: name.to_owned(),
+            storage,
+            footer,
+            footer_bytes,
+            access,
+            content,
+            stamped: OnceLock::new(),
+            unsynced: AtomicBool::new(false),
+        };
         if access == Access::ReadWrite && !has_last_footer {
             vhd.write_last_footer()?;
         }

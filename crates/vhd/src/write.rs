@@ -1,12 +1,14 @@
 //! Writing. The order of the steps is what crash safety consists of; see [`crate::live`].
 
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use crate::SECTOR;
 use crate::bitmap::Bitmap;
 use crate::error::VhdError;
 use crate::footer::{FOOTER_BYTES, seconds_since_2000, with_timestamp};
 use crate::header::ABSENT;
+use crate::live::Epoch;
 use crate::sparse::{Block, DATA_ALIGNMENT, Map, Run, Sparse};
 use crate::vhd::{Access, Content, Vhd};
 
@@ -63,6 +65,7 @@ impl Vhd {
     /// As [`Vhd::write_at`].
     pub fn trim(&self, bytes: u64, offset: u64) -> Result<(), VhdError> {
         self.check_writable(bytes, offset)?;
+        self.stamp()?;
         let Content::Sparse(sparse) = &self.content else { return self.clear(offset, bytes) };
         let map = sparse.map();
         let mut at = offset;
@@ -85,7 +88,7 @@ impl Vhd {
         if self.access == Access::ReadOnly {
             return Ok(());
         }
-        let Content::Sparse(sparse) = &self.content else { return self.storage.sync().map_err(self.io("flush")) };
+        let Content::Sparse(sparse) = &self.content else { return self.sync() };
         let _turn = sparse.flushing.lock().unwrap_or_else(PoisonError::into_inner);
         // Only what is there before the sync may become visible after it.
         let dirty = std::mem::take(&mut sparse.map_mut().dirty);
@@ -105,7 +108,7 @@ impl Vhd {
             };
             dirty.iter().filter_map(state).collect()
         };
-        self.storage.sync().map_err(self.io("flush"))?;
+        self.sync()?;
         if states.is_empty() {
             return Ok(());
         }
@@ -120,7 +123,7 @@ impl Vhd {
                 self.write_raw(&sector.to_be_bytes(), sparse.header.table_offset + u64::from(*number) * 4)?;
             }
         }
-        self.storage.sync().map_err(self.io("flush"))?;
+        self.sync()?;
         let mut map = sparse.map_mut();
         for (number, ..) in &states {
             if let Some(block) = map.blocks.get_mut(number) {
@@ -128,6 +131,25 @@ impl Vhd {
             }
         }
         Ok(())
+    }
+
+    /// Syncs. After a failure the system may forget what it could not write and let the next one succeed, so from then on
+    /// every one fails, and the live state, which counts on the page cache, is not trusted any more.
+    fn sync(&self) -> Result<(), VhdError> {
+        if self.unsynced.load(Ordering::Acquire) {
+            let source = std::io::Error::other("an earlier flush failed, and what it had to write may be lost");
+            return Err(VhdError::Io { path: self.path.clone(), action: "flush", source });
+        }
+        self.storage.sync().map_err(|source| {
+            self.unsynced.store(true, Ordering::Release);
+            if let Content::Sparse(sparse) = &self.content
+                && let Some(live) = &sparse.live
+            {
+                // The error to tell is the first one.
+                let _ = live.set_epoch(&*self.storage, Epoch::UNKNOWN);
+            }
+            self.io("flush")(source)
+        })
     }
 
     fn check_writable(&self, bytes: u64, offset: u64) -> Result<(), VhdError> {
@@ -209,7 +231,7 @@ impl Vhd {
             let live_at = match sparse.live {
                 Some(_) => bitmap_at - bitmap_bytes,
                 None => {
-                    self.storage.sync().map_err(self.io("flush"))?;
+                    self.sync()?;
                     bitmap_at
                 }
             };
@@ -244,7 +266,7 @@ impl Vhd {
                 if bitmap.is_none() {
                     self.write_raw(&vec![0xff; bitmap_bytes as usize], data_at - bitmap_bytes)?;
                 }
-                self.storage.sync().map_err(self.io("flush"))?;
+                self.sync()?;
                 self.write_raw(&sector.to_be_bytes(), sparse.header.table_offset + u64::from(number) * 4)?;
             }
         }

@@ -67,7 +67,8 @@ fn seeds(folder: &Path) -> anyhow::Result<()> {
         let corpus = folder.join("corpus").join(target);
         std::fs::create_dir_all(&corpus)?;
         for (index, file) in [&fixed, &dynamic].into_iter().chain(&own).enumerate() {
-            let mut bytes = if target == "operations" { (0..64u8).map(|byte| byte.wrapping_mul(37)).collect() } else { Vec::new() };
+            let mut bytes =
+                if target == "operations" { (0..64u8).map(|byte| byte.wrapping_mul(37)).collect() } else { Vec::new() };
             bytes.extend(std::fs::read(file)?);
             std::fs::write(corpus.join(format!("seed-{index}")), bytes)?;
         }

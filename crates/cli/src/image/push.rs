@@ -61,11 +61,21 @@ async fn open(client: &Client, file: &Path) -> anyhow::Result<(Arc<Vhd>, Option<
     let Some(header) = differencing_header(file)? else { return Err(missing.into()) };
     let id: String = header.parent_id.iter().map(|byte| format!("{byte:02x}")).collect();
     let images = client.image_list().await?;
-    let Some(image) = images.iter().find(|image| image.vhd_id == id) else {
+    let mut parents = std::collections::BTreeMap::new();
+    for image in images.into_iter().filter(|image| image.vhd_id == id) {
+        let manifest = client.image_manifest(&image.name).await?;
+        if manifest.vhd_timestamp == header.parent_timestamp {
+            parents.insert(image.digest, (image.name, manifest));
+        }
+    }
+    if parents.len() > 1 {
+        let names: Vec<&str> = parents.values().map(|(name, _)| name.as_str()).collect();
+        bail!("{missing}, and the images {} differ though they say they are it", names.join(", "));
+    }
+    let Some((_, (name, manifest))) = parents.pop_first() else {
         return Err(missing).context("and no image here was pushed from that parent; push the parent first");
     };
-    let manifest = client.image_manifest(&image.name).await?;
-    let parent = RemoteParent::disk(client.clone(), &image.name, manifest.clone())?;
+    let parent = RemoteParent::disk(client.clone(), &name, manifest.clone())?;
     let path = file.to_owned();
     let disk = tokio::task::spawn_blocking(move || Vhd::open(&path, Access::ReadOnly, Some(parent))).await??;
     Ok((Arc::new(disk), Some(manifest)))

@@ -18,8 +18,8 @@ pub fn run(output: Output, command: VhdCommand) -> anyhow::Result<()> {
         VhdCommand::Info { file } => info::info(output, &file),
         VhdCommand::Map { file } => info::map(output, &file),
         VhdCommand::Create { file, size, fixed, parent } => create(&file, size, fixed, parent.as_deref()),
-        VhdCommand::Convert { input, output, from, to } => convert::convert(&input, &output, from, to),
-        VhdCommand::Merge { child, output, dynamic } => convert::merge(&child, &output, dynamic),
+        VhdCommand::Convert { input, target, from, to } => convert::convert(&input, &target, from, to),
+        VhdCommand::Merge { child, target, dynamic } => convert::merge(&child, &target, dynamic),
         VhdCommand::Check { file, repair } => check(output, &file, repair),
     }
 }

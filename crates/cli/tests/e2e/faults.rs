@@ -123,7 +123,7 @@ fn a_full_disk_loses_nothing() {
     let stage = Stage::empty();
     let state = stage.fabric.state().to_owned();
     std::fs::create_dir_all(&state).unwrap();
-    let small = SmallDisk::mount(&state, 150);
+    let small = SmallDisk::mount(&state, 75);
     let fabric = &stage.fabric;
     fabric.run(&["dev", "up"]).unwrap();
     fabric.run(&["image", "push", image().to_str().unwrap(), "--name", "hello"]).unwrap();

@@ -61,7 +61,13 @@ pub(super) async fn commit(
     body: String,
 ) -> Result<Json<ImageView>, Failure> {
     let name = ImageName::new(name)?;
-    let manifest = Manifest::parse(&body).map_err(|error| invalid(format!("the manifest is damaged: {error}")))?;
+    let parsed = tokio::task::spawn_blocking(move || Manifest::parse(&body)).await.map_err(broken)?;
+    let manifest = parsed.map_err(|error| invalid(format!("the manifest is damaged: {error}")))?;
+    // A client that goes away must not leave half of it done.
+    tokio::spawn(async move { commit_image(&shared, name, &manifest).await }).await.map_err(broken)?
+}
+
+async fn commit_image(shared: &Shared, name: ImageName, manifest: &Manifest) -> Result<Json<ImageView>, Failure> {
     let image = Image {
         name,
         digest: manifest.digest(),
@@ -71,10 +77,20 @@ pub(super) async fn commit(
         created: now(),
     };
     let _turn = shared.images.turn.lock().await;
-    shared.images.put_manifest(&manifest).await?;
+    let before = shared.driver.committed();
+    // A push that never heard that it was done asks again.
+    if let Some(done) = before.state().images().get(&image.name).filter(|done| done.digest == image.digest) {
+        return Ok(Json(view(done)));
+    }
+    shared.images.put_manifest(manifest).await?;
     // A refusal leaves a manifest that no record names; the sweep finds it.
     shared.driver.submit(Input::Command(Command::CommitImage(image.clone()))).await?;
+    shared.images.committed(manifest);
     Ok(Json(view(&image)))
+}
+
+fn broken(error: tokio::task::JoinError) -> Failure {
+    ApiError::new(ErrorCode::Internal, error.to_string()).into()
 }
 
 fn now() -> Time {
@@ -83,6 +99,10 @@ fn now() -> Time {
 
 pub(super) async fn delete(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Result<(), Failure> {
     let name = ImageName::new(name)?;
+    tokio::spawn(async move { delete_image(&shared, name).await }).await.map_err(broken)?
+}
+
+async fn delete_image(shared: &Shared, name: ImageName) -> Result<(), Failure> {
     let _turn = shared.images.turn.lock().await;
     let before = shared.driver.committed();
     shared.driver.submit(Input::Command(Command::DeleteImage(name.clone()))).await?;
@@ -99,18 +119,18 @@ pub(super) async fn delete(State(shared): State<Arc<Shared>>, Path(name): Path<S
 pub(super) async fn manifest_by_name(
     State(shared): State<Arc<Shared>>,
     Path(name): Path<String>,
-) -> Result<String, Failure> {
+) -> Result<Bytes, Failure> {
     let name = ImageName::new(name)?;
     let core = shared.driver.committed();
     let image = core.state().images().get(&name);
     let image = image.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("there is no image `{name}`")))?;
-    Ok(shared.images.manifest(&image.digest).await?.to_text())
+    Ok(shared.images.manifest_text(&image.digest).await?)
 }
 
 /// The manifest of an image, for a host.
-pub(super) async fn manifest(State(shared): State<Arc<Shared>>, Path(digest): Path<String>) -> Result<String, Failure> {
+pub(super) async fn manifest(State(shared): State<Arc<Shared>>, Path(digest): Path<String>) -> Result<Bytes, Failure> {
     let digest = committed(&shared, digest)?;
-    Ok(shared.images.manifest(&digest).await?.to_text())
+    Ok(shared.images.manifest_text(&digest).await?)
 }
 
 /// A digest that a record names: an upload that was not committed is nobody's image.

@@ -36,11 +36,20 @@ pub struct ImageStore {
     objects: Arc<dyn ObjectStore>,
     /// The folder, where that is what images are kept in: it is synced before an image is committed.
     folder: Option<PathBuf>,
-    manifests: Mutex<HashMap<Digest, Arc<Manifest>>>,
+    manifests: Mutex<HashMap<Digest, Known>>,
+    /// Chunks whose bytes this process has seen to be right.
+    verified: Mutex<HashSet<ChunkDigest>>,
     /// Chunks that a push was told are here, and when: they must not go before it is committed.
     promised: Mutex<HashMap<ChunkDigest, Instant>>,
     /// Held from a manifest's last check to its record's commit, and while chunks are deleted.
     pub turn: tokio::sync::Mutex<()>,
+}
+
+/// A manifest and its text.
+#[derive(Clone)]
+struct Known {
+    manifest: Arc<Manifest>,
+    text: bytes::Bytes,
 }
 
 impl ImageStore {
@@ -52,7 +61,8 @@ impl ImageStore {
                     .with_context(|| format!("`{}` is no address of an object store", config.url))?;
                 let (store, prefix) = object_store::parse_url_opts(&url, &config.options)
                     .with_context(|| format!("cannot use the object store {}", config.url))?;
-                (Arc::new(PrefixStore::new(store, prefix)), None)
+                let folder = if url.scheme() == "file" { url.to_file_path().ok() } else { None };
+                (Arc::new(PrefixStore::new(store, prefix)), folder)
             }
             None => {
                 std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
@@ -65,6 +75,7 @@ impl ImageStore {
             objects,
             folder,
             manifests: Mutex::default(),
+            verified: Mutex::default(),
             promised: Mutex::default(),
             turn: tokio::sync::Mutex::new(()),
         })
@@ -74,7 +85,9 @@ impl ImageStore {
     pub async fn missing(&self, chunks: &[ChunkDigest]) -> Result<Vec<ChunkDigest>, ApiError> {
         let look = |chunk: ChunkDigest| async move {
             match self.objects.head(&chunk_key(chunk)).await {
-                Ok(_) => Ok(None),
+                // A power cut may leave a name without bytes.
+                Ok(meta) if meta.size > 0 => Ok(None),
+                Ok(_) => Ok(Some(chunk)),
                 Err(object_store::Error::NotFound { .. }) => Ok(Some(chunk)),
                 Err(error) => Err(internal(&error)),
             }
@@ -110,7 +123,9 @@ impl ImageStore {
         }
         self.promise(std::iter::once(digest));
         let put = self.objects.put(&chunk_key(digest), PutPayload::from_bytes(bytes)).await;
-        put.map(drop).map_err(|error| write_error(&error))
+        put.map_err(|error| write_error(&error))?;
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner).insert(digest);
+        Ok(())
     }
 
     /// A chunk's bytes.
@@ -129,19 +144,58 @@ impl ImageStore {
         })
     }
 
-    /// Keeps a manifest all of whose chunks are here. The caller has the turn.
+    /// Keeps a manifest all of whose chunks are here, each with the bytes that its digest says. The caller has the turn.
     pub async fn put_manifest(&self, manifest: &Manifest) -> Result<(), ApiError> {
-        let chunks: HashSet<ChunkDigest> = manifest.chunks.iter().map(|(_, chunk)| *chunk).collect();
-        let chunks: Vec<ChunkDigest> = chunks.into_iter().collect();
-        let missing = self.missing(&chunks).await?;
+        let lengths: HashMap<ChunkDigest, u64> =
+            manifest.chunks.iter().map(|(index, chunk)| (*chunk, manifest.place(*index).1)).collect();
+        let chunks: Vec<ChunkDigest> = lengths.keys().copied().collect();
+        let mut missing = self.missing(&chunks).await?;
+        let known: Vec<ChunkDigest> = {
+            let verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+            chunks.iter().filter(|chunk| !verified.contains(chunk) && !missing.contains(chunk)).copied().collect()
+        };
+        // Those that came with an earlier process: a folder does not verify what it gives, object stores do.
+        if self.folder.is_some() {
+            let check = |chunk: ChunkDigest| async move { (chunk, self.is_whole(chunk).await) };
+            let checked: Vec<(ChunkDigest, bool)> = stream::iter(known).map(check).buffered(PARALLEL).collect().await;
+            missing.extend(checked.into_iter().filter(|(_, whole)| !whole).map(|(chunk, _)| chunk));
+        }
         if !missing.is_empty() {
+            // Those that are damaged have to be seen to be missing when the push asks again.
+            self.remove(missing.iter().copied().map(chunk_key)).await;
             let message = format!("{} chunks of the image have not been uploaded; push it again", missing.len());
             return Err(ApiError::new(ErrorCode::Invalid, message));
         }
-        let digest = manifest.digest();
-        let put = self.objects.put(&manifest_key(&digest), PutPayload::from(manifest.to_text().into_bytes())).await;
+        for (chunk, length) in &lengths {
+            let meta = self.objects.head(&chunk_key(*chunk)).await.map_err(|error| internal(&error))?;
+            if meta.size != *length {
+                let message = format!("chunk {chunk} has {} bytes, and {length} in the manifest", meta.size);
+                return Err(ApiError::new(ErrorCode::Invalid, message));
+            }
+        }
+        let (digest, text) = (manifest.digest(), manifest.to_text());
+        let put = self.objects.put(&manifest_key(&digest), PutPayload::from(text.into_bytes())).await;
         put.map_err(|error| write_error(&error))?;
         self.sync().await
+    }
+
+    /// Whether a chunk's bytes are what its digest says.
+    async fn is_whole(&self, chunk: ChunkDigest) -> bool {
+        let Ok(bytes) = self.chunk(chunk).await else { return false };
+        let found = tokio::task::spawn_blocking(move || ChunkDigest::of(&bytes)).await;
+        let whole = found.is_ok_and(|found| found == chunk);
+        if whole {
+            self.verified.lock().unwrap_or_else(PoisonError::into_inner).insert(chunk);
+        }
+        whole
+    }
+
+    /// An image was committed: its chunks are its own now, and go with it.
+    pub fn committed(&self, manifest: &Manifest) {
+        let mut promised = self.promised.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, chunk) in &manifest.chunks {
+            promised.remove(chunk);
+        }
     }
 
     /// Makes what was written to the folder survive a power cut.
@@ -156,20 +210,33 @@ impl ImageStore {
 
     /// An image's manifest.
     pub async fn manifest(&self, digest: &Digest) -> Result<Arc<Manifest>, ApiError> {
+        Ok(self.known(digest).await?.manifest)
+    }
+
+    /// The text of an image's manifest.
+    pub async fn manifest_text(&self, digest: &Digest) -> Result<bytes::Bytes, ApiError> {
+        Ok(self.known(digest).await?.text)
+    }
+
+    async fn known(&self, digest: &Digest) -> Result<Known, ApiError> {
         let known = self.manifests.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned();
-        if let Some(manifest) = known {
-            return Ok(manifest);
+        if let Some(known) = known {
+            return Ok(known);
         }
-        let bytes = self.get(&manifest_key(digest), || format!("there is no image {digest}")).await?;
+        let text = self.get(&manifest_key(digest), || format!("there is no image {digest}")).await?;
         let damaged = |why: String| ApiError::new(ErrorCode::Internal, format!("the manifest of {digest}: {why}"));
-        let text = String::from_utf8(bytes.to_vec()).map_err(|error| damaged(error.to_string()))?;
-        let manifest = Arc::new(Manifest::parse(&text).map_err(damaged)?);
-        if manifest.digest() != *digest {
-            return Err(damaged("its bytes have changed".to_owned()));
-        }
+        let (wanted, copy) = (digest.clone(), text.clone());
+        let parsed = tokio::task::spawn_blocking(move || {
+            if Digest::of(&copy) != wanted {
+                return Err("its bytes have changed".to_owned());
+            }
+            Manifest::parse(std::str::from_utf8(&copy).map_err(|error| error.to_string())?)
+        });
+        let manifest = parsed.await.map_err(|error| damaged(error.to_string()))?.map_err(damaged)?;
+        let known = Known { manifest: Arc::new(manifest), text };
         let mut manifests = self.manifests.lock().unwrap_or_else(PoisonError::into_inner);
-        manifests.insert(digest.clone(), Arc::clone(&manifest));
-        Ok(manifest)
+        manifests.insert(digest.clone(), known.clone());
+        Ok(known)
     }
 
     /// The order in which boots read an image's chunks; empty where nobody has said it.
@@ -197,6 +264,10 @@ impl ImageStore {
             None => HashSet::new(),
         };
         self.manifests.lock().unwrap_or_else(PoisonError::into_inner).remove(digest);
+        {
+            let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+            verified.retain(|chunk| !gone.contains(chunk));
+        }
         let keys = gone.into_iter().map(chunk_key).chain([manifest_key(digest), order_key(digest)]);
         self.remove(keys).await;
     }

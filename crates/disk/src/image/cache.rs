@@ -15,6 +15,7 @@ use super::fetch::{Fetched, Fetcher, Sources};
 use super::incident::{Incident, Incidents};
 use super::lazy::{LazyImage, LazyStorage};
 use super::{fill, peer};
+use crate::turns::Turns;
 
 /// Why an image cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +45,10 @@ pub(super) struct Inner {
     pub fetcher: Arc<Fetcher>,
     pub incidents: Arc<Incidents>,
     open: Mutex<HashMap<Digest, Open>>,
+    /// An image is opened by one at a time.
+    turns: Turns<Digest>,
+    /// Whether other hosts can ask this one.
+    listens: Mutex<bool>,
 }
 
 /// An image that is, or lately was, in use.
@@ -69,6 +74,8 @@ impl ImageCache {
             fetcher: Arc::default(),
             incidents: Arc::default(),
             open: Mutex::default(),
+            turns: Turns::default(),
+            listens: Mutex::new(false),
         };
         Ok(ImageCache { inner: Arc::new(inner) })
     }
@@ -78,18 +85,25 @@ impl ImageCache {
     /// # Errors
     /// [`CacheError::Io`] when this host's address cannot be listened on.
     pub fn set_sources(&self, sources: Sources) -> Result<(), CacheError> {
-        let first = self.inner.fetcher.sources().is_err();
         let address = sources.address;
         self.inner.fetcher.set_sources(sources);
-        if first {
+        let mut listens = self.inner.listens.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*listens {
+            // The address may come up later than this process; the agent asks again.
             peer::start(self, address).map_err(|source| CacheError::Io {
                 action: "give chunks to others on",
                 path: PathBuf::from(address.to_string()),
                 source,
             })?;
-            fill::start(self);
+            *listens = true;
+            self.inner.fetcher.set_listening();
         }
         Ok(())
+    }
+
+    /// Starts to verify images again, to tell others of them, and to make room.
+    pub fn look_after(&self) {
+        fill::start(self);
     }
 
     /// The image as the parent of disks: opened once, however many use it. Only its manifest has to be here. With
@@ -98,8 +112,15 @@ impl ImageCache {
     /// # Errors
     /// [`CacheError::Io`].
     pub fn disk(&self, digest: &Digest, is_boot: bool) -> Result<Arc<Vhd>, CacheError> {
-        let mut open = self.inner.images();
-        if let Some(disk) = open.get(digest).and_then(|open| open.disk.upgrade()) {
+        let disk = self.inner.turns.take(digest, || self.open_disk(digest))?;
+        if let Some(image) = self.image(digest).filter(|_| is_boot) {
+            image.recorder.start();
+        }
+        Ok(disk)
+    }
+
+    fn open_disk(&self, digest: &Digest) -> Result<Arc<Vhd>, CacheError> {
+        if let Some(disk) = self.inner.images().get(digest).and_then(|open| open.disk.upgrade()) {
             return Ok(disk);
         }
         let folder = self.inner.folder.join(digest.as_str());
@@ -111,15 +132,12 @@ impl ImageCache {
         let (fetcher, incidents) = (Arc::clone(&self.inner.fetcher), Arc::clone(&self.inner.incidents));
         let image = LazyImage::open(&folder, digest.clone(), manifest, fetcher, incidents).map_err(error("open"))?;
         let image = Arc::new(image);
-        if is_boot {
-            image.recorder.start();
-        }
         let storage = Box::new(LazyStorage(Arc::clone(&image)));
         let name = folder.join("disk.vhd");
         let disk = Vhd::open_storage(&name, storage, Access::ReadOnly, None, Epoch::UNKNOWN);
         let disk = Arc::new(disk.map_err(io::Error::other).map_err(error("open"))?);
-        open.insert(digest.clone(), Open { image: Arc::downgrade(&image), disk: Arc::downgrade(&disk) });
-        drop(open);
+        let open = Open { image: Arc::downgrade(&image), disk: Arc::downgrade(&disk) };
+        self.inner.images().insert(digest.clone(), open);
         fill::image(self, &image);
         Ok(disk)
     }
@@ -203,8 +221,15 @@ impl Inner {
                 manifest
             }
         };
-        // Its time of change is when the image was used last.
-        fs::write(folder.join("used"), "")?;
+        self.touch(digest);
         Ok(manifest)
+    }
+
+    /// Notes that an image is used now.
+    pub(super) fn touch(&self, digest: &Digest) {
+        let path = self.folder.join(digest.as_str()).join("used");
+        if let Err(error) = fs::write(&path, "") {
+            tracing::debug!(%error, "when an image was used last is not known");
+        }
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -25,10 +25,12 @@ const PEER_TIMEOUT: Duration = Duration::from_secs(5);
 const PEER_PAUSE: Duration = Duration::from_secs(10);
 /// How long the controller may take.
 const CONTROLLER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Other hosts that are asked before the controller.
+const ASKED_FIRST: usize = 2;
 /// Between two tries; a guest that waits for a chunk waits on.
 const RETRY: Duration = Duration::from_millis(500);
 /// How long a chunk is tried for before the guest is told that its disk fails.
-const PATIENCE: Duration = Duration::from_secs(600);
+pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Whom a host asks for images.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +64,8 @@ pub(crate) struct Fetcher {
     holders: Mutex<HashMap<Digest, Vec<Ipv4Addr>>>,
     /// Hosts that did not answer, and when.
     silent: Mutex<HashMap<Ipv4Addr, Instant>>,
+    /// Whether this host can be asked by others.
+    listens: AtomicBool,
     controller_bytes: AtomicU64,
     peer_bytes: AtomicU64,
 }
@@ -90,6 +94,11 @@ impl Fetcher {
     pub(crate) fn set_sources(&self, sources: Sources) {
         self.agents.write().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Agents::new);
         *self.sources.write().unwrap_or_else(PoisonError::into_inner) = Some(sources);
+    }
+
+    /// This host can be asked by others from now on.
+    pub(crate) fn set_listening(&self) {
+        self.listens.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn sources(&self) -> io::Result<Sources> {
@@ -122,6 +131,9 @@ impl Fetcher {
     /// Tells the controller that this host uses an image, and learns which others do.
     pub(crate) fn announce(&self, digest: &Digest) -> io::Result<()> {
         let sources = self.sources()?;
+        if !self.listens.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let path = format!("/host/v1/images/{digest}/holders?address={}", sources.address);
         let bytes = self.ask_controller(&path, 1 << 20)?;
         let holders = serde_json::from_slice(&bytes)?;
@@ -150,6 +162,7 @@ impl Fetcher {
         index: u32,
         digest: ChunkDigest,
         incidents: &Incidents,
+        patience: Duration,
     ) -> io::Result<Vec<u8>> {
         let began = Instant::now();
         loop {
@@ -157,7 +170,7 @@ impl Fetcher {
                 Ok(bytes) => return Ok(bytes),
                 Err(error) => error,
             };
-            if began.elapsed() > PATIENCE {
+            if began.elapsed() >= patience {
                 return Err(error);
             }
             tracing::info!(%image, index, %error, "a chunk cannot be fetched yet");
@@ -173,23 +186,38 @@ impl Fetcher {
             }
             good.then_some(bytes)
         };
-        let sources = self.sources()?;
-        if let Some(owner) = self.owner(image, digest).filter(|owner| *owner != sources.address) {
-            match self.ask_peer(owner, image, index) {
-                Ok(bytes) => {
-                    if let Some(bytes) = verify(bytes, &owner.to_string()) {
-                        self.peer_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                        return Ok(bytes);
-                    }
-                }
-                Err(AskError::Busy) => {}
-                Err(AskError::Failed(error)) => {
-                    tracing::info!(%owner, index, %error, "another host does not answer");
-                    self.silent.lock().unwrap_or_else(PoisonError::into_inner).insert(owner, Instant::now());
-                }
+        let own = self.sources()?.address;
+        let holders = self.ranked(image, digest);
+        let ask = |host: Ipv4Addr, fetch: bool| {
+            let bytes = self.from_peer(host, image, index, fetch)?;
+            let bytes = verify(bytes, &host.to_string())?;
+            self.peer_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            Some(bytes)
+        };
+        // The owner fetches it if it has to; the others may have it from a time when there was another owner.
+        let (mut asked, others) = (Vec::new(), holders.iter().copied().filter(|host| *host != own));
+        for host in others.clone().take(ASKED_FIRST) {
+            asked.push(host);
+            if let Some(bytes) = ask(host, holders.first() == Some(&host)) {
+                return Ok(bytes);
             }
         }
-        self.from_controller(digest, |bytes| verify(bytes, "the controller"))
+        self.from_controller(digest, |bytes| verify(bytes, "the controller")).or_else(|error| {
+            let last = others.filter(|host| !asked.contains(host)).find_map(|host| ask(host, false));
+            last.ok_or(error)
+        })
+    }
+
+    fn from_peer(&self, host: Ipv4Addr, image: &Digest, index: u32, fetch: bool) -> Option<Vec<u8>> {
+        match self.ask_peer(host, image, index, fetch) {
+            Ok(bytes) => Some(bytes),
+            Err(AskError::Busy) => None,
+            Err(AskError::Failed(error)) => {
+                tracing::info!(%host, index, %error, "another host does not answer");
+                self.silent.lock().unwrap_or_else(PoisonError::into_inner).insert(host, Instant::now());
+                None
+            }
+        }
     }
 
     fn from_controller(&self, digest: ChunkDigest, verify: impl Fn(Vec<u8>) -> Option<Vec<u8>>) -> io::Result<Vec<u8>> {
@@ -200,23 +228,25 @@ impl Fetcher {
         Ok(bytes)
     }
 
-    /// The host that fetches a chunk for all.
-    fn owner(&self, image: &Digest, chunk: ChunkDigest) -> Option<Ipv4Addr> {
+    /// The hosts that use an image and answer, the one that fetches this chunk for all first.
+    fn ranked(&self, image: &Digest, chunk: ChunkDigest) -> Vec<Ipv4Addr> {
         let silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
         let answers = |host: &&Ipv4Addr| silent.get(*host).is_none_or(|since| since.elapsed() > PEER_PAUSE);
         let holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
-        let rank = |host: &&Ipv4Addr| Sha256::new().chain_update(chunk.0).chain_update(host.octets()).finalize();
-        holders.get(image)?.iter().filter(answers).max_by_key(rank).copied()
+        let mut list: Vec<Ipv4Addr> = holders.get(image).into_iter().flatten().filter(answers).copied().collect();
+        let rank = |host: &Ipv4Addr| Sha256::new().chain_update(chunk.0).chain_update(host.octets()).finalize();
+        list.sort_by_cached_key(|host| std::cmp::Reverse(rank(host)));
+        list
     }
 
     /// Whether this host is the one that fetches a chunk for all.
     pub(crate) fn is_owner(&self, image: &Digest, chunk: ChunkDigest) -> bool {
         let own = self.sources().map(|sources| sources.address);
-        own.is_ok_and(|own| self.owner(image, chunk) == Some(own))
+        own.is_ok_and(|own| self.ranked(image, chunk).first() == Some(&own))
     }
 
-    fn ask_peer(&self, host: Ipv4Addr, image: &Digest, index: u32) -> Result<Vec<u8>, AskError> {
-        let url = format!("http://{host}:{PEER_PORT}/v1/images/{image}/chunks/{index}");
+    fn ask_peer(&self, host: Ipv4Addr, image: &Digest, index: u32, fetch: bool) -> Result<Vec<u8>, AskError> {
+        let url = format!("http://{host}:{PEER_PORT}/v1/images/{image}/chunks/{index}?fetch={fetch}");
         match self.agents().peers.get(&url).call() {
             Err(ureq::Error::StatusCode(_)) => Err(AskError::Busy),
             other => read(other, u64::from(mayfly_model::CHUNK_BYTES)).map_err(AskError::Failed),

@@ -48,7 +48,6 @@ fn ahead(image: &Weak<LazyImage>, order: Vec<u32>) {
                         && let Err(error) = image.ensure(index)
                     {
                         tracing::info!(index, %error, "a chunk cannot be fetched ahead");
-                        return;
                     }
                 }
             });
@@ -61,11 +60,15 @@ fn rest(image: &Weak<LazyImage>, rate: u64) {
         Some(image) => image.manifest.chunks.iter().map(|(index, _)| *index).collect(),
         None => return,
     };
-    for index in chunks {
+    // What fails is tried again for as long as the image is in use.
+    while image.upgrade().is_some_and(|image| !image.is_complete()) {
+        pass(image, &chunks, rate);
+    }
+}
+
+fn pass(image: &Weak<LazyImage>, chunks: &[u32], rate: u64) {
+    for index in chunks.iter().copied() {
         let Some(image) = image.upgrade() else { return };
-        if image.is_complete() {
-            return;
-        }
         let began = Instant::now();
         // What is here is verified when it is read; that is soon enough.
         if image.is_here(index) {
@@ -73,7 +76,9 @@ fn rest(image: &Weak<LazyImage>, rate: u64) {
         }
         if let Err(error) = image.ensure(index) {
             tracing::info!(index, %error, "a chunk cannot be fetched in the background");
-            return;
+            drop(image);
+            std::thread::sleep(ROUND);
+            continue;
         }
         let pause = Duration::from_secs_f64(image.manifest.place(index).1 as f64 / rate as f64);
         drop(image);
@@ -108,10 +113,14 @@ fn tend(cache: &ImageCache, image: &LazyImage, scrubbed: &mut usize) {
     if let Err(error) = fetcher.announce(&image.digest) {
         tracing::debug!(%error, "an image cannot be announced");
     }
-    if let Some(order) = image.recorder.finish()
-        && let Err(error) = fetcher.publish_order(&image.digest, &order)
-    {
-        tracing::info!(%error, "the order of a boot's reads is not known to others");
+    cache.inner.touch(&image.digest);
+    if let Some(order) = image.recorder.finished() {
+        // The first to know is as good as any.
+        let known = fetcher.order(&image.digest).is_ok_and(|known| !known.is_empty());
+        match if known { Ok(()) } else { fetcher.publish_order(&image.digest, &order) } {
+            Ok(()) => image.recorder.stop(),
+            Err(error) => tracing::info!(%error, "the order of a boot's reads is not known to others"),
+        }
     }
     let count = image.manifest.chunks.len().max(1);
     for (index, _) in image.manifest.chunks.iter().cycle().skip(*scrubbed % count).take(SCRUBBED.min(count)) {

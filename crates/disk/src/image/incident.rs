@@ -26,6 +26,10 @@ impl Incidents {
     pub(crate) fn add(&self, message: String) {
         tracing::warn!(message, "incident");
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // What goes on happening is told once, and again when the ring has forgotten it.
+        if kept.iter().any(|one| one.message == message) {
+            return;
+        }
         // Milliseconds since 1970 grow over restarts without being written down.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         let number = kept.back().map_or(now, |last| now.max(last.number + 1));

@@ -10,12 +10,13 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use mayfly_model::{ChunkDigest, Digest, Manifest};
 use mayfly_vhd::{CreateOptions, Storage, fixed_footer};
 
 use super::Incidents;
-use super::fetch::Fetcher;
+use super::fetch::{Fetcher, PATIENCE};
 use super::order::Recorder;
 
 const ABSENT: u8 = 0;
@@ -103,6 +104,10 @@ impl LazyImage {
     /// Makes a chunk readable: verifies what is there, fetches what is not. Whoever comes while another does that waits
     /// for it, so that each chunk is fetched once.
     pub(crate) fn ensure(&self, index: u32) -> io::Result<()> {
+        self.ensure_within(index, PATIENCE)
+    }
+
+    fn ensure_within(&self, index: u32, patience: Duration) -> io::Result<()> {
         if self.is_ready(index) {
             return Ok(());
         }
@@ -111,20 +116,20 @@ impl LazyImage {
             busy = self.done.wait(busy).unwrap_or_else(PoisonError::into_inner);
         }
         drop(busy);
-        let result = if self.is_ready(index) { Ok(()) } else { self.bring(index) };
+        let result = if self.is_ready(index) { Ok(()) } else { self.bring(index, patience) };
         self.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&index);
         self.done.notify_all();
         result
     }
 
-    fn bring(&self, index: u32) -> io::Result<()> {
+    fn bring(&self, index: u32, patience: Duration) -> io::Result<()> {
         let Some(digest) = self.manifest.chunk(index) else { return Ok(()) };
-        if self.state(index) == PRESENT && self.verify(index, digest)? {
+        if self.state(index) == PRESENT && self.verify(index, digest) {
             self.states[index as usize].store(VERIFIED, Ordering::Release);
             return Ok(());
         }
         self.forget(index)?;
-        let bytes = self.fetcher.chunk(&self.digest, index, digest, &self.incidents)?;
+        let bytes = self.fetcher.chunk(&self.digest, index, digest, &self.incidents, patience)?;
         self.file.write_all_at(&bytes, self.manifest.place(index).0)?;
         self.marks.write_all_at(&[PRESENT], u64::from(index))?;
         self.states[index as usize].store(VERIFIED, Ordering::Release);
@@ -132,15 +137,16 @@ impl LazyImage {
     }
 
     /// Whether a chunk's bytes in the file are right.
-    fn verify(&self, index: u32, digest: ChunkDigest) -> io::Result<bool> {
-        let good = ChunkDigest::of(&self.read_chunk(index)?) == digest;
+    fn verify(&self, index: u32, digest: ChunkDigest) -> bool {
+        // What cannot be read is as good as lost.
+        let good = self.read_chunk(index).is_ok_and(|bytes| ChunkDigest::of(&bytes) == digest);
         if !good {
             self.incidents.add(format!(
                 "chunk {index} of image {} was damaged on this host's disk; it is fetched again",
                 self.digest
             ));
         }
-        Ok(good)
+        good
     }
 
     fn read_chunk(&self, index: u32) -> io::Result<Vec<u8>> {
@@ -155,21 +161,21 @@ impl LazyImage {
         self.marks.write_all_at(&[ABSENT], u64::from(index))
     }
 
-    /// A chunk's bytes, for another host; fetched if they are not here and this host is the one to do that. A host that
-    /// is not must not, or two with different ideas of who it is would wait for each other.
-    pub(crate) fn give(&self, index: u32) -> io::Result<Vec<u8>> {
+    /// A chunk's bytes, for another host; with `fetch`, fetched (in one try) if they are not here and this host is the
+    /// one to do that. A host that is not must not, or two with different ideas of who it is would wait for each other.
+    pub(crate) fn give(&self, index: u32, fetch: bool) -> io::Result<Vec<u8>> {
         let digest = self.manifest.chunk(index).ok_or(io::ErrorKind::NotFound)?;
-        if !self.is_here(index) && !self.fetcher.is_owner(&self.digest, digest) {
+        if !self.is_here(index) && !(fetch && self.fetcher.is_owner(&self.digest, digest)) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        self.ensure(index)?;
+        self.ensure_within(index, Duration::ZERO)?;
         self.read_chunk(index)
     }
 
     /// Verifies a chunk again that counts as verified, and mends it.
     pub(crate) fn scrub(&self, index: u32) -> io::Result<()> {
         let Some(digest) = self.manifest.chunk(index).filter(|_| self.state(index) == VERIFIED) else { return Ok(()) };
-        if self.verify(index, digest)? {
+        if self.verify(index, digest) {
             return Ok(());
         }
         self.forget(index)?;

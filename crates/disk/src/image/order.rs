@@ -43,13 +43,17 @@ impl Recorder {
         }
     }
 
+    /// Ends recording, for good.
+    pub(crate) fn stop(&self) {
+        self.on.store(false, Ordering::Relaxed);
+    }
+
     /// The order, once the boot is over.
-    pub(crate) fn finish(&self) -> Option<String> {
+    pub(crate) fn finished(&self) -> Option<String> {
         let record = self.record();
         if !self.on.load(Ordering::Relaxed) || record.began.is_none_or(|began| began.elapsed() < BOOT) {
             return None;
         }
-        self.on.store(false, Ordering::Relaxed);
         Some(record.order.iter().map(|index| format!("{index}\n")).collect())
     }
 

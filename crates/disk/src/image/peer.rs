@@ -5,7 +5,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::routing::get;
 use mayfly_model::Digest;
@@ -30,15 +30,22 @@ pub(super) fn start(cache: &ImageCache, address: Ipv4Addr) -> io::Result<()> {
     Ok(())
 }
 
+/// What is to be done about a chunk that is not here.
+#[derive(serde::Deserialize)]
+struct Wish {
+    fetch: bool,
+}
+
 /// A chunk of an image that is in use here; fetched first if need be.
 async fn chunk(
     State(cache): State<ImageCache>,
     Path((digest, index)): Path<(String, u32)>,
+    Query(wish): Query<Wish>,
 ) -> Result<Vec<u8>, StatusCode> {
     let image = Digest::new(digest).ok().and_then(|digest| cache.image(&digest)).ok_or(StatusCode::NOT_FOUND)?;
     if image.manifest.chunk(index).is_none() {
         return Err(StatusCode::NOT_FOUND);
     }
-    let give = tokio::task::spawn_blocking(move || image.give(index)).await;
+    let give = tokio::task::spawn_blocking(move || image.give(index, wish.fetch)).await;
     give.ok().and_then(Result::ok).ok_or(StatusCode::SERVICE_UNAVAILABLE)
 }

@@ -32,7 +32,7 @@ pub(super) fn handshake(stream: &mut (impl Read + Write), disk_bytes: u64) -> io
         stream.read_exact(&mut data)?;
         match option {
             OPTION_EXPORT_NAME => {
-                let mut reply = [disk_bytes.to_be_bytes().as_slice(), &TRANSMISSION_FLAGS.to_be_bytes()].concat();
+                let mut reply = [disk_bytes.to_be_bytes().as_slice(), &flags_for(agreed).to_be_bytes()].concat();
                 if client_flags & u32::from(FLAG_NO_ZEROES) == 0 {
                     reply.resize(reply.len() + 124, 0);
                 }
@@ -51,6 +51,7 @@ pub(super) fn handshake(stream: &mut (impl Read + Write), disk_bytes: u64) -> io
                 agreed.structured = true;
                 option_reply(stream, option, REPLY_ACK, &[])?;
             }
+            OPTION_SET_META_CONTEXT if !agreed.structured => option_reply(stream, option, REPLY_INVALID, &[])?,
             OPTION_LIST_META_CONTEXT | OPTION_SET_META_CONTEXT => {
                 let wanted = meta_context(stream, option, &data)?;
                 if option == OPTION_SET_META_CONTEXT {
@@ -59,7 +60,7 @@ pub(super) fn handshake(stream: &mut (impl Read + Write), disk_bytes: u64) -> io
             }
             OPTION_INFO | OPTION_GO if data.len() < 6 => option_reply(stream, option, REPLY_INVALID, &[])?,
             OPTION_INFO | OPTION_GO => {
-                export_info(stream, option, disk_bytes)?;
+                export_info(stream, option, disk_bytes, agreed)?;
                 if option == OPTION_GO {
                     return Ok(Some(agreed));
                 }
@@ -69,8 +70,13 @@ pub(super) fn handshake(stream: &mut (impl Read + Write), disk_bytes: u64) -> io
     }
 }
 
-fn export_info(stream: &mut impl Write, option: u32, disk_bytes: u64) -> io::Result<()> {
-    let flags = TRANSMISSION_FLAGS.to_be_bytes();
+/// Not fragmenting is for those who could get fragments.
+fn flags_for(agreed: Agreed) -> u16 {
+    if agreed.structured { TRANSMISSION_FLAGS | FLAG_SEND_DF } else { TRANSMISSION_FLAGS }
+}
+
+fn export_info(stream: &mut impl Write, option: u32, disk_bytes: u64, agreed: Agreed) -> io::Result<()> {
+    let flags = flags_for(agreed).to_be_bytes();
     let info = [&INFO_EXPORT.to_be_bytes()[..], &disk_bytes.to_be_bytes(), &flags].concat();
     option_reply(stream, option, REPLY_INFO, &info)?;
     let sizes = [512u32, 4096, REQUEST_BYTES_MAX].map(u32::to_be_bytes).concat();

@@ -32,8 +32,10 @@ pub(super) const REPLY_INVALID: u32 = 0x8000_0003;
 pub(super) const INFO_EXPORT: u16 = 0;
 pub(super) const INFO_BLOCK_SIZE: u16 = 3;
 
-/// Has flags, flush, FUA, trim, write zeroes, don't fragment, several connections, cache.
-pub(super) const TRANSMISSION_FLAGS: u16 = 1 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10;
+/// Has flags, flush, FUA, trim, write zeroes, several connections, cache.
+pub(super) const TRANSMISSION_FLAGS: u16 = 1 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 10;
+/// Don't fragment.
+pub(super) const FLAG_SEND_DF: u16 = 1 << 7;
 
 pub(super) const FLAG_FUA: u16 = 1;
 pub(super) const FLAG_DONT_FRAGMENT: u16 = 4;

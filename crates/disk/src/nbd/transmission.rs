@@ -146,7 +146,12 @@ impl Connection {
             Segment::Zero(_) => true,
             Segment::Data { storage, at, bytes } => storage.is_resident(*at, *bytes),
         };
-        if segments.iter().all(resident) {
+        // All of them are asked, so that the order of a boot's reads is known.
+        if request.length == 0 {
+            self.finish(request, Ok(()));
+            return Ok(());
+        }
+        if segments.iter().filter(|segment| !resident(segment)).count() == 0 {
             return self.shared.reply_with(&mut self.output, request, &segments);
         }
         let shared = Arc::clone(&self.shared);
@@ -155,14 +160,21 @@ impl Connection {
             self.send()?;
             return shared.read_later(request);
         }
-        std::thread::Builder::new().name("disk-fetch".to_owned()).spawn(move || {
-            if let Err(error) = shared.read_later(request) {
+        let waiting = Arc::clone(&shared);
+        let spawned = std::thread::Builder::new().name("disk-fetch".to_owned()).spawn(move || {
+            if let Err(error) = waiting.read_later(request) {
                 tracing::info!(%error, "a reply cannot be sent");
-                let _ = shared.stream.shutdown(std::net::Shutdown::Both);
+                let _ = waiting.stream.shutdown(std::net::Shutdown::Both);
             }
-            shared.waiting.fetch_sub(1, Ordering::Relaxed);
-        })?;
-        Ok(())
+            waiting.waiting.fetch_sub(1, Ordering::Relaxed);
+        });
+        if spawned.is_ok() {
+            return Ok(());
+        }
+        // No more threads: slower, but it works.
+        shared.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.send()?;
+        shared.read_later(request)
     }
 
     fn block_status(&mut self, request: Request) {

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 
-use super::request;
+use super::request::{self, Patience};
 use crate::disk::ServedDisk;
 
 /// A guest that has lately come back within this time is waited for without sleeping, as in NBD's input.
@@ -67,17 +67,20 @@ impl Server {
     }
 
     fn serve(&mut self) -> Result<(), String> {
+        let text = |error: virtio_queue::Error| error.to_string();
+        // Requests that the last process has done may not have been told of.
+        notify(self.call.as_ref());
         let mut quick = false;
-        loop {
+        while !is_set(&self.stop) {
             let memory = self.memory.read().unwrap_or_else(PoisonError::into_inner).clone();
-            self.queue.disable_notification(&memory).map_err(|error| error.to_string())?;
+            self.queue.disable_notification(&memory).map_err(text)?;
             if self.drain(&memory)? {
                 let began = Instant::now();
                 while quick && began.elapsed() < SPIN && !self.drain(&memory)? {
                     std::thread::yield_now();
                 }
             }
-            if self.queue.enable_notification(&memory).map_err(|error| error.to_string())? {
+            if self.queue.enable_notification(&memory).map_err(text)? {
                 continue;
             }
             let began = Instant::now();
@@ -86,33 +89,35 @@ impl Server {
             }
             quick = began.elapsed() < SPIN;
         }
+        Ok(())
     }
 
-    /// Carries out all requests that are there; returns whether there were any.
+    /// Carries out the requests that are there; returns whether there were any.
     fn drain(&mut self, memory: &GuestMemoryMmap) -> Result<bool, String> {
+        let text = |error: virtio_queue::Error| error.to_string();
         let mut any = false;
-        while let Some(chain) = self.queue.pop_descriptor_chain(memory) {
+        // As many as the ring holds; then it is time to look whether to stop.
+        for _ in 0..self.queue.size() {
+            // The ring's indexes are the guest's, so they may be nonsense.
+            let Some(chain) = self.queue.iter(memory).map_err(text)?.next() else { break };
             let head = chain.head_index();
-            let stop = &self.stop;
-            let stopping = || is_set(stop);
-            let written = request::carry_out(&self.disk, memory, chain, &mut self.buffer, &stopping);
-            self.queue.add_used(memory, head, written).map_err(|error| error.to_string())?;
+            let (stop, call) = (&self.stop, &self.call);
+            let patience = Patience { stopping: &|| is_set(stop), waiting: &|| notify(call.as_ref()) };
+            let Some(written) = request::carry_out(&self.disk, memory, chain, &mut self.buffer, &patience) else {
+                // The next to serve this queue finds it where it is.
+                self.queue.go_to_previous_position();
+                break;
+            };
+            self.queue.add_used(memory, head, written).map_err(text)?;
             any = true;
         }
-        if any && self.queue.needs_notification(memory).map_err(|error| error.to_string())? {
-            self.notify();
+        if any && self.queue.needs_notification(memory).map_err(text)? {
+            notify(self.call.as_ref());
         }
         if self.buffer.capacity() > 1 << 20 {
             self.buffer = Vec::new();
         }
         Ok(any)
-    }
-
-    fn notify(&self) {
-        if let Some(mut call) = self.call.as_ref() {
-            // A full counter is a notification already.
-            let _ = call.write(&1u64.to_ne_bytes());
-        }
     }
 
     /// Waits until there may be requests. Returns false when the queue is to be stopped.
@@ -127,6 +132,14 @@ impl Server {
             return Ok(false);
         }
         (&self.kick).read_exact(&mut [0; 8]).map(|()| true)
+    }
+}
+
+/// Tells the guest that requests are done.
+fn notify(call: Option<&File>) {
+    if let Some(mut call) = call {
+        // A full counter is a notification already.
+        let _ = call.write(&1u64.to_ne_bytes());
     }
 }
 

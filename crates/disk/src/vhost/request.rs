@@ -2,6 +2,8 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use mayfly_vhd::Segment;
 use virtio_queue::DescriptorChain;
@@ -36,16 +38,27 @@ struct Piece {
 }
 
 /// Between two tries of a write while the host's disk is full. The guest waits, as it would be paused over NBD.
-const FULL: std::time::Duration = std::time::Duration::from_secs(1);
+const FULL: Duration = Duration::from_secs(1);
+/// Between two looks whether a queue that waits for a chunk is to stop.
+const STOPPING: Duration = Duration::from_millis(50);
 
-/// Carries a request out; returns the bytes that were written to the guest's memory.
+/// What a request that cannot go on at once has to know.
+pub(super) struct Patience<'a> {
+    /// Whether nobody waits for the queue any more.
+    pub stopping: &'a dyn Fn() -> bool,
+    /// To be called before waiting: what is done already must not wait too.
+    pub waiting: &'a dyn Fn(),
+}
+
+/// Carries a request out; returns the bytes that were written to the guest's memory, or nothing when the queue was stopped
+/// before it could be done.
 pub(super) fn carry_out(
-    disk: &ServedDisk,
+    disk: &Arc<ServedDisk>,
     memory: &GuestMemoryMmap,
     chain: Chain,
     buffer: &mut Vec<u8>,
-    stopping: &dyn Fn() -> bool,
-) -> u32 {
+    patience: &Patience,
+) -> Option<u32> {
     let pieces: Vec<Piece> = chain
         .map(|descriptor| Piece {
             at: descriptor.addr(),
@@ -54,26 +67,25 @@ pub(super) fn carry_out(
         })
         .collect();
     // Without a place for the status there is nobody to tell.
-    let Some((status, rest)) = pieces.split_last().filter(|(status, _)| status.writable && status.bytes >= 1) else {
-        return 0;
+    let Some((status, rest)) = pieces.split_last().filter(|(status, _)| status.writable && status.bytes == 1) else {
+        return Some(0);
     };
-    let (code, written) = match respond(disk, memory, rest, buffer, stopping) {
+    let (code, written) = match respond(disk, memory, rest, buffer, patience) {
         Ok(written) => (STATUS_OK, written),
+        Err(Refusal::Stopped) => return None,
         Err(Refusal::Unsupported) => (STATUS_UNSUPPORTED, 0),
         Err(Refusal::Failed(error)) => {
             tracing::warn!(%error, "a guest's request failed");
             (STATUS_ERROR, 0)
         }
     };
-    let last = status.at.0 + u64::from(status.bytes) - 1;
-    match memory.write_obj(code, GuestAddress(last)) {
-        Ok(()) => written + 1,
-        Err(_) => 0,
-    }
+    Some(memory.write_obj(code, status.at).map_or(0, |()| written + 1))
 }
 
 enum Refusal {
     Unsupported,
+    /// Not refused, but left for the next to serve the queue.
+    Stopped,
     Failed(io::Error),
 }
 
@@ -84,11 +96,11 @@ impl<E: std::error::Error + Send + Sync + 'static> From<E> for Refusal {
 }
 
 fn respond(
-    disk: &ServedDisk,
+    disk: &Arc<ServedDisk>,
     memory: &GuestMemoryMmap,
     pieces: &[Piece],
     buffer: &mut Vec<u8>,
-    stopping: &dyn Fn() -> bool,
+    patience: &Patience,
 ) -> Result<u32, Refusal> {
     let (first, data) = pieces.split_first().ok_or(Refusal::Unsupported)?;
     let mut header = [0; 16];
@@ -107,8 +119,8 @@ fn respond(
         return Err(Refusal::Unsupported);
     }
     match kind {
-        TYPE_IN => read(disk, memory, data, offset).map(|()| total as u32),
-        TYPE_FLUSH => Ok(disk.vhd.flush().map(|()| 0)?),
+        TYPE_IN => read(disk, memory, data, offset, patience).map(|()| total as u32),
+        TYPE_FLUSH => until_there_is_room(patience, || Ok(disk.vhd.flush()?)).map(|()| 0),
         TYPE_GET_ID => {
             let mut id = [0; 20];
             id[..6].copy_from_slice(b"mayfly");
@@ -120,8 +132,8 @@ fn respond(
         TYPE_OUT | TYPE_DISCARD | TYPE_WRITE_ZEROES => {
             gather(memory, data, total, buffer)?;
             match kind {
-                TYPE_OUT => write(disk, buffer, offset, stopping)?,
-                _ => clear(disk, buffer, kind == TYPE_DISCARD)?,
+                TYPE_OUT => until_there_is_room(patience, || disk.write(buffer, offset))?,
+                _ => clear(disk, buffer, kind == TYPE_DISCARD, patience)?,
             }
             Ok(0)
         }
@@ -129,14 +141,19 @@ fn respond(
     }
 }
 
-fn write(disk: &ServedDisk, data: &[u8], offset: u64, stopping: &dyn Fn() -> bool) -> Result<(), DiskError> {
+/// Does something, and while the host's disk is full tries it again.
+fn until_there_is_room(patience: &Patience, work: impl Fn() -> Result<(), DiskError>) -> Result<(), Refusal> {
     loop {
-        match disk.write(data, offset) {
-            Err(DiskError::Vhd(error)) if error.os_error() == Some(libc::ENOSPC) && !stopping() => {
+        match work() {
+            Err(DiskError::Vhd(error)) if error.os_error() == Some(libc::ENOSPC) => {
                 tracing::warn!(%error, "the host's disk is full; a guest waits");
+                (patience.waiting)();
                 std::thread::sleep(FULL);
+                if (patience.stopping)() {
+                    return Err(Refusal::Stopped);
+                }
             }
-            other => return other,
+            other => return Ok(other?),
         }
     }
 }
@@ -153,7 +170,7 @@ fn gather(memory: &GuestMemoryMmap, data: &[Piece], total: u64, buffer: &mut Vec
 }
 
 /// Discard and write zeroes: segments of sector, number of sectors, flags.
-fn clear(disk: &ServedDisk, segments: &[u8], discard: bool) -> Result<(), Refusal> {
+fn clear(disk: &ServedDisk, segments: &[u8], discard: bool, patience: &Patience) -> Result<(), Refusal> {
     for segment in segments.as_chunks::<16>().0 {
         let sector = u64::from_le_bytes(*segment.first_chunk().unwrap_or(&[0; 8]));
         let count = u32::from_le_bytes([segment[8], segment[9], segment[10], segment[11]]);
@@ -161,13 +178,21 @@ fn clear(disk: &ServedDisk, segments: &[u8], discard: bool) -> Result<(), Refusa
             return Err(Refusal::Unsupported);
         }
         let (bytes, offset) = (u64::from(count) * 512, sector.checked_mul(512).ok_or(Refusal::Unsupported)?);
-        if discard { disk.vhd.trim(bytes, offset) } else { disk.vhd.write_zeros(bytes, offset) }?;
+        until_there_is_room(patience, || {
+            Ok(if discard { disk.vhd.trim(bytes, offset) } else { disk.vhd.write_zeros(bytes, offset) }?)
+        })?;
     }
     Ok(())
 }
 
 /// Reads into the guest's memory, from files without a buffer in between.
-fn read(disk: &ServedDisk, memory: &GuestMemoryMmap, data: &[Piece], offset: u64) -> Result<(), Refusal> {
+fn read(
+    disk: &Arc<ServedDisk>,
+    memory: &GuestMemoryMmap,
+    data: &[Piece],
+    offset: u64,
+    patience: &Patience,
+) -> Result<(), Refusal> {
     let mut at = offset;
     let mut segments = Vec::with_capacity(4);
     for piece in data {
@@ -180,8 +205,9 @@ fn read(disk: &ServedDisk, memory: &GuestMemoryMmap, data: &[Piece], offset: u64
             match segment {
                 Segment::Zero(_) => zero(&target),
                 Segment::Data { storage, at, bytes } => {
-                    storage.is_resident(*at, *bytes);
-                    storage.prepare(*at, *bytes)?;
+                    if !storage.is_resident(*at, *bytes) {
+                        fetch(disk, offset, data, patience)?;
+                    }
                     match storage.file() {
                         Some(file) => read_file(file, &target, *at)?,
                         None => {
@@ -197,6 +223,26 @@ fn read(disk: &ServedDisk, memory: &GuestMemoryMmap, data: &[Piece], offset: u64
         at += u64::from(piece.bytes);
     }
     Ok(())
+}
+
+/// Fetches what a read needs from other machines, in a thread of its own: this one has to see when it is to stop.
+fn fetch(disk: &Arc<ServedDisk>, offset: u64, data: &[Piece], patience: &Patience) -> Result<(), Refusal> {
+    (patience.waiting)();
+    let bytes = data.iter().map(|piece| u64::from(piece.bytes)).sum();
+    let (sender, done) = mpsc::channel();
+    let disk = Arc::clone(disk);
+    std::thread::Builder::new().name("disk-fetch".to_owned()).spawn(move || {
+        // Whoever has stopped waiting does not need it.
+        let _ = sender.send(disk.prepare(bytes, offset));
+    })?;
+    loop {
+        match done.recv_timeout(STOPPING) {
+            Ok(prepared) => return Ok(prepared?),
+            Err(mpsc::RecvTimeoutError::Timeout) if (patience.stopping)() => return Err(Refusal::Stopped),
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 fn zero<B: BitmapSlice>(target: &VolatileSlice<B>) {
