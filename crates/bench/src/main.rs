@@ -2,6 +2,9 @@
 
 mod create;
 mod fio;
+#[path = "../../disk/tests/disk/front.rs"]
+#[expect(dead_code, reason = "the tests use what the benchmarks do not")]
+mod front;
 mod memory;
 mod peers;
 mod report;

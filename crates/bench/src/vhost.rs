@@ -1,30 +1,17 @@
 //! vhost-user-blk, driven by a small front end, beside a qcow2 overlay inside QEMU's own block layer.
 
-use std::fs::File;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use mayfly_disk::Transport;
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::front::FrontEnd;
 use crate::peers::{self, Cores, Mayfly};
 use crate::report::{Comparison, Report};
 
 /// Mebibytes of the disk.
 const DISK: u64 = 512;
-const QUEUE: u16 = 128;
-const MEMORY: u64 = 64 << 20;
-const DESCRIPTORS: u64 = 0;
-const AVAILABLE: u64 = 16 << 10;
-const USED: u64 = 32 << 10;
-const HEADERS: u64 = 64 << 10;
-const BUFFERS: u64 = 1 << 20;
-const BUFFER: u64 = 256 << 10;
 
 /// Write or read, bytes, depth, requests.
 const LOADS: [(bool, u64, u16, u64); 6] = [
@@ -106,7 +93,7 @@ fn by_us(folder: &Path, mayfly: &Path, base: &Path, cores: Cores, load: Load) ->
         front.finish(1)?;
     }
     let (write, bytes, depth, count) = load;
-    let figure = front.run(write, bytes, depth, count)?;
+    let figure = run(&mut front, write, bytes, depth, count)?;
     drop((front, server));
     if cores == Cores::One {
         let mut all = nix::sched::CpuSet::new();
@@ -117,125 +104,22 @@ fn by_us(folder: &Path, mayfly: &Path, base: &Path, cores: Cores, load: Load) ->
     Ok(figure)
 }
 
-/// The driver's side of one queue.
-struct FrontEnd {
-    memory: GuestMemoryMmap,
-    _frontend: Frontend,
-    kick: EventFd,
-    call: EventFd,
-    available: u16,
-    used: u16,
-}
-
-impl FrontEnd {
-    fn connect(socket: &Path) -> anyhow::Result<FrontEnd> {
-        let file = File::from(memfd_create(c"bench", MFdFlags::MFD_CLOEXEC)?);
-        file.set_len(MEMORY)?;
-        let map = MmapRegion::from_file(FileOffset::new(file, 0), MEMORY as usize)?;
-        let region = GuestRegionMmap::new(map, GuestAddress(0)).context("no memory")?;
-        let memory = GuestMemoryMmap::from_regions(vec![region])?;
-        let mut frontend = Frontend::connect(socket, 1)?;
-        frontend.set_owner()?;
-        let features = frontend.get_features()?;
-        // Without event indexes: the driver says by a flag whether it wants to be woken.
-        frontend.set_features(features & !(1 << 29))?;
-        let wanted = VhostUserProtocolFeatures::CONFIG | VhostUserProtocolFeatures::MQ;
-        let offered = frontend.get_protocol_features()?;
-        frontend.set_protocol_features(offered & wanted)?;
-        let region = memory.iter().next().context("no memory")?;
-        let host = region.as_ptr() as u64;
-        let info = VhostUserMemoryRegionInfo::from_guest_region(region)?;
-        frontend.set_mem_table(&[info])?;
-        let (kick, call) = (EventFd::new(0)?, EventFd::new(EFD_NONBLOCK)?);
-        frontend.set_vring_num(0, QUEUE)?;
-        let rings = VringConfigData {
-            queue_max_size: QUEUE,
-            queue_size: QUEUE,
-            flags: 0,
-            desc_table_addr: host + DESCRIPTORS,
-            used_ring_addr: host + USED,
-            avail_ring_addr: host + AVAILABLE,
-            log_addr: None,
-        };
-        frontend.set_vring_addr(0, &rings)?;
-        frontend.set_vring_base(0, 0)?;
-        frontend.set_vring_call(0, &call)?;
-        frontend.set_vring_kick(0, &kick)?;
-        frontend.set_vring_enable(0, true)?;
-        Ok(FrontEnd { memory, _frontend: frontend, kick, call, available: 0, used: 0 })
-    }
-
-    /// Puts a request into slot `slot` and tells the back end, if it wants to be told.
-    fn submit(&mut self, slot: u16, write: bool, at: u64, bytes: u64) -> anyhow::Result<()> {
-        let header = HEADERS + u64::from(slot) * 64;
-        let status = header + 32;
-        self.memory.write_obj(u32::from(write), GuestAddress(header))?;
-        self.memory.write_obj(at / 512, GuestAddress(header + 8))?;
-        self.memory.write_obj(0xffu8, GuestAddress(status))?;
-        let first = slot * 3;
-        let buffer = BUFFERS + u64::from(slot) * BUFFER;
-        let data_flags = if write { 1u16 } else { 3 };
-        for (index, address, length, flags, next) in [
-            (first, header, 16, 1, first + 1),
-            (first + 1, buffer, bytes as u32, data_flags, first + 2),
-            (first + 2, status, 1, 2, 0),
-        ] {
-            let place = DESCRIPTORS + u64::from(index) * 16;
-            self.memory.write_obj(address, GuestAddress(place))?;
-            self.memory.write_obj(length, GuestAddress(place + 8))?;
-            self.memory.write_obj(flags, GuestAddress(place + 12))?;
-            self.memory.write_obj(next, GuestAddress(place + 14))?;
+/// Requests a second.
+fn run(front: &mut FrontEnd, write: bool, bytes: u64, depth: u16, count: u64) -> anyhow::Result<f64> {
+    let began = Instant::now();
+    let (mut at, mut submitted, mut done) = (0, 0, 0);
+    let mut free: Vec<u16> = (0..depth).collect();
+    while done < count {
+        while submitted < count
+            && let Some(slot) = free.pop()
+        {
+            front.submit(slot, write, at, bytes)?;
+            at = (at + stride(bytes)) % ((DISK << 20) - bytes + 1) / 512 * 512;
+            submitted += 1;
         }
-        let entry = AVAILABLE + 4 + u64::from(self.available % QUEUE) * 2;
-        self.memory.write_obj(first, GuestAddress(entry))?;
-        self.available = self.available.wrapping_add(1);
-        self.memory.store(self.available, GuestAddress(AVAILABLE + 2), std::sync::atomic::Ordering::SeqCst)?;
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        let quiet: u16 = self.memory.load(GuestAddress(USED), std::sync::atomic::Ordering::SeqCst)?;
-        if quiet & 1 == 0 {
-            self.kick.write(1)?;
-        }
-        Ok(())
+        let slots = front.finish(1)?;
+        done += slots.len() as u64;
+        free.extend(slots);
     }
-
-    /// Waits for at least `least` requests to end; returns their slots.
-    fn finish(&mut self, least: usize) -> anyhow::Result<Vec<u16>> {
-        let mut slots = Vec::new();
-        while slots.len() < least {
-            let used: u16 = self.memory.load(GuestAddress(USED + 2), std::sync::atomic::Ordering::Acquire)?;
-            if used == self.used {
-                let _ = self.call.read();
-                std::thread::yield_now();
-            }
-            while self.used != used {
-                let entry = USED + 4 + u64::from(self.used % QUEUE) * 8;
-                let slot = self.memory.read_obj::<u32>(GuestAddress(entry))? as u16 / 3;
-                let status: u8 = self.memory.read_obj(GuestAddress(HEADERS + u64::from(slot) * 64 + 32))?;
-                ensure!(status == 0, "a request failed with status {status}");
-                slots.push(slot);
-                self.used = self.used.wrapping_add(1);
-            }
-        }
-        Ok(slots)
-    }
-
-    /// Requests a second.
-    fn run(&mut self, write: bool, bytes: u64, depth: u16, count: u64) -> anyhow::Result<f64> {
-        let began = Instant::now();
-        let (mut at, mut submitted, mut done) = (0, 0, 0);
-        let mut free: Vec<u16> = (0..depth).collect();
-        while done < count {
-            while submitted < count
-                && let Some(slot) = free.pop()
-            {
-                self.submit(slot, write, at, bytes)?;
-                at = (at + stride(bytes)) % ((DISK << 20) - bytes + 1) / 512 * 512;
-                submitted += 1;
-            }
-            let slots = self.finish(1)?;
-            done += slots.len() as u64;
-            free.extend(slots);
-        }
-        Ok(count as f64 / began.elapsed().as_secs_f64())
-    }
+    Ok(count as f64 / began.elapsed().as_secs_f64())
 }

@@ -96,7 +96,11 @@ fn demo(root: &Path, keep: bool) -> anyhow::Result<()> {
             reach();
             Err(error)
         }
-        Some(Err(error)) => Err(error.context("the fabric is stopped and purged (`--keep` leaves it for a look)")),
+        Some(Err(error)) => {
+            // The story's thread may still hold the fabric, and this process ends first.
+            fabric.try_run(&["dev", "down", "--purge"])?;
+            Err(error.context("the fabric is stopped and purged (`--keep` leaves it for a look)"))
+        }
         None => {
             println!("interrupted: stopping the fabric");
             // A command of the story may still be at work on it.

@@ -10,6 +10,8 @@ use super::order;
 
 /// Threads that fetch ahead of a booting guest.
 const AHEAD: usize = 4;
+/// How long no guest may have waited for a chunk before others are fetched.
+const CALM: Duration = Duration::from_secs(1);
 /// Between two rounds of looking after.
 const ROUND: Duration = Duration::from_secs(2);
 /// Chunks that are verified again in a round: 8 MiB a second.
@@ -69,6 +71,12 @@ fn rest(image: &Weak<LazyImage>, rate: u64) {
 fn pass(image: &Weak<LazyImage>, chunks: &[u32], rate: u64) {
     for index in chunks.iter().copied() {
         let Some(image) = image.upgrade() else { return };
+        // A guest that waits comes first: it would share the network with what nobody has asked for.
+        if image.calm() < CALM {
+            drop(image);
+            std::thread::sleep(CALM / 4);
+            continue;
+        }
         let began = Instant::now();
         // What is here is verified when it is read; that is soon enough.
         if image.is_here(index) {

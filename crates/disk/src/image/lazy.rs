@@ -10,7 +10,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mayfly_model::{ChunkDigest, Digest, Manifest};
 use mayfly_vhd::{CreateOptions, Storage, fixed_footer};
@@ -40,6 +40,8 @@ pub(crate) struct LazyImage {
     fetcher: Arc<Fetcher>,
     incidents: Arc<Incidents>,
     pub recorder: Recorder,
+    /// When a guest last had to wait for a chunk.
+    waited: Mutex<Option<Instant>>,
 }
 
 impl LazyImage {
@@ -74,6 +76,7 @@ impl LazyImage {
             fetcher,
             incidents,
             recorder: Recorder::default(),
+            waited: Mutex::default(),
         })
     }
 
@@ -88,6 +91,12 @@ impl LazyImage {
     /// Whether a chunk's bytes are in the file, verified or not.
     pub(crate) fn is_here(&self, index: u32) -> bool {
         self.state(index) != ABSENT
+    }
+
+    /// How long no guest has had to wait for a chunk.
+    pub(crate) fn calm(&self) -> Duration {
+        let waited = self.waited.lock().unwrap_or_else(PoisonError::into_inner);
+        waited.map_or(Duration::MAX, |at| at.elapsed())
     }
 
     /// Whether nothing has to be fetched any more.
@@ -190,6 +199,15 @@ impl LazyImage {
     }
 }
 
+/// Does something when it goes.
+struct Finally<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for Finally<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
 /// The image as what a disk stands in.
 #[derive(Debug)]
 pub(crate) struct LazyStorage(pub Arc<LazyImage>);
@@ -239,6 +257,12 @@ impl Storage for LazyStorage {
     }
 
     fn prepare(&self, at: u64, bytes: u64) -> io::Result<()> {
+        if self.0.chunks(at, bytes).all(|index| self.0.is_ready(index)) {
+            return Ok(());
+        }
+        let note = || *self.0.waited.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        note();
+        let _after = Finally(note);
         self.0.chunks(at, bytes).try_for_each(|index| self.0.ensure(index))
     }
 

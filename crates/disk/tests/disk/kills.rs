@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use mayfly_disk::{Base, DiskClient, DiskServer, Export, Transport};
 use mayfly_vhd::{CreateOptions, create_fixed};
 
+use crate::front::FrontEnd;
 use crate::tool::wait_until;
 
 const DISK: u64 = 64 << 20;
@@ -124,6 +125,81 @@ fn acknowledged_writes_survive_kill_9_at_random_moments() {
         }
     }
     assert!(written > 1000, "{written} writes are too few to say anything");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_hypervisor_goes_on_over_vhost_user_after_kill_9() {
+    const SLOTS: u16 = 16;
+    let folder = tempfile::tempdir().unwrap();
+    let base = folder.path().join("base.vhd");
+    create_fixed(&base, DISK, &CreateOptions { unique_id: [1; 16], timestamp: 1, durable: false }).unwrap();
+    let mut child = spawn(folder.path());
+    let socket = folder.path().join("d.sock");
+    let export = Export {
+        name: "d".to_owned(),
+        disk: folder.path().join("d.vhd"),
+        base: Base::File(base),
+        socket: socket.clone(),
+        quota_bytes: None,
+        transport: Transport::VhostUser,
+    };
+    DiskClient::new(folder.path().join("control.sock")).open(export).unwrap();
+    let mut front = FrontEnd::connect(&socket).unwrap();
+    let pages = (DISK / 4096) as usize;
+    let (mut versions, mut writing) = (vec![0u32; pages], vec![None; usize::from(SLOTS)]);
+    let (mut random, mut done) = (99u64, 0);
+    for round in 0..8 {
+        let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+        let until = Instant::now() + Duration::from_millis(30 + round * 17);
+        let trigger = std::thread::spawn(move || {
+            std::thread::sleep(until.saturating_duration_since(Instant::now()));
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+        });
+        // Sixteen at a time, until nothing comes back any more.
+        let mut quiet = Instant::now();
+        while quiet.elapsed() < Duration::from_millis(100) || !trigger.is_finished() {
+            for slot in 0..SLOTS {
+                if writing[usize::from(slot)].is_none() && !trigger.is_finished() {
+                    random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    let page = (random >> 33) as usize % pages;
+                    // Two writes to a page at a time have no order.
+                    if writing.contains(&Some(page)) {
+                        continue;
+                    }
+                    versions[page] += 1;
+                    front.fill(slot, &content(page, versions[page])).unwrap();
+                    front.submit(slot, true, page as u64 * 4096, 4096).unwrap();
+                    writing[usize::from(slot)] = Some(page);
+                }
+            }
+            for slot in front.finish(0).unwrap() {
+                writing[usize::from(slot)] = None;
+                done += 1;
+                quiet = Instant::now();
+            }
+        }
+        trigger.join().unwrap();
+        child.wait().unwrap();
+        child = spawn(folder.path());
+        front.reconnect(&socket).unwrap();
+        // What was under way is carried out by the new process, and nothing twice to another's harm.
+        let left = writing.iter().flatten().count();
+        wait_until("what was under way is done", || {
+            for slot in front.finish(0).unwrap() {
+                writing[usize::from(slot)] = None;
+            }
+            writing.iter().all(Option::is_none)
+        });
+        done += left;
+        for (page, version) in versions.iter().enumerate().filter(|(_, version)| **version > 0) {
+            front.submit(0, false, page as u64 * 4096, 4096).unwrap();
+            front.finish(1).unwrap();
+            assert!(front.buffer(0, 4096).unwrap() == content(page, *version), "page {page} after kill {round}");
+        }
+    }
+    assert!(done > 1000, "{done} writes are too few to say anything");
     child.kill().unwrap();
     child.wait().unwrap();
 }

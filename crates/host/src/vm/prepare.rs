@@ -8,6 +8,7 @@ use mayfly_disk::{Base, Export, Transport};
 use mayfly_model::{DiskModel, VmGoal};
 use mayfly_net::address::tap_name;
 use mayfly_net::create_tap;
+use mayfly_qemu::Accelerator;
 
 use crate::agent::Agent;
 use crate::network::prepare_tap;
@@ -34,7 +35,7 @@ pub(super) async fn disk(agent: &Agent, goal: &VmGoal) -> anyhow::Result<()> {
         disk: path,
         base: Base::Image(goal.image.clone()),
         socket: disk_socket(agent, goal),
-        transport: match goal.disk {
+        transport: match model(agent, goal) {
             DiskModel::VhostUser => Transport::VhostUser,
             DiskModel::Virtio | DiskModel::Sata | DiskModel::Nvme => Transport::Nbd,
         },
@@ -42,6 +43,15 @@ pub(super) async fn disk(agent: &Agent, goal: &VmGoal) -> anyhow::Result<()> {
     };
     let disks = agent.disks.clone();
     Ok(tokio::task::spawn_blocking(move || disks.open(export)).await??)
+}
+
+/// What the guest sees its disk as. Under TCG a disk server that writes to shared memory by itself would change code that
+/// QEMU has translated already, and the guest would run what was there before; so there vhost-user becomes NBD.
+pub(super) fn model(agent: &Agent, goal: &VmGoal) -> DiskModel {
+    match (goal.disk, agent.config.accelerator) {
+        (DiskModel::VhostUser, Accelerator::Tcg) => DiskModel::Virtio,
+        (model, _) => model,
+    }
 }
 
 /// The VM's tap.

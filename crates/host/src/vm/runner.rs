@@ -294,7 +294,7 @@ impl Runner {
             memory_mib: goal.size.resources().memory_mib,
             disk: DiskSpec {
                 socket: prepare::disk_socket(&self.agent, goal),
-                device: match goal.disk {
+                device: match prepare::model(&self.agent, goal) {
                     DiskModel::Virtio => DiskDevice::Virtio,
                     DiskModel::VhostUser => DiskDevice::VhostUser,
                     DiskModel::Sata => DiskDevice::Sata,
