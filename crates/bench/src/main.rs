@@ -1,5 +1,6 @@
 //! Benchmarks: each measures Mayfly and a named peer in turns, in the same run, and gives ratios of medians.
 
+mod boot;
 mod create;
 mod fio;
 #[path = "../../disk/tests/disk/front.rs"]
@@ -59,6 +60,7 @@ fn run(bench: Bench) -> anyhow::Result<()> {
     fio::measure(&mut report, work.path(), &mayfly, pairs, seconds)?;
     vhost::measure(&mut report, work.path(), &mayfly, pairs)?;
     memory::measure(&mut report, work.path(), &mayfly)?;
+    boot::measure(&mut report, &mayfly)?;
     if let Some(path) = write {
         report.write(&path)?;
     }
