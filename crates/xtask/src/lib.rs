@@ -1,4 +1,5 @@
-//! The project's chores: setting up a machine, building the demo image, telling the demo's story, running the tests.
+//! The project's chores: setting up a machine, building the demo image, telling the demo's story, running the tests, the
+//! benchmarks and the fuzz targets.
 
 pub mod bench;
 pub mod fabric;

@@ -8,6 +8,7 @@ fn help_is_what_it_was() {
         (&["--help"][..], include_str!("../golden/help.txt")),
         (&["service", "--help"], include_str!("../golden/help-service.txt")),
         (&["dev", "--help"], include_str!("../golden/help-dev.txt")),
+        (&["vhd", "--help"], include_str!("../golden/help-vhd.txt")),
     ] {
         let output =
             Command::new(env!("CARGO_BIN_EXE_mayfly")).args(arguments).env("HOME", "/home/user").output().unwrap();

@@ -162,3 +162,39 @@ fn a_quota_is_kept() {
     assert!(server.news().exports[0].file_bytes <= (4 << 20) + (64 << 10), "{:?}", server.news());
     qemu_io(&export.socket, &["write -P 4 0 64k", "read -P 4 0 64k"]);
 }
+
+#[test]
+fn a_full_host_disk_harms_nobody_else_and_waits_for_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = folder.path().join("small");
+    std::fs::create_dir(&small).unwrap();
+    let room = |mebibytes: u32, more: &str| {
+        let options = format!("{more}size={mebibytes}m");
+        run("mount", &["-t", "tmpfs", "-o", &options, "tmpfs", small.to_str().unwrap()]);
+    };
+    room(6, "");
+    let first = export(folder.path(), "fixed");
+    let base = folder.path().join("base.vhd");
+    let before = std::fs::read(&base).unwrap();
+    let server = DiskServer::start(&folder.path().join("exports"), &folder.path().join("images")).unwrap();
+    let [one, two] = ["one", "two"].map(|name| {
+        let socket = folder.path().join(format!("{name}.sock"));
+        let disk = small.join(format!("{name}.vhd"));
+        Export { name: name.to_owned(), disk, socket, ..first.clone() }
+    });
+    server.open(one.clone()).unwrap();
+    server.open(two.clone()).unwrap();
+    qemu_io(&two.socket, &["write -P 2 0 1M", "flush"]);
+    let uri = format!("nbd+unix:///?socket={}", one.socket.display());
+    let write = ["-f", "raw", "-c", "write -P 1 0 8M", &uri];
+    let full = std::process::Command::new("qemu-io").args(write).output().unwrap();
+    let said = String::from_utf8_lossy(&full.stdout).into_owned() + &String::from_utf8_lossy(&full.stderr);
+    assert!(said.contains("No space left on device"), "the hypervisor has to know that it is no other error: {said}");
+    qemu_io(&two.socket, &["read -P 2 0 1M", "write -P 3 0 1M", "read -P 3 0 1M", "read -P 7 1M 3M"]);
+    assert!(std::fs::read(&base).unwrap() == before, "the base must never change");
+    room(32, "remount,");
+    qemu_io(&one.socket, &["write -P 1 0 8M", "read -P 1 0 8M", "flush"]);
+    server.close("one").unwrap();
+    server.close("two").unwrap();
+    run("umount", &[small.to_str().unwrap()]);
+}

@@ -35,7 +35,7 @@ pub fn parent(bytes: &[u8]) -> Option<Arc<Vhd>> {
     unique_id.copy_from_slice(&header[40..56]);
     let timestamp = u32::from_be_bytes([header[56], header[57], header[58], header[59]]);
     let options = CreateOptions { unique_id, timestamp, durable: false };
-    let disk = 1 << 20;
+    let disk = 64 << 10;
     let mut image = vec![0x5a; disk];
     image.extend(fixed_footer(disk as u64, &options).encode());
     let storage = Box::new(MemoryStorage::new(image));

@@ -19,8 +19,7 @@ fuzz_target!(|data: &[u8]| {
                 let storage = Box::new(MemoryStorage::new(bytes.clone()).with_room(64 << 20));
                 Vhd::open_storage(Path::new("fuzz.vhd"), storage, access, parent, epoch)
             };
-            let parent = mending::parent(&bytes);
-            let Ok(disk) = open(None).or_else(|_| open(parent)) else { continue };
+            let Ok(disk) = open(None).or_else(|_| open(mending::parent(&bytes))) else { continue };
             let mut part = vec![0; 4096];
             for at in [0, 2 << 20, disk.disk_bytes().saturating_sub(4096)] {
                 let _ = disk.read_at(&mut part, at);
