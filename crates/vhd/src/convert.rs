@@ -96,7 +96,7 @@ pub fn convert(
         check_size(name, total)?;
     }
     let mut output = match target {
-        Target::Dynamic => Output::Dynamic(Blocks::new(total, options)),
+        Target::Dynamic => Output::Dynamic(Box::new(Blocks::new(total, options))),
         Target::Fixed | Target::Raw => Output::Flat,
     };
     let mut buffer = vec![0; BLOCK_BYTES as usize];
@@ -133,7 +133,7 @@ fn io_error(name: &Path, action: &'static str) -> impl Fn(io::Error) -> VhdError
 
 enum Output {
     Flat,
-    Dynamic(Blocks),
+    Dynamic(Box<Blocks>),
 }
 
 impl Output {

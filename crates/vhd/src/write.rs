@@ -185,10 +185,12 @@ impl Vhd {
             let map = sparse.map();
             match sparse.run(&map, at, change.bytes()) {
                 (Run::Own(position), bytes) if bytes == change.bytes() => return self.put(change, position),
-                (Run::Below, bytes) if bytes == change.bytes() && matches!(change, Change::Zeros(_)) => {
-                    if self.is_zero_below(sparse, at, bytes) {
-                        return Ok(());
-                    }
+                (Run::Below, bytes)
+                    if bytes == change.bytes()
+                        && matches!(change, Change::Zeros(_))
+                        && self.is_zero_below(sparse, at, bytes) =>
+                {
+                    return Ok(());
                 }
                 _ => {}
             }

@@ -36,7 +36,7 @@ fn view(image: &Image) -> ImageView {
 pub(super) async fn missing(State(shared): State<Arc<Shared>>, body: String) -> Result<String, Failure> {
     let chunks: Vec<ChunkDigest> = body.lines().map(str::parse).collect::<Result<_, _>>().map_err(invalid)?;
     if chunks.len() > QUESTION_MAX {
-        return Err(invalid(format!("{} chunks are more than the {QUESTION_MAX} of one question", chunks.len())).into());
+        return Err(invalid(format!("{} chunks are more than the {QUESTION_MAX} of one question", chunks.len())));
     }
     let missing = shared.images.missing(&chunks).await?;
     Ok(missing.iter().map(|chunk| format!("{chunk}\n")).collect())

@@ -189,7 +189,7 @@ impl Fetcher {
         let own = self.sources()?.address;
         let holders = self.ranked(image, digest);
         let ask = |host: Ipv4Addr, fetch: bool| {
-            let bytes = self.from_peer(host, image, index, fetch)?;
+            let bytes = self.try_peer(host, image, index, fetch)?;
             let bytes = verify(bytes, &host.to_string())?;
             self.peer_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             Some(bytes)
@@ -202,13 +202,13 @@ impl Fetcher {
                 return Ok(bytes);
             }
         }
-        self.from_controller(digest, |bytes| verify(bytes, "the controller")).or_else(|error| {
+        self.try_controller(digest, |bytes| verify(bytes, "the controller")).or_else(|error| {
             let last = others.filter(|host| !asked.contains(host)).find_map(|host| ask(host, false));
             last.ok_or(error)
         })
     }
 
-    fn from_peer(&self, host: Ipv4Addr, image: &Digest, index: u32, fetch: bool) -> Option<Vec<u8>> {
+    fn try_peer(&self, host: Ipv4Addr, image: &Digest, index: u32, fetch: bool) -> Option<Vec<u8>> {
         match self.ask_peer(host, image, index, fetch) {
             Ok(bytes) => Some(bytes),
             Err(AskError::Busy) => None,
@@ -220,7 +220,7 @@ impl Fetcher {
         }
     }
 
-    fn from_controller(&self, digest: ChunkDigest, verify: impl Fn(Vec<u8>) -> Option<Vec<u8>>) -> io::Result<Vec<u8>> {
+    fn try_controller(&self, digest: ChunkDigest, verify: impl Fn(Vec<u8>) -> Option<Vec<u8>>) -> io::Result<Vec<u8>> {
         let most = u64::from(mayfly_model::CHUNK_BYTES);
         let bytes = self.ask_controller(&format!("/host/v1/chunks/{digest}"), most)?;
         let bytes = verify(bytes).ok_or_else(|| io::Error::other("it came damaged"))?;

@@ -174,7 +174,8 @@ impl LazyImage {
     /// one to do that. A host that is not must not, or two with different ideas of who it is would wait for each other.
     pub(crate) fn give(&self, index: u32, fetch: bool) -> io::Result<Vec<u8>> {
         let digest = self.manifest.chunk(index).ok_or(io::ErrorKind::NotFound)?;
-        if !self.is_here(index) && !(fetch && self.fetcher.is_owner(&self.digest, digest)) {
+        let may_fetch = fetch && self.fetcher.is_owner(&self.digest, digest);
+        if !self.is_here(index) && !may_fetch {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         self.ensure_within(index, Duration::ZERO)?;

@@ -98,12 +98,23 @@ fn doors_are_where_they_belong() {
                 "crates/host/src/lib.rs",
                 "crates/host/src/supervise.rs",
                 "crates/cli/src/dev/",
+                "crates/cli/src/vhd/convert.rs",
+                "crates/bench/",
                 "crates/xtask/",
                 "images/",
             ],
         ),
         ("rtnetlink::", &["crates/net/"]),
-        ("SystemTime::now", &["crates/vhd/src/footer.rs", "crates/controller/src/driver.rs", "crates/xtask/"]),
+        (
+            "SystemTime::now",
+            &[
+                "crates/vhd/src/footer.rs",
+                "crates/controller/src/driver.rs",
+                "crates/controller/src/images/store.rs",
+                "crates/disk/src/image/incident.rs",
+                "crates/xtask/",
+            ],
+        ),
     ];
     for (path, text) in product() {
         for (door, allowed) in &doors {
