@@ -9,19 +9,22 @@ use std::time::Duration;
 use anyhow::Context;
 use nix::mount::{MsFlags, mount};
 
-const DEVICE: &str = "/dev/vda2";
+/// The data partition of a virtio, an NVMe and a SATA disk.
+const DEVICES: [&str; 3] = ["/dev/vda2", "/dev/nvme0n1p2", "/dev/sda2"];
 const FOLDER: &str = "/data";
 
 /// Mounts the disk and counts this boot. Returns the count.
 pub fn start() -> anyhow::Result<u32> {
+    let find = || DEVICES.into_iter().find(|device| Path::new(device).exists());
     for _ in 0..250 {
-        if Path::new(DEVICE).exists() {
+        if find().is_some() {
             break;
         }
         sleep(Duration::from_millis(20));
     }
+    let device = find().context("there is no disk")?;
     fs::create_dir_all(FOLDER)?;
-    mount(Some(DEVICE), FOLDER, Some("ext4"), MsFlags::MS_NOATIME, None::<&str>).context(DEVICE)?;
+    mount(Some(device), FOLDER, Some("ext4"), MsFlags::MS_NOATIME, None::<&str>).context(device)?;
     let boots = read("boots").and_then(|text| text.parse().ok()).unwrap_or(0u32) + 1;
     write("boots", boots.to_string().as_bytes())?;
     Ok(boots)
