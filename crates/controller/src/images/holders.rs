@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mayfly_model::Digest;
 
 /// How long a host's word counts.
-const FRESH: Duration = Duration::from_secs(10);
+const FRESH: Duration = Duration::from_secs(5);
 
 /// The hosts that use each image.
 #[derive(Debug, Default)]

@@ -19,6 +19,9 @@ use sha2::{Digest as _, Sha256};
 use super::Incidents;
 use super::peer::PEER_PORT;
 
+/// How long another host may take to let us in: a host that has just died does not refuse, and a guest that is made anew
+/// because of that must not wait for it.
+const PEER_CONNECT: Duration = Duration::from_millis(150);
 /// How long another host may take for a chunk; then the controller is asked.
 const PEER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a host that did not answer is not asked again.
@@ -78,15 +81,18 @@ struct Agents {
 
 impl Agents {
     fn new() -> Agents {
-        let agent = |timeout| {
+        let agent = |connect, timeout| {
             let config = ureq::Agent::config_builder()
-                .timeout_connect(Some(Duration::from_secs(1)))
+                .timeout_connect(Some(connect))
                 .timeout_global(Some(timeout))
                 .max_idle_connections_per_host(8)
                 .proxy(None);
             config.build().new_agent()
         };
-        Agents { controller: agent(CONTROLLER_TIMEOUT), peers: agent(PEER_TIMEOUT) }
+        Agents {
+            controller: agent(Duration::from_secs(1), CONTROLLER_TIMEOUT),
+            peers: agent(PEER_CONNECT, PEER_TIMEOUT),
+        }
     }
 }
 
