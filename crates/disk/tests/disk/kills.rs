@@ -36,6 +36,18 @@ fn spawn(folder: &Path) -> Child {
     child
 }
 
+/// A server in a process of its own, with one empty disk.
+fn serve(folder: &Path, transport: Transport) -> (Child, PathBuf) {
+    let base = folder.join("base.vhd");
+    create_fixed(&base, DISK, &CreateOptions { unique_id: [1; 16], timestamp: 1, durable: false }).unwrap();
+    let child = spawn(folder);
+    let (socket, disk) = (folder.join("d.sock"), folder.join("d.vhd"));
+    let (name, base) = ("d".to_owned(), Base::File(base));
+    let export = Export { name, disk, base, socket: socket.clone(), quota_bytes: None, transport };
+    DiskClient::new(folder.join("control.sock")).open(export).unwrap();
+    (child, socket)
+}
+
 fn connect(socket: &Path) -> Option<UnixStream> {
     let deadline = Instant::now() + Duration::from_secs(20);
     while Instant::now() < deadline {
@@ -78,19 +90,7 @@ fn content(page: usize, version: u32) -> Vec<u8> {
 #[test]
 fn acknowledged_writes_survive_kill_9_at_random_moments() {
     let folder = tempfile::tempdir().unwrap();
-    let base = folder.path().join("base.vhd");
-    create_fixed(&base, DISK, &CreateOptions { unique_id: [1; 16], timestamp: 1, durable: false }).unwrap();
-    let mut child = spawn(folder.path());
-    let socket = folder.path().join("d.sock");
-    let export = Export {
-        name: "d".to_owned(),
-        disk: folder.path().join("d.vhd"),
-        base: Base::File(base),
-        socket: socket.clone(),
-        quota_bytes: None,
-        transport: Transport::Nbd,
-    };
-    DiskClient::new(folder.path().join("control.sock")).open(export).unwrap();
+    let (mut child, socket) = serve(folder.path(), Transport::Nbd);
     let pages = (DISK / 4096) as usize;
     let mut versions = vec![0u32; pages];
     let mut stream = connect(&socket).unwrap();
@@ -133,19 +133,7 @@ fn acknowledged_writes_survive_kill_9_at_random_moments() {
 fn a_hypervisor_goes_on_over_vhost_user_after_kill_9() {
     const SLOTS: u16 = 16;
     let folder = tempfile::tempdir().unwrap();
-    let base = folder.path().join("base.vhd");
-    create_fixed(&base, DISK, &CreateOptions { unique_id: [1; 16], timestamp: 1, durable: false }).unwrap();
-    let mut child = spawn(folder.path());
-    let socket = folder.path().join("d.sock");
-    let export = Export {
-        name: "d".to_owned(),
-        disk: folder.path().join("d.vhd"),
-        base: Base::File(base),
-        socket: socket.clone(),
-        quota_bytes: None,
-        transport: Transport::VhostUser,
-    };
-    DiskClient::new(folder.path().join("control.sock")).open(export).unwrap();
+    let (mut child, socket) = serve(folder.path(), Transport::VhostUser);
     let mut front = FrontEnd::connect(&socket).unwrap();
     let pages = (DISK / 4096) as usize;
     let (mut versions, mut writing) = (vec![0u32; pages], vec![None; usize::from(SLOTS)]);
