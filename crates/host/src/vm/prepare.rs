@@ -30,6 +30,9 @@ pub(super) async fn disk(agent: &Agent, goal: &VmGoal) -> anyhow::Result<()> {
     if !path.exists() {
         check_space(agent)?;
     }
+    if model(agent, goal) != goal.disk {
+        tracing::warn!(vm = %goal.vm, "vhost-user needs KVM, which this host has not; the disk is served over NBD");
+    }
     let export = Export {
         name: goal.vm.to_string(),
         disk: path,
