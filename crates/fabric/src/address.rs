@@ -3,10 +3,6 @@
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
 
-use mayfly_model::Instance;
-
-use crate::state::State;
-
 /// A range of IPv4 addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddressRange {
@@ -32,19 +28,11 @@ impl AddressRange {
     }
 }
 
-/// The next free DIP and where to go on looking after it. Addresses are taken in turn, so that an address that was
-/// given back is the last to be used again.
-pub(crate) fn free_dip(state: &State, range: AddressRange, taken: &HashSet<Ipv4Addr>) -> Option<(Ipv4Addr, u32)> {
-    let used: HashSet<Ipv4Addr> = state.instances.values().filter_map(Instance::vm).map(|vm| vm.dip).collect();
-    let start = state.meta.next_dip;
+/// The next free address of a range from number `start` on, and where to go on looking after it. DIPs are taken in turn,
+/// so that an address that was given back is the last to be used again.
+pub(crate) fn next_free(used: &HashSet<Ipv4Addr>, range: AddressRange, start: u32) -> Option<(Ipv4Addr, u32)> {
     (0..range.usable())
-        .map(|step| (start + step) % range.usable())
+        .map(|step| (start.wrapping_add(step)) % range.usable())
         .map(|number| (range.address(number), number + 1))
-        .find(|(address, _)| !used.contains(address) && !taken.contains(address))
-}
-
-/// The lowest free VIP.
-pub(crate) fn free_vip(state: &State, range: AddressRange) -> Option<Ipv4Addr> {
-    let used: HashSet<Ipv4Addr> = state.deployments.values().map(|deployment| deployment.vip).collect();
-    (0..range.usable()).map(|number| range.address(number)).find(|address| !used.contains(address))
+        .find(|(address, _)| !used.contains(address))
 }

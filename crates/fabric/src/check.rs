@@ -1,9 +1,13 @@
 //! The design's invariants, as far as the records alone can show them. The simulator checks after every step.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
-use mayfly_model::{DeploymentKey, InstanceState, RoleName};
+use mayfly_model::{DeploymentKey, Instance, InstanceState, RoleName};
 
+use crate::entropy::Entropy;
+use crate::instances::{Rule, choose_in};
+use crate::rebalance::would_even_out;
 use crate::state::State;
 
 /// A broken invariant.
@@ -51,22 +55,38 @@ pub fn check(state: &State) -> Vec<Violation> {
 /// What has to hold once nothing is under way: as many members as wanted, all placed, evenly over fault domains.
 pub fn check_quiet(state: &State) -> Vec<Violation> {
     let mut violations = check(state);
-    for deployment in state.deployments().values().filter(|one| !one.deleting) {
-        for role in &deployment.configuration.roles {
+    for deployment in state.deployments().values().filter(|one| !one.is_deleting()) {
+        for role in &deployment.version.configuration.roles {
             let members: Vec<_> = state.members(&deployment.key, &role.name).collect();
             let placed = members.iter().filter(|one| matches!(one.state, InstanceState::Placed { .. })).count();
-            let mut room = crate::placement::Room::of(state);
-            let spread = room.spread(&deployment.key, &role.name);
-            let needed = deployment.definition.role(&role.name).map(|role| role.size.resources()).unwrap_or_default();
-            // One that finds no place waits, and says why; and none can be moved to where there is no room.
-            let has_room = room.place(&deployment.key, &role.name, needed, None).is_ok();
-            if members.len() != role.instances as usize || (placed != members.len() && has_room) {
-                let what = format!("{}/{}: {placed} placed of {} wanted", deployment.key, role.name, role.instances);
+            let reference = (deployment.key.clone(), role.name.clone());
+            let spread = state.index.inventory.spread(&reference, &role.requirements());
+            // One that finds no place waits, and says why.
+            let finds = |one: &&Arc<Instance>| choose_in(state, one, &mut Entropy(1), Rule::default()).is_ok();
+            let waits = members.iter().filter(|one| matches!(one.state, InstanceState::Waiting { .. }));
+            let stuck = placed != members.len() && (waits.clone().count() == 0 || waits.clone().any(|one| finds(&one)));
+            if members.len() != role.instances as usize || stuck {
+                let reasons: Vec<_> = members.iter().filter_map(|one| one.state.detail()).collect();
+                let what = format!(
+                    "{}/{}: {placed} placed of {} wanted; {}",
+                    deployment.key,
+                    role.name,
+                    role.instances,
+                    reasons.join("; ")
+                );
                 violations.push(Violation { invariant: 8, what });
             }
             let (most, least) =
                 (spread.values().max().copied().unwrap_or(0), spread.values().min().copied().unwrap_or(0));
-            if most - least > 1 && has_room && placed == members.len() {
+            // None can be moved to where there is no room for it.
+            let fullest = |one: &&Arc<Instance>| {
+                let host = one.wanted_vm().and_then(|vm| state.hosts.get(&vm.host));
+                host.is_some_and(|host| spread.get(host.fault_domain.as_str()) == Some(&most))
+            };
+            let fits = |one: &Arc<Instance>| would_even_out(state, one, &reference, &role.requirements(), most);
+            // While it is being updated, nothing else moves.
+            let still = deployment.upgrade.is_none() && placed == members.len();
+            if most - least > 1 && still && members.iter().copied().filter(fullest).any(fits) {
                 let what = format!("{}/{}: fault domains are uneven: {spread:?}", deployment.key, role.name);
                 violations.push(Violation { invariant: 2, what });
             }
@@ -80,12 +100,12 @@ type RoleKey<'s> = (&'s DeploymentKey, &'s RoleName);
 fn update_domains(state: &State) -> BTreeMap<RoleKey<'_>, BTreeMap<u32, u32>> {
     let mut counts: BTreeMap<RoleKey<'_>, BTreeMap<u32, u32>> = BTreeMap::new();
     for instance in state.instances().values().filter(|instance| !instance.is_leaving()) {
-        let Some(deployment) = state.deployments().get(&instance.key.deployment).filter(|one| !one.deleting) else {
+        let Some(deployment) = state.deployments().get(&instance.key.deployment).filter(|one| !one.is_deleting()) else {
             continue;
         };
         let domains = counts
             .entry((&instance.key.deployment, &instance.key.role))
-            .or_insert_with(|| (0..deployment.definition.update_domain_count).map(|domain| (domain, 0)).collect());
+            .or_insert_with(|| (0..deployment.version.definition.update_domain_count).map(|domain| (domain, 0)).collect());
         *domains.entry(instance.update_domain).or_default() += 1;
     }
     counts

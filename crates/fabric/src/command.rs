@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use mayfly_model::{
-    DeploymentKey, HostReport, Image, ImageName, InstanceKey, LeaseGrant, RoleName, ServiceConfiguration,
-    ServiceDefinition, ServiceName,
+    DeploymentKey, HostName, HostReport, Image, ImageName, InstanceKey, LeaseGrant, RoleName, Scope, ServiceName,
+    UpgradeMode, Version,
 };
 
 use crate::record::Change;
@@ -24,11 +24,40 @@ pub enum Command {
     Deploy {
         /// Where.
         key: DeploymentKey,
-        /// What.
-        definition: ServiceDefinition,
-        /// How.
-        configuration: ServiceConfiguration,
+        /// What, and how.
+        version: Version,
     },
+    /// Empties a slot.
+    DeleteDeployment(DeploymentKey),
+    /// Changes a deployment in place, one update domain after the other.
+    Upgrade {
+        /// Which.
+        key: DeploymentKey,
+        /// What it shall be.
+        version: Version,
+        /// How it goes from one update domain to the next.
+        mode: UpgradeMode,
+    },
+    /// Lets an update that is done by hand go on with this update domain, or with the next.
+    Walk {
+        /// Which deployment.
+        key: DeploymentKey,
+        /// Which update domain; the lowest that is left if it is not said.
+        domain: Option<u32>,
+    },
+    /// Takes an update back, while some instance is still as before.
+    Rollback {
+        /// Which deployment.
+        key: DeploymentKey,
+        /// How it goes from one update domain to the next.
+        mode: UpgradeMode,
+    },
+    /// Exchanges what is in the two slots of a service.
+    Swap(ServiceName),
+    /// Stops a deployment's guests and keeps their disks.
+    Suspend(DeploymentKey),
+    /// Starts a suspended deployment's guests.
+    Start(DeploymentKey),
     /// Sets the number of instances of roles, all or none.
     Scale {
         /// Where.
@@ -40,6 +69,30 @@ pub enum Command {
     Reboot(InstanceKey),
     /// Gives an instance a new empty differencing disk.
     Reimage(InstanceKey),
+    /// A number that says how much a role has to do.
+    PushMetric {
+        /// Which deployment.
+        key: DeploymentKey,
+        /// Which role.
+        role: RoleName,
+        /// The number's name.
+        name: String,
+        /// The number.
+        value: i64,
+    },
+    /// Moves a host's instances away and gives it no new ones; then reboots it, if so asked, and opens it again.
+    Drain {
+        /// Which host.
+        host: HostName,
+        /// Whether it is rebooted when it is empty.
+        reboot: bool,
+    },
+    /// Opens a host again that was drained or quarantined.
+    Undrain(HostName),
+    /// Forgets a host that is lost and will not come back.
+    ForgetHost(HostName),
+    /// Lets healing go on.
+    ResetBreaker(Scope),
 }
 
 /// What the core steps on.
@@ -47,6 +100,10 @@ pub enum Command {
 pub enum Input {
     /// A user wants something.
     Command(Command),
+    /// The same, with a name that a client has chosen at random: if it comes again, it is not carried out again.
+    Request(String, Command),
+    /// A user wants to know what a command would do.
+    Plan(Command),
     /// A host reports.
     Report(HostReport),
     /// Time has passed.
@@ -56,7 +113,7 @@ pub enum Input {
 /// What a step decided.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// To be committed before anybody acts on it.
+    /// To be committed before anybody acts on it; for a plan, what would have been.
     pub changes: Vec<Change>,
     /// The answer to a report.
     pub grant: Option<LeaseGrant>,
@@ -90,4 +147,7 @@ pub enum Rejected {
     /// The hosts cannot carry it.
     #[error("{0}")]
     NoRoom(String),
+    /// A report that was overtaken by a later one of the same host.
+    #[error("a later report of this host came before")]
+    Stale,
 }

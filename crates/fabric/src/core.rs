@@ -1,16 +1,17 @@
 //! The core's one entrance.
 
-use std::collections::BTreeSet;
-
-use mayfly_model::{HostCondition, HostName, LeaseGrant, LeaseTimings, Time};
+use mayfly_model::{LeaseTimings, Time};
 
 use crate::address::AddressRange;
 use crate::command::{Command, Input, Outcome, Rejected};
+use crate::deployments::{self, NewDeployment};
 use crate::entropy::Entropy;
 use crate::lease::Leases;
-use crate::record::{Change, Record};
-use crate::state::{State, Step};
-use crate::{healing, instances, rebalance, report, services};
+use crate::mutant::{Mutant, Planted};
+use crate::record::{Answered, Change, Record, RecordId};
+use crate::state::State;
+use crate::step::Step;
+use crate::{autoscale, breaker, drain, hosts, instances, ladder, rebalance, report, services, swap, upgrade};
 
 /// What an operator decides once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,59 @@ pub struct Config {
     pub vips: AddressRange,
     /// The leases' times.
     pub timings: LeaseTimings,
+    /// How much more than a host has may be promised.
+    pub overcommit: Overcommit,
+    /// How sick instances and lost hosts are dealt with.
+    pub healing: HealingPolicy,
+}
+
+/// How much of a host may be promised to instances, in percent of what it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overcommit {
+    /// Of its cores.
+    pub cpu_percent: u64,
+    /// Of its memory.
+    pub memory_percent: u64,
+}
+
+impl Default for Overcommit {
+    fn default() -> Self {
+        Overcommit { cpu_percent: 100, memory_percent: 100 }
+    }
+}
+
+/// How sick instances and lost hosts are dealt with. Times in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealingPolicy {
+    /// Most instances that are being healed at a time.
+    pub concurrent: usize,
+    /// How far back the breaker looks.
+    pub window: u64,
+    /// Percent of all hosts that may be lost within the window; as many as the largest fault domain has may be lost
+    /// in any case.
+    pub fleet_percent: usize,
+    /// Hosts that a deployment may take with it, or fail on, before it is to blame.
+    pub hosts: usize,
+    /// How long an instance has to be well until its troubles are forgotten.
+    pub calm: u64,
+    /// Between the first two tries with a sick instance; doubles with each.
+    pub backoff: u64,
+    /// Restarts by itself within the window that make an instance cycling.
+    pub crashes: usize,
+}
+
+impl Default for HealingPolicy {
+    fn default() -> Self {
+        HealingPolicy {
+            concurrent: 1000,
+            window: 600_000,
+            fleet_percent: 34,
+            hosts: 3,
+            calm: 600_000,
+            backoff: 30_000,
+            crashes: 4,
+        }
+    }
 }
 
 /// The fabric core.
@@ -31,8 +85,7 @@ pub struct Core {
     state: State,
     leases: Leases,
     config: Config,
-    /// Hosts that would be given up if there were a majority; each is told of once.
-    stalled: BTreeSet<HostName>,
+    planted: Planted,
 }
 
 impl Core {
@@ -42,7 +95,21 @@ impl Core {
         state.meta.epoch += 1;
         let changes = vec![Change::Put(Record::Meta(state.meta.clone()))];
         let leases = Leases::new(config.timings, state.meta.epoch, state.hosts.keys().cloned(), now);
-        (Core { state, leases, config, stalled: BTreeSet::new() }, changes)
+        (Core { state, leases, config, planted: Planted::default() }, changes)
+    }
+
+    /// Plants a mistake, to see whether it is found.
+    #[cfg(feature = "mutants")]
+    pub fn plant(&mut self, mutant: Mutant) {
+        self.planted = Planted::new(mutant);
+        self.leases.plant(self.planted);
+        self.state.index.forget_retiring = mutant == Mutant::ForgetRetiring;
+        self.state = {
+            let mut state = State { index: Default::default(), ..self.state.clone() };
+            state.index.forget_retiring = mutant == Mutant::ForgetRetiring;
+            state.index_again();
+            state
+        };
     }
 
     /// The records.
@@ -60,74 +127,101 @@ impl Core {
         &self.leases
     }
 
+    pub(crate) fn planted(&self) -> Planted {
+        self.planted
+    }
+
+    /// Voters of the location: its voting hosts, and the controllers, which together have one vote.
+    pub fn voters(&self) -> usize {
+        self.state.hosts.values().filter(|host| host.voter).count() + 1
+    }
+
     /// Decides what `input` at `now` changes. `now` never goes backwards; `entropy` is fresh random bits.
     ///
     /// # Errors
     /// Why a command is refused; nothing has changed then.
     pub fn step(&mut self, now: Time, entropy: u64, input: Input) -> Result<Outcome, Rejected> {
-        self.leases.advance(now);
-        let mut entropy = Entropy(entropy);
-        let mut step = Step::new(&mut self.state, now);
-        let mut grant: Option<LeaseGrant> = None;
-        match input {
-            Input::Command(command) => execute(&mut step, &self.config, &mut entropy, command)?,
-            Input::Report(host_report) => {
-                grant = Some(self.leases.report(&host_report.host, host_report.lease_ack, now));
-                report::apply(&mut step, &host_report);
-            }
+        let mut step = Step::new(&mut self.state, &self.config, Entropy(entropy), now, self.planted);
+        let mut grant = None;
+        let plans = matches!(input, Input::Plan(_));
+        let done = match input {
+            Input::Command(command) | Input::Plan(command) => execute(&mut step, command),
+            Input::Request(id, command) => request(&mut step, id, command),
+            Input::Report(host_report) => match self.leases.report(&host_report, now) {
+                None => Err(Rejected::Stale),
+                Some(answer) => {
+                    grant = Some(answer);
+                    report::apply(&mut step, &host_report);
+                    instances::settle(&mut step);
+                    Ok(())
+                }
+            },
             Input::Tick => {
-                judge_hosts(&mut step, &self.leases, &mut self.stalled);
+                hosts::judge(&mut step, &mut self.leases);
+                ladder::run(&mut step);
+                upgrade::run(&mut step);
+                deployments::settle(&mut step);
+                drain::run(&mut step);
                 rebalance::run(&mut step);
+                autoscale::run(&mut step);
+                instances::settle(&mut step);
+                Ok(())
+            }
+        };
+        match done {
+            Ok(()) if !plans => Ok(Outcome { changes: step.finish(), grant }),
+            Ok(()) => Ok(Outcome { changes: step.take_back(), grant }),
+            Err(rejected) => {
+                step.take_back();
+                Err(rejected)
             }
         }
-        instances::settle(&mut step, &self.config, &mut entropy);
-        Ok(Outcome { changes: step.finish(), grant })
     }
 }
 
-fn execute(step: &mut Step<'_>, config: &Config, entropy: &mut Entropy, command: Command) -> Result<(), Rejected> {
+/// Carries out a request unless it was carried out before.
+fn request(step: &mut Step<'_>, id: String, command: Command) -> Result<(), Rejected> {
+    if step.state.answered.contains_key(&id) && !step.planted.is(Mutant::ForgetRequests) {
+        return Ok(());
+    }
+    execute(step, command)?;
+    let kept = mayfly_model::limits::REQUESTS_KEPT;
+    if step.state.answered.len() >= kept
+        && let Some(oldest) = step.state.answered.values().min_by_key(|one| one.at).map(|one| one.id.clone())
+    {
+        step.delete(RecordId::Answered(oldest));
+    }
+    step.put(Record::Answered(std::sync::Arc::new(Answered { id, at: step.now })));
+    Ok(())
+}
+
+/// Carries out a command, and places at once what it has made. What finds no place is a reason to refuse it.
+fn execute(step: &mut Step<'_>, command: Command) -> Result<(), Rejected> {
+    let waited: std::collections::BTreeSet<_> = step.state.index.waiting.clone();
+    // Going back must always be possible; what finds no place then waits.
+    let may_wait = matches!(command, Command::Rollback { .. });
     match command {
         Command::CommitImage(image) => services::commit_image(step, image),
         Command::DeleteImage(name) => services::delete_image(step, &name),
         Command::CreateService(name) => services::create(step, name),
         Command::DeleteService(name) => services::delete(step, &name),
-        Command::Deploy { key, definition, configuration } => {
-            services::deploy(step, config, entropy, key, definition, configuration)
-        }
-        Command::Scale { key, counts } => services::scale(step, &key, &counts),
+        Command::Deploy { key, version } => deployments::deploy(step, NewDeployment { key, version }),
+        Command::DeleteDeployment(key) => deployments::delete(step, &key),
+        Command::Upgrade { key, version, mode } => upgrade::begin(step, &key, version, mode),
+        Command::Walk { key, domain } => upgrade::walk(step, &key, domain),
+        Command::Rollback { key, mode } => upgrade::roll_back(step, &key, mode),
+        Command::Swap(service) => swap::swap(step, &service),
+        Command::Suspend(key) => deployments::suspend(step, &key),
+        Command::Start(key) => deployments::start(step, &key),
+        Command::Scale { key, counts } => deployments::scale(step, &key, &counts, None),
         Command::Reboot(key) => instances::reboot(step, &key),
         Command::Reimage(key) => instances::reimage(step, &key),
-    }
-}
-
-/// Marks late hosts, and gives up those whose lease is certainly over.
-fn judge_hosts(step: &mut Step<'_>, leases: &Leases, stalled: &mut BTreeSet<HostName>) {
-    let names: Vec<_> = step.state.hosts.keys().cloned().collect();
-    for name in names {
-        let Some(host) = step.state.hosts.get(&name) else { continue };
-        if host.condition == HostCondition::Up {
-            stalled.remove(&name);
-        }
-        match host.condition {
-            HostCondition::Lost { .. } => {}
-            HostCondition::Up if leases.is_late(&name, step.now) => {
-                let since = leases.last_report(&name).unwrap_or(step.now);
-                let host = mayfly_model::Host { condition: HostCondition::Suspect { since }, ..host.clone() };
-                step.put(Record::Host(host));
-                step.event(mayfly_model::EventKind::Host, &name, "its report is late");
-            }
-            HostCondition::Suspect { .. } if leases.is_lost(&name, step.now) => healing::give_up(step, &name),
-            HostCondition::Suspect { .. } if leases.is_over(&name, step.now) && stalled.insert(name.clone()) => {
-                let (fresh, voters) = (leases.fresh_voters(step.now), leases.voters());
-                if fresh * 2 <= voters {
-                    let message = format!(
-                        "its lease is over, but nothing is placed anew: {fresh} of {voters} voters (hosts and controllers) \
-                         are in touch, and more than half have to be"
-                    );
-                    step.event(mayfly_model::EventKind::Host, &name, message);
-                }
-            }
-            HostCondition::Up | HostCondition::Suspect { .. } => {}
-        }
-    }
+        Command::PushMetric { key, role, name, value } => autoscale::push(step, &key, role, name, value),
+        Command::Drain { host, reboot } => drain::begin(step, &host, reboot),
+        Command::Undrain(host) => drain::end(step, &host),
+        Command::ForgetHost(host) => hosts::forget(step, &host),
+        Command::ResetBreaker(scope) => breaker::reset(step, &scope),
+    }?;
+    instances::settle(step);
+    if may_wait { Ok(()) } else { instances::refuse_what_waits(step, &waited) }
 }

@@ -3,20 +3,22 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use mayfly_model::{
     Backend, Deployment, DnsRecord, Endpoint, EndpointGoal, GoalState, Host, HostName, Instance, NetworkGoal, PeerGoal,
-    ProbeGoal, RoleDefinition, RouteGoal, Slot, VipGoal, VmGoal,
+    ProbeGoal, RoleDefinition, RouteGoal, ServiceDefinition, Slot, VipGoal, VmGoal,
 };
 
 use crate::core::Core;
+use crate::mutant::Mutant;
 use crate::state::State;
 
 /// The goal state of a host.
 pub fn goal_state(core: &Core, host: &HostName) -> GoalState {
     let state = core.state();
-    let network = network(core);
-    GoalState { incarnation: state.meta.revision, vms: vms(state, host), network }
+    let host_reboots = state.hosts.get(host).map_or(0, |host| host.reboots);
+    GoalState { incarnation: state.meta.revision, vms: vms(state, host), network: network(core), host_reboots }
 }
 
 /// The VMs that a host should be running.
@@ -27,8 +29,8 @@ pub fn vms(state: &State, host: &HostName) -> Vec<VmGoal> {
 fn vm(state: &State, instance: &Instance) -> Option<VmGoal> {
     let vm = instance.wanted_vm()?;
     let deployment = state.deployments.get(&instance.key.deployment)?;
-    let role = deployment.definition.role(&instance.key.role)?;
-    let configuration = deployment.configuration.role(&instance.key.role)?;
+    let version = deployment.version_of(instance.version)?;
+    let (role, configuration) = version.role(&instance.key.role)?;
     let image = state.images.get(configuration.image.as_ref()?)?;
     let settings = configuration
         .settings
@@ -36,7 +38,7 @@ fn vm(state: &State, instance: &Instance) -> Option<VmGoal> {
         .filter(|(name, _)| name != mayfly_model::USER_DATA_SETTING)
         .cloned()
         .collect::<BTreeMap<_, _>>();
-    let mut probes: Vec<ProbeGoal> = role.endpoints.iter().filter_map(|endpoint| probe(deployment, endpoint)).collect();
+    let mut probes: Vec<ProbeGoal> = role.endpoints.iter().filter_map(|endpoint| probe(&version.definition, endpoint)).collect();
     probes.sort();
     probes.dedup();
     Some(VmGoal {
@@ -48,7 +50,7 @@ fn vm(state: &State, instance: &Instance) -> Option<VmGoal> {
         fault_domain: state.hosts.get(&vm.host)?.fault_domain.clone(),
         update_domain: instance.update_domain,
         dip: vm.dip,
-        size: role.size,
+        size: vm.size,
         image: image.digest.clone(),
         image_bytes: image.data_bytes,
         disk: configuration
@@ -56,15 +58,16 @@ fn vm(state: &State, instance: &Instance) -> Option<VmGoal> {
             .and_then(mayfly_model::DiskModel::named)
             .unwrap_or_default(),
         reboots: vm.reboots,
+        on: deployment.is_on(),
         user_data: configuration.setting(mayfly_model::USER_DATA_SETTING).unwrap_or_default().to_owned(),
         settings,
         probes,
     })
 }
 
-fn probe(deployment: &Deployment, endpoint: &Endpoint) -> Option<ProbeGoal> {
+fn probe(definition: &ServiceDefinition, endpoint: &Endpoint) -> Option<ProbeGoal> {
     let Endpoint::Input { local_port, probe: Some(name), .. } = endpoint else { return None };
-    let probe = deployment.definition.probe(name)?;
+    let probe = definition.probe(name)?;
     let port = probe.port.unwrap_or(*local_port);
     Some(ProbeGoal::new(&probe.protocol, port, probe.interval_seconds, probe.timeout_seconds))
 }
@@ -74,25 +77,30 @@ pub fn network(core: &Core) -> NetworkGoal {
     let state = core.state();
     NetworkGoal {
         zone: core.config().zone.clone(),
-        peers: state.hosts.values().map(peer).collect(),
-        routes: routes(state),
-        vips: state.deployments.values().filter(|one| !one.deleting).map(|one| vip(state, one)).collect(),
+        peers: state.hosts.values().map(|host| peer(host)).collect(),
+        routes: routes(core),
+        vips: state.deployments.values().filter(|one| !one.is_deleting()).map(|one| vip(state, one)).collect(),
         dns: dns(state, &core.config().zone),
-        voters: core.leases().voters(),
+        voters: core.voters(),
     }
 }
 
-fn peer(host: &Host) -> PeerGoal {
+/// A host as the others see it.
+pub fn peer(host: &Host) -> PeerGoal {
     PeerGoal {
         host: host.name.clone(),
         address: host.address,
         overlay: host.overlay_address(),
         mac: host.overlay_mac(),
+        voter: host.voter,
     }
 }
 
-fn routes(state: &State) -> Vec<RouteGoal> {
-    let wanted = state.instances.values().filter_map(|instance| Some((instance, instance.wanted_vm()?)));
+fn routes(core: &Core) -> Vec<RouteGoal> {
+    let state = core.state();
+    let keeps = core.planted().is(Mutant::KeepNames);
+    let shown = |instance: &'_ Arc<Instance>| if keeps { instance.vm().cloned() } else { instance.wanted_vm().cloned() };
+    let wanted = state.instances.values().filter_map(|instance| Some((instance, shown(instance)?)));
     wanted
         .filter_map(|(instance, vm)| {
             let deployment_id = state.deployments.get(&instance.key.deployment)?.id.clone();
@@ -102,7 +110,7 @@ fn routes(state: &State) -> Vec<RouteGoal> {
 }
 
 fn vip(state: &State, deployment: &Deployment) -> VipGoal {
-    let roles = &deployment.definition.roles;
+    let roles = &deployment.version.definition.roles;
     let endpoints = roles.iter().flat_map(|role| {
         role.endpoints.iter().filter_map(|endpoint| input_endpoint(state, deployment, role, endpoint))
     });
@@ -120,8 +128,8 @@ fn input_endpoint(
     let Endpoint::Input { protocol, port, local_port, ignore_role_instance_status, .. } = endpoint else {
         return None;
     };
-    let probe = probe(deployment, endpoint);
-    let backends = state.members(&deployment.key, &role.name).filter_map(Instance::wanted_vm).map(|vm| Backend {
+    let probe = probe(&deployment.version.definition, endpoint);
+    let backends = state.members(&deployment.key, &role.name).filter_map(|one| one.wanted_vm()).map(|vm| Backend {
         vm: vm.id,
         dip: vm.dip,
         host: vm.host.clone(),
@@ -141,7 +149,7 @@ fn rendezvous(vip: Ipv4Addr, host: &HostName) -> u64 {
 /// The zone: a service's name leads to its VIP, the names inside it to the DIPs of today.
 pub fn dns(state: &State, zone: &str) -> Vec<DnsRecord> {
     let mut records = Vec::new();
-    for deployment in state.deployments.values().filter(|one| !one.deleting) {
+    for deployment in state.deployments.values().filter(|one| !one.is_deleting()) {
         let name = match deployment.key.slot {
             Slot::Production => format!("{}.{zone}", deployment.key.service),
             Slot::Staging => format!("{}.{zone}", deployment.id),

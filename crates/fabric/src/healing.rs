@@ -1,34 +1,53 @@
 //! Healing: a host is lost, so every instance it carried gets a new VM elsewhere.
 
-use mayfly_model::{EventKind, Host, HostCondition, HostName, Instance, InstanceState, Then};
+use mayfly_model::{EventKind, Health, Host, HostCondition, HostName, Instance, InstanceState, Then};
 
-use crate::record::Record;
-use crate::state::Step;
+use crate::mutant::Mutant;
+use crate::step::Step;
+use crate::{breaker, meter};
+
+/// Events about single instances of one lost host; for more, one event tells how many.
+const TOLD: usize = 20;
 
 /// Gives up a host whose lease is certainly over: its VMs count as gone, as it has stopped them itself.
 pub(crate) fn give_up(step: &mut Step<'_>, name: &HostName) {
-    let Some(host) = step.state.hosts.get(name) else { return };
-    let host = Host { condition: HostCondition::Lost { since: step.now }, ..host.clone() };
-    let last = match step.state.hosts.get(name).map(|host| host.condition) {
-        Some(HostCondition::Suspect { since }) => since,
-        _ => step.now,
+    let Some(host) = step.state.hosts.get(name).cloned() else { return };
+    let last = match host.condition {
+        HostCondition::Suspect { since } => since,
+        HostCondition::Up | HostCondition::Lost { .. } => step.now,
     };
-    step.put(Record::Host(host));
-    let instances: Vec<Instance> = step.state.instances_on(name).cloned().collect();
+    step.put_host(Host { condition: HostCondition::Lost { since: step.now }, ..Host::clone(&host) });
+    let instances: Vec<_> = step.state.instances_on(name).cloned().collect();
     let silent = step.now.since(last) as f64 / 1000.0;
     let message =
         format!("lost: no report for {silent:.1} s; instances to be made anew elsewhere: {}", instances.len());
     step.event(EventKind::Host, name, message);
-    for instance in instances {
-        match &instance.state {
-            InstanceState::Waiting { .. } => {}
-            InstanceState::Retiring { then: Then::Remove, .. } => crate::instances::bury(step, &instance),
-            InstanceState::Placed { .. } | InstanceState::Retiring { .. } => {
-                step.event(EventKind::Healing, &instance.key, format!("its VM is lost with {name}"));
-                let reason = format!("its VM was lost with {name}");
-                let state = InstanceState::Waiting { reason, prefer: None, since: step.now };
-                step.put(Record::Instance(Box::new(Instance { state, ..instance })));
-            }
-        }
+    breaker::note_loss(step, &host, &instances);
+    for (number, instance) in instances.into_iter().enumerate() {
+        lose(step, &instance, name, number < TOLD);
     }
+}
+
+/// An instance has lost its VM with its host.
+fn lose(step: &mut Step<'_>, instance: &Instance, host: &HostName, tell: bool) {
+    let Some(vm) = instance.vm() else { return };
+    if !step.planted.is(Mutant::LoseUsage) {
+        meter::close(step, &instance.key.deployment.service, vm);
+    }
+    if matches!(instance.state, InstanceState::Retiring { then: Then::Remove, .. }) {
+        crate::instances::bury(step, instance);
+        return;
+    }
+    if tell {
+        step.event(EventKind::Healing, &instance.key, format!("its VM is lost with {host}"));
+    }
+    let mut health = instance.health.as_deref().cloned().unwrap_or_else(Health::default);
+    let window = step.config.healing.window;
+    health.lost_with.retain(|(lost, at)| lost != host && step.now.since(*at) <= window);
+    health.lost_with.push((host.clone(), step.now));
+    let reason = format!("its VM was lost with {host}");
+    let state = InstanceState::Waiting { reason, prefer: None, since: step.now, heals: true };
+    let (hosts, key) = (health.lost_with.len(), instance.key.clone());
+    step.put_instance(Instance { state, health: Some(Box::new(health)), ..instance.clone() });
+    breaker::judge_instance(step, &key, hosts);
 }

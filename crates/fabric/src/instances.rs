@@ -1,166 +1,306 @@
 //! Instances: rebooting, reimaging, retiring, and giving those that wait a place.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use mayfly_model::{EventKind, Incarnation, Instance, InstanceKey, InstanceState, Then, Vm, VmId, VmPhase};
+use mayfly_model::{
+    Deployment, EventKind, HostName, Incarnation, Instance, InstanceKey, InstanceState, Scope, Spread,
+    Then, Vm, VmId, VmPhase,
+};
 
-use crate::address::free_dip;
+use crate::address::next_free;
 use crate::command::Rejected;
-use crate::core::Config;
-use crate::entropy::Entropy;
-use crate::placement::Room;
-use crate::record::Record;
-use crate::state::Step;
+use crate::inventory::RoleRef;
+use crate::meter;
+use crate::mutant::Mutant;
+use crate::placement::{Ask, NoRoom};
+use crate::record::RecordId;
+use crate::state::State;
+use crate::step::Step;
+
+/// Placements of one step that are told one by one; for more, one event tells how many.
+const TOLD: usize = 20;
 
 /// Asks for a restart of the guest that keeps its disk.
 pub(crate) fn reboot(step: &mut Step<'_>, key: &InstanceKey) -> Result<(), Rejected> {
     let instance = find(step, key)?;
-    let InstanceState::Placed { mut vm, .. } = instance.state else {
+    if !matches!(instance.state, InstanceState::Placed { .. }) {
         return Err(no_vm(&instance, "rebooted"));
-    };
-    vm.reboots += 1;
-    vm.started = step.now;
-    let state = InstanceState::Placed { vm, phase: VmPhase::Restarting, since: step.now };
-    step.put(Record::Instance(Box::new(Instance { state, ..instance })));
+    }
     step.event(EventKind::Command, key, "reboot: the guest restarts and keeps its disk");
+    restart(step, instance);
     Ok(())
+}
+
+/// Restarts a placed instance's guest.
+pub(crate) fn restart(step: &mut Step<'_>, instance: Instance) {
+    let InstanceState::Placed { vm, phase, .. } = &instance.state else { return };
+    let vm = Vm { reboots: vm.reboots + 1, started: step.now, ..vm.clone() };
+    let off = matches!(phase, VmPhase::Stopped | VmPhase::StoppingRole | VmPhase::StoppingVm);
+    let phase = if off { phase.clone() } else { VmPhase::Restarting };
+    let state = InstanceState::Placed { vm, phase, since: step.now };
+    step.put_instance(Instance { state, ..instance });
 }
 
 /// Asks for a new VM with an empty differencing disk.
 pub(crate) fn reimage(step: &mut Step<'_>, key: &InstanceKey) -> Result<(), Rejected> {
     let instance = find(step, key)?;
-    let InstanceState::Placed { vm, .. } = instance.state.clone() else {
+    let InstanceState::Placed { vm, .. } = &instance.state else {
         return Err(no_vm(&instance, "reimaged"));
     };
     step.event(EventKind::Command, key, "reimage: a new empty differencing disk over the base image");
     let prefer = Some(vm.host.clone());
-    retire(step, instance, vm, Then::Replace { prefer });
+    retire(step, instance, Then::Replace { prefer });
     Ok(())
 }
 
 fn find(step: &Step<'_>, key: &InstanceKey) -> Result<Instance, Rejected> {
-    let not_found = || Rejected::NotFound { kind: "instance", name: key.to_string() };
-    step.state.instances.get(key).filter(|instance| !instance.is_leaving()).cloned().ok_or_else(not_found)
+    let found = step.state.instances.get(key).filter(|instance| !instance.is_leaving());
+    let found = found.map(|instance| Instance::clone(instance));
+    found.ok_or_else(|| Rejected::NotFound { kind: "instance", name: key.to_string() })
 }
 
 fn no_vm(instance: &Instance, what: &str) -> Rejected {
     if matches!(instance.state, InstanceState::Retiring { .. }) {
         return Rejected::Conflict(format!("{} is being replaced by a new VM already", instance.key));
     }
-    let state = instance.state.name();
+    let state = instance.state.status();
     let detail = instance.state.detail().map_or_else(String::new, |detail| format!(": {detail}"));
     Rejected::Conflict(format!("{} has no VM that could be {what}: it is in state {state}{detail}", instance.key))
 }
 
-/// Takes a VM away; `then` follows when its host has no trace of it any more.
-pub(crate) fn retire(step: &mut Step<'_>, instance: Instance, vm: Vm, then: Then) {
-    // The record below is the next revision if it changes what the host sees; a VM that was going already is not new.
-    let since = match &instance.state {
-        InstanceState::Retiring { since, .. } => *since,
-        InstanceState::Waiting { .. } | InstanceState::Placed { .. } => Incarnation(step.state.meta.revision.0 + 1),
+/// Takes an instance's VM away, if it has one; `then` follows when its host has no trace of it any more.
+pub(crate) fn retire(step: &mut Step<'_>, instance: Instance, then: Then) {
+    let (vm, since) = match &instance.state {
+        InstanceState::Waiting { .. } => return step.put_instance(instance),
+        // A VM that was going already is not new.
+        InstanceState::Retiring { vm, since, .. } => (vm.clone(), *since),
+        // The record below is the next revision, as it changes what the host sees.
+        InstanceState::Placed { vm, .. } => (vm.clone(), Incarnation(step.state.meta.revision.0 + 1)),
     };
-    let state = InstanceState::Retiring { vm, then, since };
-    step.put(Record::Instance(Box::new(Instance { state, ..instance })));
+    if step.planted.is(Mutant::MeterTwice) {
+        meter::close(step, &instance.key.deployment.service, &vm);
+    }
+    step.put_instance(Instance { state: InstanceState::Retiring { vm, then, since }, ..instance });
 }
 
 /// Makes an instance go away for good.
-pub(crate) fn remove(step: &mut Step<'_>, instance: Instance) {
-    match instance.state.clone() {
-        InstanceState::Waiting { .. } => bury(step, &instance),
-        InstanceState::Placed { vm, .. } | InstanceState::Retiring { vm, .. } => {
-            retire(step, instance, vm, Then::Remove);
-        }
+pub(crate) fn remove(step: &mut Step<'_>, instance: &Instance) {
+    match &instance.state {
+        InstanceState::Waiting { .. } => bury(step, instance),
+        InstanceState::Placed { .. } | InstanceState::Retiring { .. } => retire(step, instance.clone(), Then::Remove),
     }
 }
 
 /// Deletes an instance whose VM is gone, and remembers its generation in case the identity comes back.
 pub(crate) fn bury(step: &mut Step<'_>, instance: &Instance) {
-    step.delete_instance(&instance.key);
-    let deployment = step.state.deployments.get(&instance.key.deployment).filter(|one| !one.deleting).cloned();
-    if let Some(mut deployment) = deployment {
+    step.delete(RecordId::Instance(instance.key.clone()));
+    let deployment = step.deployment(&instance.key.deployment).filter(|one| !one.is_deleting());
+    if let Some(deployment) = deployment.filter(|_| instance.generation > 0) {
+        let mut deployment = Deployment::clone(&deployment);
         deployment.generations.insert(instance.key.name(), instance.generation);
-        step.put(Record::Deployment(Box::new(deployment)));
+        step.put_deployment(deployment);
     }
 }
 
 /// The VM of a retiring instance is gone.
-pub(crate) fn vm_gone(step: &mut Step<'_>, instance: Instance) {
-    let InstanceState::Retiring { then, .. } = instance.state.clone() else { return };
+pub(crate) fn vm_gone(step: &mut Step<'_>, instance: &Instance) {
+    let InstanceState::Retiring { then, vm, .. } = &instance.state else { return };
+    meter::close(step, &instance.key.deployment.service, vm);
     match then {
-        Then::Remove => bury(step, &instance),
+        Then::Remove => bury(step, instance),
         Then::Replace { prefer } => {
-            let state = InstanceState::Waiting { reason: "its new VM is being placed".into(), prefer, since: step.now };
-            step.put(Record::Instance(Box::new(Instance { state, ..instance })));
+            let (reason, prefer) = ("its new VM is being placed".to_owned(), prefer.clone());
+            let heals = instance.health.is_some();
+            let state = InstanceState::Waiting { reason, prefer, since: step.now, heals };
+            step.put_instance(Instance { state, ..instance.clone() });
         }
     }
 }
 
 /// Brings everything to rest that needs no news from outside: places those that wait, and buries what is empty.
-pub(crate) fn settle(step: &mut Step<'_>, config: &Config, entropy: &mut Entropy) {
-    place_waiting(step, config, entropy);
+pub(crate) fn settle(step: &mut Step<'_>) {
+    place_waiting(step);
+    crate::deployments::bury(step);
     crate::services::bury(step);
 }
 
-fn place_waiting(step: &mut Step<'_>, config: &Config, entropy: &mut Entropy) {
-    let waiting: Vec<Instance> = step
-        .state
-        .instances
-        .values()
-        .filter(|instance| matches!(instance.state, InstanceState::Waiting { .. }))
-        .cloned()
-        .collect();
-    if waiting.is_empty() {
+/// Refuses a command that has made instances which wait, other than those that waited before.
+pub(crate) fn refuse_what_waits(step: &Step<'_>, before: &BTreeSet<InstanceKey>) -> Result<(), Rejected> {
+    let new: Vec<&InstanceKey> = step.state.index.waiting.difference(before).collect();
+    let Some(first) = new.first().and_then(|key| step.state.instances.get(*key)) else { return Ok(()) };
+    let (why, name, waiting) = (first.state.detail().unwrap_or_default(), first.key.name(), new.len());
+    let added = step.added_instances();
+    Err(Rejected::NoRoom(if added >= waiting {
+        let placed = added - waiting;
+        format!("only {placed} of {added} new instances find a place, so none was made: for {name}, {why}")
+    } else {
+        format!("{waiting} instances find no place, so nothing was changed: for {name}, {why}")
+    }))
+}
+
+/// Instances whose new VM is the work of healing, and is not ready yet.
+pub(crate) fn being_healed(step: &Step<'_>) -> usize {
+    let instances = step.state.index.sick.iter().filter_map(|key| step.state.instances.get(key));
+    let healing = |one: &&Arc<Instance>| {
+        one.health.is_some() && !one.is_ready() && !matches!(one.state, InstanceState::Waiting { .. })
+    };
+    instances.filter(healing).count()
+}
+
+fn place_waiting(step: &mut Step<'_>) {
+    let inventory = &step.state.index.inventory;
+    if step.state.index.waiting.is_empty() || step.state.index.tried == Some(inventory.gains) {
         return;
     }
-    let choices: Vec<_> = {
-        let mut room = Room::of(step.state);
-        waiting
-            .iter()
-            .map(|instance| {
-                let InstanceState::Waiting { prefer, .. } = &instance.state else { return None };
-                let needed = step.state.resources_of(&instance.key);
-                Some(room.place(&instance.key.deployment, &instance.key.role, needed, prefer.as_ref()))
-            })
-            .collect()
-    };
-    let mut taken = HashSet::new();
-    for (instance, choice) in waiting.into_iter().zip(choices) {
-        match choice {
-            Some(Ok(host)) => {
-                let Some((dip, next)) = free_dip(step.state, config.dips, &taken) else {
-                    wait(step, instance, "no private address is free".to_owned());
-                    continue;
-                };
-                taken.insert(dip);
-                step.state.meta.next_dip = next;
-                let id = VmId(step.state.meta.next_vm);
-                step.state.meta.next_vm += 1;
-                let computer_name = entropy.computer_name();
-                let vm = Vm { id, host, computer_name, dip, reboots: 0, started: step.now };
-                put_placed(step, instance, vm);
+    let waiting: Vec<InstanceKey> = step.state.index.waiting.iter().cloned().collect();
+    let mut healed = being_healed(step);
+    let mut placed: BTreeMap<RoleRef, Vec<String>> = BTreeMap::new();
+    let mut refused: BTreeMap<(RoleRef, u32), String> = BTreeMap::new();
+    let mut told = 0;
+    for key in waiting {
+        let Some(instance) = step.instance(&key) else { continue };
+        let InstanceState::Waiting { heals, .. } = &instance.state else { continue };
+        let role = (key.deployment.clone(), key.role.clone());
+        let asked = (role.clone(), instance.version);
+        let why = match refused.get(&asked) {
+            Some(why) if instance.health.is_none() => Some(why.clone()),
+            _ => hold_back(step, &instance, *heals, healed),
+        };
+        let chosen = match why {
+            Some(why) => Err(why),
+            None => choose(step, &instance).map_err(|why| why.to_string()),
+        };
+        match chosen {
+            Ok(host) => match place(step, &instance, host) {
+                Some(message) => {
+                    healed += usize::from(*heals);
+                    told += 1;
+                    if told <= TOLD {
+                        step.event(EventKind::Placed, &key, message);
+                    } else {
+                        placed.entry(role).or_default().push(key.name());
+                    }
+                }
+                None => wait(step, &instance, "no private address is free".to_owned()),
+            },
+            Err(why) => {
+                wait(step, &instance, why.clone());
+                refused.insert(asked, why);
             }
-            Some(Err(why)) => wait(step, instance, why.to_string()),
-            None => {}
         }
     }
+    for ((deployment, _), names) in placed {
+        let message = format!("{} more placed, from {} to {}", names.len(), names[0], names[names.len() - 1]);
+        step.event(EventKind::Placed, deployment, message);
+    }
+    step.state.index.tried = Some(step.state.index.inventory.gains);
 }
 
-fn put_placed(step: &mut Step<'_>, instance: Instance, vm: Vm) {
-    let generation = instance.generation + 1;
-    let message =
-        format!("{} on {} as {} at {}, disk generation {generation}", vm.id, vm.host, vm.computer_name, vm.dip);
-    let key = instance.key.clone();
+/// Why an instance must not be placed now even if there is room.
+fn hold_back(step: &Step<'_>, instance: &Instance, heals: bool, healed: usize) -> Option<String> {
+    if !heals {
+        return None;
+    }
+    let trips = &step.state.breaker.trips;
+    let own = crate::breaker::scope(&instance.key.deployment);
+    if let Some((scope, trip)) = [Scope::Fleet, own].into_iter().find_map(|scope| Some((scope.clone(), trips.get(&scope)?))) {
+        return Some(format!("healing has stopped: {}; look, then `mayfly breaker reset {scope}`", trip.why));
+    }
+    let most = step.config.healing.concurrent;
+    (healed >= most).then(|| format!("{most} instances are being healed already, which is the most at a time"))
+}
+
+/// Where an instance would be placed now, or why nowhere.
+pub(crate) fn choose(step: &mut Step<'_>, instance: &Instance) -> Result<HostName, Box<NoRoom>> {
+    let ignore_domains = step.planted.is(Mutant::IgnoreDomains);
+    choose_in(step.state, instance, &mut step.entropy, Rule { ignore_domains, ..Rule::default() })
+}
+
+/// How placement departs from what a role asks for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Rule {
+    /// A soft role is placed as a strict one, and nothing goes where it has failed.
+    pub(crate) strict: bool,
+    /// A planted mistake.
+    pub(crate) ignore_domains: bool,
+}
+
+/// Where an instance would be placed now, or why nowhere.
+pub(crate) fn choose_in(
+    state: &State,
+    instance: &Instance,
+    entropy: &mut crate::Entropy,
+    rule: Rule,
+) -> Result<HostName, Box<NoRoom>> {
+    let Some((definition, configuration)) = state.role_of(instance) else { return Err(Box::default()) };
+    let prefer = match &instance.state {
+        InstanceState::Waiting { prefer, .. } => prefer.as_ref(),
+        InstanceState::Placed { .. } | InstanceState::Retiring { .. } => None,
+    };
+    let image = configuration.image.as_ref().and_then(|name| state.images.get(name));
+    let ask = Ask {
+        role: &(instance.key.deployment.clone(), instance.key.role.clone()),
+        needed: definition.size.resources(),
+        spread: if rule.strict { Spread::Strict } else { configuration.spread() },
+        requirements: &configuration.requirements(),
+        image: image.map(|image| &image.digest),
+        prefer,
+        avoid: instance.health.as_ref().map_or(&[], |health| &health.failed_on),
+        ignore_domains: rule.ignore_domains,
+    };
+    let inventory = &state.index.inventory;
+    let chosen = inventory.choose(&ask, entropy);
+    // A host where it has failed is better than none.
+    if chosen.is_err() && !ask.avoid.is_empty() && !rule.strict {
+        return inventory.choose(&Ask { avoid: &[], ..ask }, entropy);
+    }
+    chosen
+}
+
+/// Whether there is another place for an instance that has to move.
+pub(crate) fn has_place(step: &mut Step<'_>, instance: &Instance) -> bool {
+    choose(step, instance).is_ok()
+}
+
+/// Whether an instance may be taken down by plan now: it is down anyway, or all of the deployment's other update domains
+/// are whole and no update is under way.
+pub(crate) fn may_disturb(step: &Step<'_>, instance: &Instance) -> bool {
+    let Some(deployment) = step.state.deployments.get(&instance.key.deployment) else { return false };
+    if deployment.upgrade.is_some() {
+        return false;
+    }
+    let well = |one: &Instance| {
+        one.is_ready() || matches!(&one.state, InstanceState::Placed { phase: VmPhase::Stopped, .. })
+    };
+    let others = step.state.instances_of(&instance.key.deployment).filter(|one| !one.is_leaving());
+    let mut others = others.filter(|one| one.update_domain != instance.update_domain);
+    !well(instance) || others.all(|one| well(one))
+}
+
+/// Gives an instance a VM on a host. The text tells of it; without a free address there is none.
+fn place(step: &mut Step<'_>, instance: &Instance, host: HostName) -> Option<String> {
+    let size = step.state.role_of(instance)?.0.size;
+    let (dip, next) = next_free(&step.state.index.dips, step.config.dips, step.state.meta.next_dip)?;
+    step.state.meta.next_dip = next;
+    let id = VmId(step.state.meta.next_vm);
+    step.state.meta.next_vm += 1;
+    let computer_name = step.entropy.computer_name();
+    let same = step.planted.is(Mutant::SameGeneration) && instance.generation > 0;
+    let generation = if same { instance.generation } else { instance.generation + 1 };
+    let message = format!("{id} on {host} as {computer_name} at {dip}, disk generation {generation}");
+    let vm = Vm { id, host, computer_name, dip, size, reboots: 0, placed: step.now, started: step.now };
     let phase = VmPhase::Creating { detail: "waiting for its host".to_owned() };
     let state = InstanceState::Placed { vm, phase, since: step.now };
-    step.put(Record::Instance(Box::new(Instance { generation, state, ..instance })));
-    step.event(EventKind::Placed, key, message);
+    step.put_instance(Instance { generation, state, ..instance.clone() });
+    Some(message)
 }
 
-fn wait(step: &mut Step<'_>, instance: Instance, why: String) {
-    let InstanceState::Waiting { reason, prefer, since } = &instance.state else { return };
+fn wait(step: &mut Step<'_>, instance: &Instance, why: String) {
+    let InstanceState::Waiting { reason, prefer, since, heals } = &instance.state else { return };
     if *reason != why {
         step.event(EventKind::Waiting, &instance.key, why.clone());
-        let state = InstanceState::Waiting { reason: why, prefer: prefer.clone(), since: *since };
-        step.put(Record::Instance(Box::new(Instance { state, ..instance })));
+        let state = InstanceState::Waiting { reason: why, prefer: prefer.clone(), since: *since, heals: *heals };
+        step.put_instance(Instance { state, ..instance.clone() });
     }
 }

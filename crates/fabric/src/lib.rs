@@ -4,28 +4,44 @@
 //! as whole records, and the driver commits them to the store before anybody acts on them. What a host should run
 //! ([`goal`]) is a pure function of the records.
 //!
-//! Choosing lives in files of its own: [`placement`], [`lease`], `healing`, `rebalance`.
+//! A step is a transaction: what is refused, or only planned, is taken back whole (`step`). Choosing lives in files of its
+//! own: `placement` (over `inventory`, which is kept up to date with each record), [`lease`], `ladder` (sick
+//! instances), `breaker` (when healing has to stop), `upgrade` (the walk over update domains), `autoscale`, `rebalance`.
 
 pub mod address;
+mod autoscale;
+mod breaker;
 pub mod check;
 mod command;
 mod core;
+mod deployments;
+mod drain;
 mod entropy;
+pub mod explain;
 pub mod goal;
 mod healing;
+mod hosts;
 mod instances;
+mod inventory;
+mod ladder;
 pub mod lease;
+pub mod meter;
+mod mutant;
 pub mod placement;
 mod rebalance;
 pub mod record;
 mod report;
 mod services;
 pub mod state;
+mod step;
+mod swap;
+mod upgrade;
 
 pub use command::{Command, Input, Outcome, Rejected};
-pub use core::{Config, Core};
+pub use core::{Config, Core, HealingPolicy, Overcommit};
 pub use entropy::Entropy;
-pub use record::{Change, Meta, Record};
+pub use mutant::Mutant;
+pub use record::{Answered, Change, Meta, Record, RecordId};
 pub use state::State;
 
 #[cfg(test)]

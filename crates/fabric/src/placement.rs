@@ -1,43 +1,73 @@
 //! Placement: which host carries the next instance of a role. Pure: from what is there to a choice or a reason.
 //!
-//! The rule (invariant 2): instances of a role are spread over fault domains so that the counts differ by at most one,
-//! and two or more never stand in a single domain. So the next one goes to a domain that has the fewest. Within the
-//! domain: the preferred host, else the host with the fewest of the role, else the emptiest.
+//! The law (invariant 2): instances of a role are spread over fault domains so that the counts differ by at most one,
+//! and two or more never stand in a single domain. So the next one goes to a domain that has the fewest, among those
+//! with an open host that has what the role requires. A role whose spread is *soft* takes the next best domain where
+//! the law would make it wait.
+//!
+//! Among the domains that the law allows, and the hosts in them, in this order: the host that is preferred; the room
+//! (the part of a domain's name before its last `/`) with the fewest of the role; the host with the fewest; one that
+//! has the base image; then, while there is plenty, the emptiest, and when three quarters of all cores are taken, the
+//! one where the least is left over. Of many domains a few are looked at, chosen at random; all of them only if none of
+//! those has room.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use mayfly_model::{DeploymentKey, Host, HostCondition, HostName, InstanceState, Resources, RoleName};
+use mayfly_model::{Digest, HostName, Requirements, Resources, Spread};
 
-use crate::state::State;
+use crate::entropy::Entropy;
+use crate::inventory::{DomainId, HostId, HostRoom, Inventory, RoleCount, RoleRef, has_image, is_closed};
 
-/// What placement sees of the hosts, with the choices of this step counted in.
+/// Domains that are all looked at rather than sampled.
+const ALL_DOMAINS: usize = 16;
+/// Domains that have to answer when they are sampled, and how often is tried.
+const SAMPLES: usize = 6;
+const TRIES: usize = 32;
+/// Hosts of a domain that are compared.
+const HOSTS: usize = 8;
+const HOSTS_OF_ROLE: usize = 64;
+
+/// What is to be placed.
 #[derive(Clone, Debug)]
-pub struct Room<'s> {
-    hosts: BTreeMap<&'s HostName, HostRoom<'s>>,
+pub(crate) struct Ask<'a> {
+    pub(crate) role: &'a RoleRef,
+    pub(crate) needed: Resources,
+    pub(crate) spread: Spread,
+    pub(crate) requirements: &'a Requirements,
+    pub(crate) image: Option<&'a Digest>,
+    pub(crate) prefer: Option<&'a HostName>,
+    pub(crate) avoid: &'a [HostName],
+    /// A planted mistake: domains do not matter.
+    pub(crate) ignore_domains: bool,
 }
 
-#[derive(Clone, Debug)]
-struct HostRoom<'s> {
-    host: &'s Host,
-    free: Resources,
-    of_role: BTreeMap<(&'s DeploymentKey, &'s RoleName), u32>,
-}
-
-/// Why no host was chosen.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why no host was chosen: which rule ruled out how many.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NoRoom {
     /// Hosts that are up.
     up: usize,
     /// Hosts that are not.
     down: usize,
-    /// Fault domains with a host that is up.
+    /// Up, but draining or quarantined.
+    closed: usize,
+    /// Open hosts that lack a label or feature.
+    unfit: usize,
+    /// Fit hosts on which it has failed before.
+    avoided: usize,
+    /// Fault domains with a fit host.
     domains: usize,
-    /// Up hosts with room that the spread rules out, as their domain has more of the role than another.
+    /// Fit hosts with room that the spread rules out, as their domain has more of the role than another.
     spread: usize,
-    /// Up hosts without enough processor or memory.
-    full: usize,
+    /// Fit hosts without enough processor.
+    no_cpu: usize,
+    /// Fit hosts with enough processor, and without enough memory.
+    no_memory: usize,
+    /// Whether the role has an instance and only one domain is left for it.
+    alone: bool,
     needed: Resources,
+    requirements: Requirements,
 }
 
 impl fmt::Display for NoRoom {
@@ -45,107 +75,201 @@ impl fmt::Display for NoRoom {
         if self.up == 0 {
             return write!(f, "no host is up ({} are down)", self.down);
         }
-        if self.domains == 1 && self.spread == self.up {
+        if self.alone {
             return write!(
                 f,
-                "two instances of a role need two fault domains, and only one has a host that is up ({} hosts are down)",
-                self.down
+                "two instances of a role need two fault domains, and only one has a host that is up ({} hosts are down, \
+                 {} closed)",
+                self.down, self.closed
             );
         }
         let cores = self.needed.cpu_milli as f64 / 1000.0;
-        write!(
-            f,
-            "hosts that are up: {} in {} fault domains; without {} cores or {} MiB of memory: {}",
-            self.up, self.domains, cores, self.needed.memory_mib, self.full
-        )?;
-        if self.spread > 0 {
-            write!(f, "; with room, but in fault domains that have more of this role than others: {}", self.spread)?;
-        }
-        if self.down > 0 {
-            write!(f, "; hosts that are down: {}", self.down)?;
-        }
-        Ok(())
-    }
-}
-
-impl<'s> Room<'s> {
-    /// The room that there is now. VMs that are still going take theirs.
-    pub fn of(state: &'s State) -> Room<'s> {
-        let mut hosts: BTreeMap<&HostName, HostRoom<'_>> = state
-            .hosts
-            .values()
-            .map(|host| {
-                let free = host.capacity.minus(state.used_on(&host.name));
-                (&host.name, HostRoom { host, free, of_role: BTreeMap::new() })
-            })
-            .collect();
-        for instance in state.instances.values() {
-            if let InstanceState::Placed { vm, .. } = &instance.state
-                && let Some(room) = hosts.get_mut(&vm.host)
-            {
-                *room.of_role.entry((&instance.key.deployment, &instance.key.role)).or_default() += 1;
+        write!(f, "of {} hosts that are up", self.up)?;
+        let mut rules = Vec::new();
+        let mut rule = |count: usize, text: String| {
+            if count > 0 {
+                rules.push(format!("{count} {text}"));
             }
-        }
-        Room { hosts }
-    }
-
-    /// Instances of a role in each fault domain that has a host that is up.
-    pub fn spread(&self, deployment: &DeploymentKey, role: &RoleName) -> BTreeMap<&'s str, u32> {
-        let mut counts = BTreeMap::new();
-        for room in self.hosts.values().filter(|room| is_up(room.host)) {
-            counts.entry(room.host.fault_domain.as_str()).or_default();
-        }
-        for room in self.hosts.values() {
-            if let Some(count) = counts.get_mut(room.host.fault_domain.as_str()) {
-                *count += room.of_role.get(&(deployment, role)).copied().unwrap_or(0);
-            }
-        }
-        counts
-    }
-
-    /// Chooses the host for the next instance of a role and counts it in.
-    ///
-    /// # Errors
-    /// Why there is none.
-    pub fn place(
-        &mut self,
-        deployment: &'s DeploymentKey,
-        role: &'s RoleName,
-        needed: Resources,
-        prefer: Option<&HostName>,
-    ) -> Result<HostName, NoRoom> {
-        let spread = self.spread(deployment, role);
-        let fewest = spread.values().min().copied().unwrap_or(0);
-        let alone = spread.len() == 1 && fewest > 0;
-        let allowed = |host: &Host| !alone && spread.get(host.fault_domain.as_str()) == Some(&fewest);
-        let up = || self.hosts.values().filter(|room| is_up(room.host));
-        let chosen = up()
-            .filter(|room| allowed(room.host) && room.free.holds(needed))
-            .min_by_key(|room| {
-                let of_role = room.of_role.get(&(deployment, role)).copied().unwrap_or(0);
-                let preferred = prefer == Some(&room.host.name);
-                let free = (room.free.memory_mib, room.free.cpu_milli);
-                (!preferred, of_role, std::cmp::Reverse(free), &room.host.name)
-            })
-            .map(|room| room.host.name.clone());
-        let Some(name) = chosen else {
-            return Err(NoRoom {
-                up: up().count(),
-                down: self.hosts.len() - up().count(),
-                domains: spread.len(),
-                spread: up().filter(|room| !allowed(room.host) && room.free.holds(needed)).count(),
-                full: up().filter(|room| !room.free.holds(needed)).count(),
-                needed,
-            });
         };
-        if let Some(room) = self.hosts.get_mut(&name) {
-            room.free = room.free.minus(needed);
-            *room.of_role.entry((deployment, role)).or_default() += 1;
-        }
-        Ok(name)
+        rule(self.closed, "are draining or quarantined".to_owned());
+        rule(self.unfit, format!("lack {}", self.requirements));
+        rule(self.avoided, "are those where it has failed before".to_owned());
+        rule(self.no_cpu, format!("have fewer than {cores} cores free"));
+        rule(self.no_memory, format!("have less than {} MiB of memory free", self.needed.memory_mib));
+        rule(self.spread, "have room, but stand in fault domains that have more of this role than others".to_owned());
+        rule(self.down, "more are down".to_owned());
+        write!(f, ", {}; fault domains that could take it: {}", rules.join(", "), self.domains)
     }
 }
 
-fn is_up(host: &Host) -> bool {
-    host.condition == HostCondition::Up
+/// How good a host is; the least is the best.
+type Score = (bool, u32, u32, bool, u64);
+
+impl Inventory {
+    /// Chooses the host for the next instance of a role.
+    pub(crate) fn choose(&self, ask: &Ask<'_>, entropy: &mut Entropy) -> Result<HostName, Box<NoRoom>> {
+        let eligible: Cow<'_, [DomainId]> = match ask.requirements.is_empty() && ask.avoid.is_empty() {
+            true => Cow::Borrowed(self.open_domains()),
+            false => Cow::Owned(self.domains_with(ask.requirements, ask.avoid)),
+        };
+        if ask.ignore_domains {
+            let first = self.hosts().find(|(_, room)| room.host.is_open() && suits(room, ask));
+            return first.map(|(_, room)| room.host.name.clone()).ok_or_else(Box::default);
+        }
+        let none = RoleCount::default();
+        let counts = self.role(ask.role).unwrap_or(&none);
+        let rooms = self.rooms(counts);
+        for level in levels(counts, &eligible, ask) {
+            if ask.spread == Spread::Strict && level > 0 && eligible.len() == 1 {
+                break;
+            }
+            let best = if level == 0 {
+                self.sample(ask, &eligible, counts, &rooms, entropy)
+            } else {
+                let at_level = |domain: &&DomainId| counts.by_domain.get(domain) == Some(&level);
+                let allowed = eligible.iter().filter(at_level);
+                allowed.filter_map(|domain| self.best_in(*domain, ask, counts, &rooms)).min()
+            };
+            if let Some(room) = best.and_then(|(_, host)| self.host(host)) {
+                return Ok(room.host.name.clone());
+            }
+        }
+        Err(Box::new(self.why_not(ask, &eligible, counts)))
+    }
+
+    /// Instances of a role in each fault domain that has an open host with what it requires.
+    pub(crate) fn spread(&self, role: &RoleRef, requirements: &Requirements) -> BTreeMap<&str, u32> {
+        let counts = self.role(role);
+        let count = |domain: DomainId| counts.and_then(|counts| counts.by_domain.get(&domain)).copied().unwrap_or(0);
+        let domains = match requirements.is_empty() {
+            true => self.open_domains().to_vec(),
+            false => self.domains_with(requirements, &[]),
+        };
+        domains.into_iter().map(|domain| (self.domain_at(domain).name.as_str(), count(domain))).collect()
+    }
+
+    /// The best host in the domains that have none of the role.
+    fn sample(
+        &self,
+        ask: &Ask<'_>,
+        eligible: &[DomainId],
+        counts: &RoleCount,
+        rooms: &BTreeMap<&str, u32>,
+        entropy: &mut Entropy,
+    ) -> Option<(Score, HostId)> {
+        let free = |domain: &DomainId| !counts.by_domain.contains_key(domain);
+        let in_domain = |domain: &DomainId| self.best_in(*domain, ask, counts, rooms);
+        if eligible.len() > ALL_DOMAINS {
+            if let Some(wanted) = ask.prefer.and_then(|host| self.host_named(host))
+                && free(&wanted.1.domain)
+                && let Some(best) = in_domain(&wanted.1.domain).filter(|(score, _)| !score.0)
+            {
+                return Some(best);
+            }
+            let random = std::iter::repeat_with(|| eligible[(entropy.bits() % eligible.len() as u64) as usize]);
+            let answers = random.take(TRIES).filter(free).filter_map(|domain| in_domain(&domain)).take(SAMPLES);
+            if let Some(best) = answers.min() {
+                return Some(best);
+            }
+        }
+        eligible.iter().filter(|domain| free(domain)).filter_map(in_domain).min()
+    }
+
+    /// The best host of a domain.
+    fn best_in(
+        &self,
+        domain: DomainId,
+        ask: &Ask<'_>,
+        counts: &RoleCount,
+        rooms: &BTreeMap<&str, u32>,
+    ) -> Option<(Score, HostId)> {
+        let scarce = self.is_scarce();
+        let place = self.domain_at(domain);
+        let room_count = rooms.get(place.room.as_str()).copied().unwrap_or(0);
+        let score = |id: HostId, room: &HostRoom| {
+            let of_role = counts.by_host.get(&id).copied().unwrap_or(0);
+            let left = room.free.minus(ask.needed).cpu_milli;
+            let fit = if scarce { left } else { u64::MAX - left };
+            let preferred = ask.prefer == Some(&room.host.name);
+            (!preferred, room_count, of_role, !has_image(&room.host, ask.image), fit)
+        };
+        let suits = |id: HostId| self.host(id).filter(|room| suits(room, ask)).map(|room| (score(id, room), id));
+        let wanted = ask.prefer.and_then(|host| self.host_named(host));
+        if let Some((id, room)) = wanted
+            && room.domain == domain
+            && room.host.is_open()
+            && let Some(found) = suits(id)
+        {
+            return Some(found);
+        }
+        let compared = if counts.by_domain.contains_key(&domain) { HOSTS_OF_ROLE } else { HOSTS };
+        let range = place.free.range((ask.needed.cpu_milli, 0, 0)..);
+        if scarce {
+            range.filter_map(|(_, _, id)| suits(*id)).take(compared).min()
+        } else {
+            range.rev().filter_map(|(_, _, id)| suits(*id)).take(compared).min()
+        }
+    }
+
+    fn rooms(&self, counts: &RoleCount) -> BTreeMap<&str, u32> {
+        let mut rooms = BTreeMap::new();
+        for (domain, count) in &counts.by_domain {
+            *rooms.entry(self.domain_at(*domain).room.as_str()).or_default() += count;
+        }
+        rooms
+    }
+
+    fn why_not(&self, ask: &Ask<'_>, eligible: &[DomainId], counts: &RoleCount) -> NoRoom {
+        let (up, down) = self.up_and_down();
+        let mut why = NoRoom {
+            up,
+            down,
+            domains: eligible.len(),
+            alone: eligible.len() == 1 && !counts.by_domain.is_empty() && ask.spread == Spread::Strict,
+            needed: ask.needed,
+            requirements: ask.requirements.clone(),
+            ..NoRoom::default()
+        };
+        for (_, room) in self.hosts() {
+            if is_closed(&room.host) {
+                why.closed += 1;
+            } else if !room.host.is_open() {
+                continue;
+            } else if !ask.requirements.met_by(&room.host) {
+                why.unfit += 1;
+            } else if ask.avoid.contains(&room.host.name) {
+                why.avoided += 1;
+            } else if room.free.cpu_milli < ask.needed.cpu_milli {
+                why.no_cpu += 1;
+            } else if room.free.memory_mib < ask.needed.memory_mib {
+                why.no_memory += 1;
+            } else {
+                why.spread += 1;
+            }
+        }
+        why
+    }
+}
+
+fn suits(room: &HostRoom, ask: &Ask<'_>) -> bool {
+    room.free.holds(ask.needed)
+        && !ask.avoid.contains(&room.host.name)
+        && (ask.requirements.is_empty() || ask.requirements.met_by(&room.host))
+}
+
+/// Counts that the chosen domain may have already, best first: the least there is, and for a soft role those above it.
+fn levels(counts: &RoleCount, eligible: &[DomainId], ask: &Ask<'_>) -> Vec<u32> {
+    let standing = counts.by_domain.len();
+    // Most roles are small beside the number of domains.
+    if ask.spread == Spread::Strict && standing < eligible.len() {
+        return vec![0];
+    }
+    let mut levels: Vec<u32> =
+        eligible.iter().map(|domain| counts.by_domain.get(domain).copied().unwrap_or(0)).collect();
+    levels.sort_unstable();
+    levels.dedup();
+    if ask.spread == Spread::Strict {
+        levels.truncate(1);
+    }
+    levels
 }

@@ -1,56 +1,93 @@
 //! Rebalancing: when a fault domain has come back, instances move there one by one until each role is spread again.
 
-use mayfly_model::{DeploymentKey, EventKind, InstanceKey, InstanceState, RoleName, Then};
+use std::sync::Arc;
 
-use crate::placement::Room;
-use crate::state::{State, Step};
+use mayfly_model::{DeploymentKey, EventKind, Instance, InstanceKey, InstanceState, Requirements, RoleName, Then, VmPhase};
+
+use crate::entropy::Entropy;
+use crate::instances::{Rule, choose_in};
+use crate::inventory::RoleRef;
+use crate::state::State;
+use crate::step::Step;
 
 /// How long all instances of a role have to be Ready before one of them is moved, in ms.
 const CALM: u64 = 10_000;
+/// Deployments that are looked at in one tick; the next tick goes on after them.
+const LOOKS: usize = 200;
 
 /// Moves at most one instance of each unevenly spread role.
 pub(crate) fn run(step: &mut Step<'_>) {
-    let roles: Vec<(DeploymentKey, RoleName)> = step
-        .state
-        .deployments
-        .values()
-        .filter(|deployment| !deployment.deleting)
-        .flat_map(|one| one.definition.roles.iter().map(|role| (one.key.clone(), role.name.clone())))
-        .collect();
-    for (deployment, role) in roles {
-        let Some(key) = choose(step, &deployment, &role) else { continue };
-        let Some(instance) = step.state.instances.get(&key).cloned() else { continue };
-        let InstanceState::Placed { vm, .. } = instance.state.clone() else { continue };
-        step.event(EventKind::Rebalance, &key, format!("moves away from {}: its role is unevenly spread", vm.host));
-        crate::instances::retire(step, instance, vm, Then::Replace { prefer: None });
+    let after = step.state.index.rebalanced.clone();
+    let deployments = &step.state.deployments;
+    let rest = deployments.range::<DeploymentKey, _>((
+        after.as_ref().map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded),
+        std::ops::Bound::Unbounded,
+    ));
+    let looked: Vec<_> = rest.take(LOOKS).map(|(_, deployment)| Arc::clone(deployment)).collect();
+    step.state.index.rebalanced = looked.last().filter(|_| looked.len() == LOOKS).map(|one| one.key.clone());
+    for deployment in looked.iter().filter(|one| !one.is_deleting() && one.upgrade.is_none()) {
+        for role in &deployment.version.definition.roles {
+            let Some(key) = choose(step, &deployment.key, &role.name) else { continue };
+            let Some(instance) = step.instance(&key) else { continue };
+            let InstanceState::Placed { vm, .. } = &instance.state else { continue };
+            let message = format!("moves away from {}: its role is unevenly spread", vm.host);
+            step.event(EventKind::Rebalance, &key, message);
+            crate::instances::retire(step, Instance::clone(&instance), Then::Replace { prefer: None });
+        }
     }
 }
 
 /// The instance to move: the last one in the fullest fault domain, if the emptiest has two fewer and room for it.
-fn choose(step: &Step<'_>, deployment: &DeploymentKey, role: &RoleName) -> Option<InstanceKey> {
-    let state: &State = step.state;
-    let members: Vec<_> = state.members(deployment, role).collect();
-    let on_the_move = members.iter().any(|instance| matches!(instance.state, InstanceState::Retiring { .. }));
-    if members.len() < 2 || on_the_move {
+fn choose(step: &mut Step<'_>, deployment: &DeploymentKey, role: &RoleName) -> Option<InstanceKey> {
+    let reference = (deployment.clone(), role.clone());
+    let (count, standing) = {
+        let counts = step.state.index.inventory.role(&reference)?;
+        (counts.by_domain.len(), counts.by_domain.values().sum::<u32>() as usize)
+    };
+    // One in each domain at the most is as even as it gets.
+    if standing < 2 || count == standing {
         return None;
     }
-    let mut room = Room::of(state);
-    let spread = room.spread(deployment, role);
+    let state: &State = step.state;
+    let members: Vec<Arc<Instance>> = state.members(deployment, role).cloned().collect();
+    let first = members.first()?;
+    if members.len() < 2 || members.iter().any(|one| matches!(one.state, InstanceState::Retiring { .. })) {
+        return None;
+    }
+    let requirements = state.role_of(first)?.1.requirements();
+    let spread = state.index.inventory.spread(&reference, &requirements);
     let (fullest, most) = spread.iter().max_by_key(|(_, count)| **count)?;
-    let fewest = spread.values().min()?;
+    let (fullest, most, fewest) = ((*fullest).to_owned(), *most, *spread.values().min()?);
     // All eggs in one basket cannot wait for calm; an uneven spread can.
-    let one_basket = *most as usize == members.len();
+    let one_basket = most as usize == members.len();
     let calm = members.iter().all(|instance| match &instance.state {
-        InstanceState::Placed { since, .. } => instance.is_ready() && step.now.since(*since) >= CALM,
+        InstanceState::Placed { since, phase, .. } => {
+            matches!(phase, VmPhase::Ready | VmPhase::Stopped) && step.now.since(*since) >= CALM
+        }
         InstanceState::Waiting { .. } | InstanceState::Retiring { .. } => false,
     });
     if most - fewest < 2 || !(calm || one_basket) {
         return None;
     }
-    room.place(deployment, role, state.resources_of(&members.first()?.key), None).ok()?;
-    let stands_there = |key: &InstanceKey| {
-        let host = &state.instances.get(key)?.wanted_vm()?.host;
-        Some(state.hosts.get(host)?.fault_domain == **fullest)
+    let has_room = |one: &&Arc<Instance>| would_even_out(state, one, &reference, &requirements, most);
+    let stands_there = |instance: &&Arc<Instance>| {
+        let host = instance.wanted_vm().and_then(|vm| step.state.hosts.get(&vm.host));
+        host.is_some_and(|host| host.fault_domain == fullest)
     };
-    members.iter().rev().map(|instance| &instance.key).find(|key| stands_there(key) == Some(true)).cloned()
+    members.iter().rev().filter(stands_there).find(has_room).map(|instance| instance.key.clone())
+}
+
+/// Whether there is a place for an instance where at least two fewer of its role stand than where it is.
+pub(crate) fn would_even_out(
+    state: &State,
+    instance: &Instance,
+    role: &RoleRef,
+    requirements: &Requirements,
+    most: u32,
+) -> bool {
+    let rule = Rule { strict: true, ..Rule::default() };
+    let Ok(host) = choose_in(state, instance, &mut Entropy(0), rule) else { return false };
+    let spread = state.index.inventory.spread(role, requirements);
+    let there = state.hosts.get(&host).and_then(|host| spread.get(host.fault_domain.as_str()));
+    there.is_some_and(|there| there + 2 <= most)
 }

@@ -1,6 +1,12 @@
 //! Records: what the store keeps, each under a key of its own.
 
-use mayfly_model::{Deployment, DeploymentKey, Event, Host, Image, Incarnation, Instance, InstanceKey, Service};
+use std::fmt;
+use std::sync::Arc;
+
+use mayfly_model::{
+    Breaker, Deployment, DeploymentKey, Event, Host, HostName, Image, ImageName, Incarnation, Instance, InstanceKey,
+    Service, ServiceName, Time, Usage,
+};
 use serde::{Deserialize, Serialize};
 
 /// Counters of the whole fabric.
@@ -15,42 +21,113 @@ pub struct Meta {
     /// Where to look for the next DIP; addresses are used in turn, so that none comes back soon.
     pub next_dip: u32,
     /// The next host's number.
-    pub next_host: u16,
+    pub next_host: u32,
     /// The next event's number.
     pub next_event: u64,
+    /// The goal state from which on the present set of voters is known; the next change has to wait until all hosts
+    /// that may be serving have applied it.
+    #[serde(default)]
+    pub voters_since: Incarnation,
 }
 
-/// One record.
+/// A request that was answered, so that the same one coming again is not carried out twice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answered {
+    /// The client's name for it, random.
+    pub id: String,
+    /// When.
+    pub at: Time,
+}
+
+/// One record. Large ones are shared: a record that is being committed is the one that the state holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Record {
     /// The counters.
     Meta(Meta),
     /// A base image.
-    Image(Image),
+    Image(Arc<Image>),
     /// A hosted service.
-    Service(Service),
+    Service(Arc<Service>),
     /// A deployment.
-    Deployment(Box<Deployment>),
+    Deployment(Arc<Deployment>),
     /// An instance.
-    Instance(Box<Instance>),
+    Instance(Arc<Instance>),
     /// A host.
-    Host(Host),
+    Host(Arc<Host>),
     /// An event.
-    Event(Event),
+    Event(Arc<Event>),
+    /// The breaker.
+    Breaker(Arc<Breaker>),
+    /// What a service used on one day.
+    Usage(Arc<Usage>),
+    /// A request that was answered.
+    Answered(Arc<Answered>),
+}
+
+/// Which record. Its text is the key in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecordId {
+    /// The counters.
+    Meta,
+    /// A base image.
+    Image(ImageName),
+    /// A hosted service.
+    Service(ServiceName),
+    /// A deployment.
+    Deployment(DeploymentKey),
+    /// An instance.
+    Instance(InstanceKey),
+    /// A host.
+    Host(HostName),
+    /// An event.
+    Event(u64),
+    /// The breaker.
+    Breaker,
+    /// What a service used on one day.
+    Usage(ServiceName, u64),
+    /// A request that was answered.
+    Answered(String),
+}
+
+impl fmt::Display for RecordId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RecordId::Meta => f.write_str("meta"),
+            RecordId::Image(name) => write!(f, "image/{name}"),
+            RecordId::Service(name) => write!(f, "service/{name}"),
+            RecordId::Deployment(key) => write!(f, "deployment/{}/{}", key.service, key.slot),
+            RecordId::Instance(key) => {
+                write!(f, "instance/{}/{}/{}/{}", key.deployment.service, key.deployment.slot, key.role, key.index)
+            }
+            RecordId::Host(name) => write!(f, "host/{name}"),
+            RecordId::Event(number) => write!(f, "event/{number:020}"),
+            RecordId::Breaker => f.write_str("breaker"),
+            RecordId::Usage(service, day) => write!(f, "usage/{service}/{day:06}"),
+            RecordId::Answered(id) => write!(f, "answered/{id}"),
+        }
+    }
 }
 
 impl Record {
+    /// Which record it is.
+    pub fn id(&self) -> RecordId {
+        match self {
+            Record::Meta(_) => RecordId::Meta,
+            Record::Image(image) => RecordId::Image(image.name.clone()),
+            Record::Service(service) => RecordId::Service(service.name.clone()),
+            Record::Deployment(deployment) => RecordId::Deployment(deployment.key.clone()),
+            Record::Instance(instance) => RecordId::Instance(instance.key.clone()),
+            Record::Host(host) => RecordId::Host(host.name.clone()),
+            Record::Event(event) => RecordId::Event(event.number),
+            Record::Breaker(_) => RecordId::Breaker,
+            Record::Usage(usage) => RecordId::Usage(usage.service.clone(), usage.day),
+            Record::Answered(answered) => RecordId::Answered(answered.id.clone()),
+        }
+    }
+
     /// The key it is stored under.
     pub fn key(&self) -> String {
-        match self {
-            Record::Meta(_) => "meta".to_owned(),
-            Record::Image(image) => format!("image/{}", image.name),
-            Record::Service(service) => format!("service/{}", service.name),
-            Record::Deployment(deployment) => deployment_key(&deployment.key),
-            Record::Instance(instance) => instance_key(&instance.key),
-            Record::Host(host) => format!("host/{}", host.name),
-            Record::Event(event) => event_key(event.number),
-        }
+        self.id().to_string()
     }
 
     /// The bytes it is stored as.
@@ -70,23 +147,11 @@ impl Record {
     }
 }
 
-pub(crate) fn deployment_key(key: &DeploymentKey) -> String {
-    format!("deployment/{}/{}", key.service, key.slot)
-}
-
-pub(crate) fn instance_key(key: &InstanceKey) -> String {
-    format!("instance/{}/{}/{}/{}", key.deployment.service, key.deployment.slot, key.role, key.index)
-}
-
-pub(crate) fn event_key(number: u64) -> String {
-    format!("event/{number:020}")
-}
-
 /// A change to one record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// The record is now this.
     Put(Record),
-    /// The record under this key is gone.
-    Delete(String),
+    /// The record is gone.
+    Delete(RecordId),
 }

@@ -1,22 +1,28 @@
 //! What a host's report changes.
 
-use mayfly_model::{EventKind, Host, HostCondition, HostReport, Instance, InstanceState, VmReport};
+use std::collections::HashMap;
+
+use mayfly_model::{
+    Admission, EventKind, Expectation, Health, Host, HostCondition, HostReport, Instance, InstanceState, Resources, Vm,
+    VmPhase, VmReport,
+};
 
 use crate::instances;
-use crate::record::Record;
-use crate::state::Step;
+use crate::mutant::Mutant;
+use crate::step::Step;
 
 /// Takes a host's report.
 pub(crate) fn apply(step: &mut Step<'_>, report: &HostReport) {
     register(step, report);
     tell_incidents(step, report);
-    let instances: Vec<Instance> = step.state.instances_on(&report.host).cloned().collect();
+    let seen: HashMap<_, _> = report.vms.iter().map(|vm| (vm.vm, vm)).collect();
+    let instances: Vec<_> = step.state.instances_on(&report.host).cloned().collect();
     for instance in instances {
-        let seen = instance.vm().and_then(|vm| report.vms.iter().find(|seen| seen.vm == vm.id));
+        let seen = instance.vm().and_then(|vm| seen.get(&vm.id));
         match (&instance.state, seen) {
-            (InstanceState::Placed { .. }, Some(seen)) => observe(step, instance, seen),
+            (InstanceState::Placed { .. }, Some(seen)) => observe(step, &instance, seen),
             (InstanceState::Retiring { since, .. }, None) if report.applied >= *since => {
-                instances::vm_gone(step, instance);
+                instances::vm_gone(step, &instance);
             }
             _ => {}
         }
@@ -24,17 +30,36 @@ pub(crate) fn apply(step: &mut Step<'_>, report: &HostReport) {
 }
 
 fn register(step: &mut Step<'_>, report: &HostReport) {
-    let known = step.state.hosts.get(&report.host);
+    let known = step.state.hosts.get(&report.host).cloned();
+    let known = known.as_deref();
     let number = known.map_or(step.state.meta.next_host + 1, |host| host.number);
+    let is_back = known.is_some_and(|host| host.boot_id != report.boot_id);
+    let is_over = |admission: &Admission| match admission {
+        Admission::Rebooting { .. } => is_back,
+        Admission::Leaving => true,
+        Admission::Open | Admission::Draining { .. } | Admission::Quarantined { .. } => false,
+    };
+    let admission = known.map(|host| host.admission.clone()).filter(|admission| !is_over(admission));
+    let overcommit = step.config.overcommit;
     let host = Host {
         name: report.host.clone(),
         number,
         fault_domain: report.facts.fault_domain.clone(),
         address: report.facts.address,
-        capacity: report.facts.capacity,
+        capacity: Resources {
+            cpu_milli: report.facts.capacity.cpu_milli * overcommit.cpu_percent / 100,
+            memory_mib: report.facts.capacity.memory_mib * overcommit.memory_percent / 100,
+        },
+        labels: report.facts.labels.clone(),
+        features: report.facts.features.clone(),
+        images: report.facts.images.clone(),
         condition: HostCondition::Up,
+        admission: admission.unwrap_or_default(),
         registered: known.map_or(step.now, |host| host.registered),
         boot_id: report.boot_id,
+        reboots: known.map_or(0, |host| host.reboots),
+        voter: known.map_or(step.planted.is(Mutant::HastyVoters), |host| host.voter),
+        voted: known.map_or(step.planted.is(Mutant::HastyVoters), |host| host.voted),
         last_incident: known.map_or(0, |host| host.last_incident),
     };
     let message = match known {
@@ -42,14 +67,15 @@ fn register(step: &mut Step<'_>, report: &HostReport) {
         None => Some(format!("new in fault domain {}", host.fault_domain)),
         Some(known) if matches!(known.condition, HostCondition::Lost { .. }) => Some("came back".to_owned()),
         Some(known) if matches!(known.condition, HostCondition::Suspect { .. }) => Some("reports again".to_owned()),
-        Some(known) if known.boot_id != report.boot_id => {
+        Some(known) if known.admission != host.admission => Some("has been rebooted, and is open again".to_owned()),
+        Some(_) if is_back => {
             let guests = step.state.instances_on(&report.host).count();
             Some(format!("was started again within its lease; its guests boot again from their disks: {guests}"))
         }
         Some(_) => None,
     };
     step.state.meta.next_host = step.state.meta.next_host.max(number);
-    step.put(Record::Host(host));
+    step.put_host(host);
     if let Some(message) = message {
         step.event(EventKind::Host, &report.host, message);
     }
@@ -57,44 +83,72 @@ fn register(step: &mut Step<'_>, report: &HostReport) {
 
 /// Makes events of what went wrong on a host, each once.
 fn tell_incidents(step: &mut Step<'_>, report: &HostReport) {
-    let Some(mut host) = step.state.hosts.get(&report.host).cloned() else { return };
+    let Some(host) = step.state.hosts.get(&report.host).cloned() else { return };
+    let mut last = host.last_incident;
     for incident in &report.incidents {
-        if incident.number > host.last_incident {
-            host.last_incident = incident.number;
+        if incident.number > last {
+            last = incident.number;
             step.event(EventKind::Host, &report.host, incident.message.clone());
         }
     }
-    if step.state.hosts.get(&report.host) != Some(&host) {
-        step.put(Record::Host(host));
+    if last != host.last_incident {
+        step.put_host(Host { last_incident: last, ..Host::clone(&host) });
     }
 }
 
-fn observe(step: &mut Step<'_>, instance: Instance, seen: &VmReport) {
-    let InstanceState::Placed { vm, phase, .. } = &instance.state else { return };
-    let timeout = step.state.start_timeout(&instance.key);
-    let next = phase.apply(seen, vm.reboots, step.now.since(vm.started), timeout);
-    if next == *phase {
+fn observe(step: &mut Step<'_>, instance: &Instance, seen: &VmReport) {
+    let InstanceState::Placed { vm, phase, since } = &instance.state else { return };
+    step.state.index.cpu.insert(instance.key.clone(), seen.cpu_milli);
+    let health = crashes(step, instance, seen);
+    let recent = health.as_ref().or(instance.health.as_deref()).map_or(0, |health| health.crashes.len());
+    let expected = Expectation {
+        reboots: vm.reboots,
+        on: step.state.deployments.get(&instance.key.deployment).is_none_or(|one| one.is_on()),
+        cycling: recent >= step.config.healing.crashes,
+        started_for: step.now.since(vm.started),
+        start_timeout: step.state.start_timeout(instance),
+    };
+    let next = phase.apply(seen, expected);
+    if next == *phase && health.is_none() {
         return;
     }
-    if next.name() != phase.name() {
+    if next.status() != phase.status() {
         let message = match next.detail() {
-            Some(detail) => format!("{}: {detail}", next.name()),
-            None => next.name().to_owned(),
+            Some(detail) => format!("{}: {detail}", next.status()),
+            None => next.status().to_string(),
         };
         step.event(EventKind::State, &instance.key, message);
     }
-    let since = if next.name() == phase.name() { since_of(&instance) } else { step.now };
-    let mut vm = vm.clone();
-    if phase.has_been_up() && !next.has_been_up() {
-        vm.started = step.now;
+    if next == VmPhase::Ready && *phase != VmPhase::Ready {
+        // One that waits for its turn to be healed may have it now.
+        step.state.index.inventory.gains += u64::from(!step.state.index.waiting.is_empty());
     }
+    let since = if next.status() == phase.status() { *since } else { step.now };
+    let started = if phase.has_been_up() && !next.has_been_up() { step.now } else { vm.started };
+    let vm = Vm { started, ..vm.clone() };
+    let health = health.map(Box::new).or_else(|| instance.health.clone());
     let state = InstanceState::Placed { vm, phase: next, since };
-    step.put(Record::Instance(Box::new(Instance { state, ..instance })));
+    step.put_instance(Instance { state, health, ..instance.clone() });
 }
 
-fn since_of(instance: &Instance) -> mayfly_model::Time {
-    match &instance.state {
-        InstanceState::Placed { since, .. } | InstanceState::Waiting { since, .. } => *since,
-        InstanceState::Retiring { vm, .. } => vm.started,
+/// What is known of an instance's crashes now, if that is news.
+fn crashes(step: &Step<'_>, instance: &Instance, seen: &VmReport) -> Option<Health> {
+    let known = instance.health.as_deref();
+    let before = known.map_or(0, |health| health.restarts);
+    if seen.restarts == before {
+        return None;
     }
+    let mut health = known.cloned().unwrap_or_default();
+    let window = step.config.healing.window;
+    health.crashes.retain(|at| step.now.since(*at) <= window);
+    // A new VM counts from zero.
+    if seen.restarts > before {
+        health.crashes.push(step.now);
+    }
+    let most = step.config.healing.crashes;
+    if health.crashes.len() > most {
+        health.crashes.drain(..health.crashes.len() - most);
+    }
+    health.restarts = seen.restarts;
+    Some(health)
 }

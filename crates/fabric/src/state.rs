@@ -1,35 +1,91 @@
-//! All records in memory, and the bookkeeping of a step's changes.
+//! All records in memory, and what is derived from them to find things fast.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use mayfly_model::configuration::START_TIMEOUT_SETTING;
 use mayfly_model::{
-    Deployment, DeploymentKey, Event, EventKind, Host, HostName, Image, ImageName, Instance, InstanceKey, Resources,
-    RoleDefinition, RoleName, Service, ServiceName, Time, limits,
+    Breaker, Deployment, DeploymentKey, DeploymentStatus, Event, Host, HostName, Image, ImageName, Instance,
+    InstanceKey, InstanceState, NamePool, Resources, RoleConfiguration, RoleDefinition, RoleName, Service, ServiceName,
+    Usage, Version, limits,
 };
 
-use crate::record::{self, Change, Meta, Record};
+use crate::inventory::Inventory;
+use crate::record::{Answered, Meta, Record, RecordId};
 
 /// The records.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct State {
     pub(crate) meta: Meta,
-    pub(crate) images: BTreeMap<ImageName, Image>,
-    pub(crate) services: BTreeMap<ServiceName, Service>,
-    pub(crate) deployments: BTreeMap<DeploymentKey, Deployment>,
-    pub(crate) instances: BTreeMap<InstanceKey, Instance>,
-    pub(crate) hosts: BTreeMap<HostName, Host>,
-    pub(crate) events: BTreeMap<u64, Event>,
-    /// Derived: the instances whose VM is on a host, wanted or going.
+    pub(crate) images: BTreeMap<ImageName, Arc<Image>>,
+    pub(crate) services: BTreeMap<ServiceName, Arc<Service>>,
+    pub(crate) deployments: BTreeMap<DeploymentKey, Arc<Deployment>>,
+    pub(crate) instances: BTreeMap<InstanceKey, Arc<Instance>>,
+    pub(crate) hosts: BTreeMap<HostName, Arc<Host>>,
+    pub(crate) events: BTreeMap<u64, Arc<Event>>,
+    pub(crate) breaker: Arc<Breaker>,
+    pub(crate) usage: BTreeMap<(ServiceName, u64), Arc<Usage>>,
+    pub(crate) answered: BTreeMap<String, Arc<Answered>>,
+    pub(crate) index: Index,
+}
+
+/// What is derived from the records.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Index {
+    pub(crate) inventory: Inventory,
+    /// The instances whose VM is on a host, wanted or going.
     pub(crate) by_host: BTreeMap<HostName, BTreeSet<InstanceKey>>,
+    /// Instances that have no VM.
+    pub(crate) waiting: BTreeSet<InstanceKey>,
+    /// Instances that look sick, or have lately.
+    pub(crate) sick: BTreeSet<InstanceKey>,
+    /// Deployments that are on their way somewhere: deploying, starting, suspending, being updated or deleted.
+    pub(crate) moving: BTreeSet<DeploymentKey>,
+    /// Services that are being deleted.
+    pub(crate) dying: BTreeSet<ServiceName>,
+    /// Hosts that are being drained.
+    pub(crate) draining: BTreeSet<HostName>,
+    /// Deployments with a role that scales by rules.
+    pub(crate) scaling: BTreeSet<DeploymentKey>,
+    pub(crate) dips: HashSet<Ipv4Addr>,
+    pub(crate) vips: HashSet<Ipv4Addr>,
+    /// What the hosts said of processors, in thousandths of a core; a hint for scaling, not a record.
+    pub(crate) cpu: BTreeMap<InstanceKey, u64>,
+    /// The inventory as it was when all that wait were tried last.
+    pub(crate) tried: Option<u64>,
+    /// The last deployment whose spread was looked at.
+    pub(crate) rebalanced: Option<DeploymentKey>,
+    /// When the rules for scaling were looked at last.
+    pub(crate) scaled: mayfly_model::Time,
+    /// A planted mistake: what is going takes no room.
+    pub(crate) forget_retiring: bool,
+}
+
+impl PartialEq for State {
+    fn eq(&self, other: &State) -> bool {
+        (&self.meta, &self.images, &self.services, &self.deployments, &self.instances)
+            == (&other.meta, &other.images, &other.services, &other.deployments, &other.instances)
+            && (&self.hosts, &self.events, &self.breaker, &self.usage, &self.answered)
+                == (&other.hosts, &other.events, &other.breaker, &other.usage, &other.answered)
+    }
 }
 
 impl State {
     /// The state that these records make.
     pub fn load(records: impl IntoIterator<Item = Record>) -> State {
         let mut state = State::default();
+        let mut pool = NamePool::default();
+        let mut instances = Vec::new();
         for record in records {
-            state.insert(record);
+            match record {
+                // Their hosts have to be known first.
+                Record::Instance(instance) => instances.push(pooled(instance, &mut pool)),
+                other => drop(state.insert(other)),
+            }
+        }
+        for instance in instances {
+            state.insert(Record::Instance(instance));
         }
         state
     }
@@ -40,183 +96,254 @@ impl State {
     }
 
     /// All images by name.
-    pub fn images(&self) -> &BTreeMap<ImageName, Image> {
+    pub fn images(&self) -> &BTreeMap<ImageName, Arc<Image>> {
         &self.images
     }
 
     /// All services by name.
-    pub fn services(&self) -> &BTreeMap<ServiceName, Service> {
+    pub fn services(&self) -> &BTreeMap<ServiceName, Arc<Service>> {
         &self.services
     }
 
     /// All deployments.
-    pub fn deployments(&self) -> &BTreeMap<DeploymentKey, Deployment> {
+    pub fn deployments(&self) -> &BTreeMap<DeploymentKey, Arc<Deployment>> {
         &self.deployments
     }
 
     /// All instances.
-    pub fn instances(&self) -> &BTreeMap<InstanceKey, Instance> {
+    pub fn instances(&self) -> &BTreeMap<InstanceKey, Arc<Instance>> {
         &self.instances
     }
 
     /// All hosts by name.
-    pub fn hosts(&self) -> &BTreeMap<HostName, Host> {
+    pub fn hosts(&self) -> &BTreeMap<HostName, Arc<Host>> {
         &self.hosts
     }
 
     /// The events that are kept, by number.
-    pub fn events(&self) -> &BTreeMap<u64, Event> {
+    pub fn events(&self) -> &BTreeMap<u64, Arc<Event>> {
         &self.events
     }
 
+    /// The breaker.
+    pub fn breaker(&self) -> &Breaker {
+        &self.breaker
+    }
+
+    /// What has been written down of each service's usage, by day. What still runs is not in it.
+    pub fn usage(&self) -> &BTreeMap<(ServiceName, u64), Arc<Usage>> {
+        &self.usage
+    }
+
+    /// Whether a request of this name was carried out.
+    pub fn answered_contains(&self, id: &str) -> bool {
+        self.answered.contains_key(id)
+    }
+
     /// The instances of a deployment.
-    pub fn instances_of<'a>(&'a self, key: &'a DeploymentKey) -> impl Iterator<Item = &'a Instance> {
-        self.instances.values().filter(move |instance| instance.key.deployment == *key)
+    pub fn instances_of<'a>(&'a self, key: &'a DeploymentKey) -> impl Iterator<Item = &'a Arc<Instance>> {
+        let from = self.instances.range(InstanceKey::first_of(key)..);
+        from.take_while(move |(at, _)| at.deployment == *key).map(|(_, instance)| instance)
+    }
+
+    /// The instances of a role, those that are leaving included.
+    pub fn instances_of_role<'a>(
+        &'a self,
+        key: &DeploymentKey,
+        role: &RoleName,
+    ) -> impl DoubleEndedIterator<Item = &'a Arc<Instance>> + use<'a> {
+        let at = |index| InstanceKey { deployment: key.clone(), role: role.clone(), index };
+        self.instances.range(at(0)..=at(u32::MAX)).map(|(_, instance)| instance)
     }
 
     /// The instances of a role that are not leaving for good.
-    pub fn members<'a>(&'a self, key: &'a DeploymentKey, role: &'a RoleName) -> impl Iterator<Item = &'a Instance> {
-        self.instances_of(key).filter(move |instance| instance.key.role == *role && !instance.is_leaving())
+    pub fn members<'a>(
+        &'a self,
+        key: &DeploymentKey,
+        role: &RoleName,
+    ) -> impl DoubleEndedIterator<Item = &'a Arc<Instance>> + use<'a> {
+        self.instances_of_role(key, role).filter(|instance| !instance.is_leaving())
     }
 
     /// The instances whose VM is on a host, wanted or going.
-    pub fn instances_on<'a>(&'a self, host: &HostName) -> impl Iterator<Item = &'a Instance> {
-        self.by_host.get(host).into_iter().flatten().filter_map(|key| self.instances.get(key))
-    }
-
-    /// What an instance takes from its host.
-    pub fn resources_of(&self, key: &InstanceKey) -> Resources {
-        self.role_of(key).map_or_else(Resources::default, |role| role.size.resources())
+    pub fn instances_on<'a>(&'a self, host: &HostName) -> impl Iterator<Item = &'a Arc<Instance>> {
+        self.index.by_host.get(host).into_iter().flatten().filter_map(|key| self.instances.get(key))
     }
 
     /// What the VMs on a host take, those that are going included.
     pub fn used_on(&self, host: &HostName) -> Resources {
-        self.instances_on(host).fold(Resources::default(), |sum, one| sum.plus(self.resources_of(&one.key)))
+        self.instances_on(host)
+            .filter_map(|one| one.vm())
+            .fold(Resources::default(), |sum, vm| sum.plus(vm.size.resources()))
     }
 
-    /// The definition of an instance's role.
-    pub fn role_of(&self, key: &InstanceKey) -> Option<&RoleDefinition> {
-        self.deployments.get(&key.deployment)?.definition.role(&key.role)
+    /// The version of its deployment that an instance has, or gets next.
+    pub fn version_of(&self, instance: &Instance) -> Option<&Version> {
+        self.deployments.get(&instance.key.deployment)?.version_of(instance.version)
+    }
+
+    /// The definition and configuration of an instance's role.
+    pub fn role_of(&self, instance: &Instance) -> Option<(&RoleDefinition, &RoleConfiguration)> {
+        self.version_of(instance)?.role(&instance.key.role)
     }
 
     /// Milliseconds that an instance may take until its first Ready.
-    pub fn start_timeout(&self, key: &InstanceKey) -> u64 {
-        let setting = || {
-            let role = self.deployments.get(&key.deployment)?.configuration.role(&key.role)?;
-            role.setting(START_TIMEOUT_SETTING)?.parse::<u64>().ok()
-        };
+    pub fn start_timeout(&self, instance: &Instance) -> u64 {
+        let setting = || self.role_of(instance)?.1.setting(START_TIMEOUT_SETTING)?.parse::<u64>().ok();
         setting().unwrap_or(limits::START_TIMEOUT_SECONDS).saturating_mul(1000)
     }
 
-    /// The size of an instance's VM.
-    pub fn size_of(&self, key: &InstanceKey) -> Option<mayfly_model::VmSize> {
-        Some(self.deployments.get(&key.deployment)?.definition.role(&key.role)?.size)
+    /// Puts a record in its place, and returns the one that was there.
+    pub(crate) fn insert(&mut self, record: Record) -> Option<Record> {
+        match record {
+            Record::Meta(meta) => Some(Record::Meta(std::mem::replace(&mut self.meta, meta))),
+            Record::Image(image) => self.images.insert(image.name.clone(), image).map(Record::Image),
+            Record::Service(service) => {
+                set(&mut self.index.dying, &service.name, service.deleting);
+                self.services.insert(service.name.clone(), service).map(Record::Service)
+            }
+            Record::Deployment(deployment) => self.insert_deployment(deployment).map(Record::Deployment),
+            Record::Host(host) => {
+                self.index.inventory.set_host(&host);
+                let draining = matches!(host.admission, mayfly_model::Admission::Draining { .. });
+                set(&mut self.index.draining, &host.name, draining);
+                self.hosts.insert(host.name.clone(), host).map(Record::Host)
+            }
+            Record::Event(event) => self.events.insert(event.number, event).map(Record::Event),
+            Record::Instance(instance) => self.insert_instance(instance).map(Record::Instance),
+            Record::Breaker(breaker) => Some(Record::Breaker(std::mem::replace(&mut self.breaker, breaker))),
+            Record::Usage(usage) => self.usage.insert((usage.service.clone(), usage.day), usage).map(Record::Usage),
+            Record::Answered(answered) => self.answered.insert(answered.id.clone(), answered).map(Record::Answered),
+        }
     }
 
-    fn insert(&mut self, record: Record) {
-        match record {
-            Record::Meta(meta) => self.meta = meta,
-            Record::Image(image) => drop(self.images.insert(image.name.clone(), image)),
-            Record::Service(service) => drop(self.services.insert(service.name.clone(), service)),
-            Record::Deployment(one) => drop(self.deployments.insert(one.key.clone(), *one)),
-            Record::Host(host) => drop(self.hosts.insert(host.name.clone(), host)),
-            Record::Event(event) => drop(self.events.insert(event.number, event)),
-            Record::Instance(instance) => {
-                self.forget_place(&instance.key);
-                if let Some(vm) = instance.vm() {
-                    self.by_host.entry(vm.host.clone()).or_default().insert(instance.key.clone());
-                }
-                self.instances.insert(instance.key.clone(), *instance);
+    /// Takes a record out, and returns it.
+    pub(crate) fn remove(&mut self, id: &RecordId) -> Option<Record> {
+        match id {
+            RecordId::Meta | RecordId::Breaker => None,
+            RecordId::Image(name) => self.images.remove(name).map(Record::Image),
+            RecordId::Service(name) => {
+                self.index.dying.remove(name);
+                self.services.remove(name).map(Record::Service)
+            }
+            RecordId::Deployment(key) => {
+                let deployment = self.deployments.remove(key)?;
+                self.index.moving.remove(key);
+                self.index.scaling.remove(key);
+                self.index.vips.remove(&deployment.vip);
+                Some(Record::Deployment(deployment))
+            }
+            RecordId::Instance(key) => {
+                let instance = self.instances.remove(key)?;
+                self.forget(&instance);
+                self.index.cpu.remove(key);
+                Some(Record::Instance(instance))
+            }
+            RecordId::Host(name) => {
+                self.index.inventory.remove_host(name);
+                self.index.by_host.remove(name);
+                self.index.draining.remove(name);
+                self.hosts.remove(name).map(Record::Host)
+            }
+            RecordId::Event(number) => self.events.remove(number).map(Record::Event),
+            RecordId::Usage(service, day) => self.usage.remove(&(service.clone(), *day)).map(Record::Usage),
+            RecordId::Answered(id) => self.answered.remove(id).map(Record::Answered),
+        }
+    }
+
+    /// Derives everything again from the records.
+    #[cfg(feature = "mutants")]
+    pub(crate) fn index_again(&mut self) {
+        let hosts: Vec<_> = self.hosts.values().cloned().map(Record::Host).collect();
+        let deployments = self.deployments.values().cloned().map(Record::Deployment);
+        let services = self.services.values().cloned().map(Record::Service);
+        let others: Vec<_> = hosts.into_iter().chain(deployments).chain(services).collect();
+        let instances = std::mem::take(&mut self.instances);
+        for record in others.into_iter().chain(instances.into_values().map(Record::Instance)) {
+            self.insert(record);
+        }
+    }
+
+    fn insert_deployment(&mut self, deployment: Arc<Deployment>) -> Option<Arc<Deployment>> {
+        let moving = !matches!(deployment.status, DeploymentStatus::Running | DeploymentStatus::Suspended)
+            || deployment.upgrade.is_some();
+        set(&mut self.index.moving, &deployment.key, moving);
+        let scales = deployment.version.configuration.roles.iter().any(|role| role.autoscale().is_some());
+        set(&mut self.index.scaling, &deployment.key, scales);
+        if let Some(before) = self.deployments.get(&deployment.key) {
+            self.index.vips.remove(&before.vip);
+        }
+        self.index.vips.insert(deployment.vip);
+        self.deployments.insert(deployment.key.clone(), deployment)
+    }
+
+    fn insert_instance(&mut self, instance: Arc<Instance>) -> Option<Arc<Instance>> {
+        if let Some(before) = self.instances.get(&instance.key).cloned() {
+            self.forget(&before);
+        }
+        self.learn(&instance);
+        self.instances.insert(instance.key.clone(), instance)
+    }
+
+    fn learn(&mut self, instance: &Arc<Instance>) {
+        let index = &mut self.index;
+        if let Some(vm) = instance.vm() {
+            index.by_host.entry(vm.host.clone()).or_default().insert(instance.key.clone());
+            index.dips.insert(vm.dip);
+            if !(index.forget_retiring && instance.wanted_vm().is_none()) {
+                index.inventory.occupy(&vm.host, vm.size.resources(), false);
             }
         }
+        if let Some(vm) = instance.wanted_vm() {
+            let role = (instance.key.deployment.clone(), instance.key.role.clone());
+            index.inventory.count(&role, &vm.host, false);
+        }
+        let sick = instance.health.is_some()
+            || matches!(&instance.state, InstanceState::Placed { phase, .. } if phase.is_sick());
+        if sick {
+            index.sick.insert(instance.key.clone());
+        }
+        if matches!(instance.state, InstanceState::Waiting { .. }) {
+            index.waiting.insert(instance.key.clone());
+            index.inventory.gains += 1;
+        }
     }
 
-    fn forget_place(&mut self, key: &InstanceKey) {
-        if let Some(vm) = self.instances.get(key).and_then(Instance::vm)
-            && let Some(keys) = self.by_host.get_mut(&vm.host)
-        {
-            keys.remove(key);
+    fn forget(&mut self, instance: &Instance) {
+        let index = &mut self.index;
+        if let Some(vm) = instance.vm() {
+            if let Some(keys) = index.by_host.get_mut(&vm.host) {
+                keys.remove(&instance.key);
+            }
+            index.dips.remove(&vm.dip);
+            if !(index.forget_retiring && instance.wanted_vm().is_none()) {
+                index.inventory.occupy(&vm.host, vm.size.resources(), true);
+            }
         }
+        if let Some(vm) = instance.wanted_vm() {
+            let role = (instance.key.deployment.clone(), instance.key.role.clone());
+            index.inventory.count(&role, &vm.host, true);
+        }
+        index.sick.remove(&instance.key);
+        index.waiting.remove(&instance.key);
     }
 }
 
-/// A step in progress: the state, and what has changed in it so far.
-pub(crate) struct Step<'s> {
-    pub(crate) state: &'s mut State,
-    pub(crate) now: Time,
-    changes: Vec<Change>,
+fn set<T: Ord + Clone>(keys: &mut BTreeSet<T>, key: &T, is_in: bool) {
+    if is_in {
+        keys.insert(key.clone());
+    } else {
+        keys.remove(key);
+    }
 }
 
-impl<'s> Step<'s> {
-    pub(crate) fn new(state: &'s mut State, now: Time) -> Step<'s> {
-        Step { state, now, changes: Vec::new() }
+/// The instance with its names taken from the pool: a million instances of a thousand services have a thousand names.
+fn pooled(mut instance: Arc<Instance>, pool: &mut NamePool) -> Arc<Instance> {
+    let one = Arc::make_mut(&mut instance);
+    one.key.deployment.service = one.key.deployment.service.pooled(pool);
+    one.key.role = one.key.role.pooled(pool);
+    if let InstanceState::Placed { vm, .. } | InstanceState::Retiring { vm, .. } = &mut one.state {
+        vm.host = vm.host.pooled(pool);
     }
-
-    /// The step's changes, with the counters last.
-    pub(crate) fn finish(mut self) -> Vec<Change> {
-        if !self.changes.is_empty() {
-            self.changes.push(Change::Put(Record::Meta(self.state.meta.clone())));
-        }
-        self.changes
-    }
-
-    pub(crate) fn put(&mut self, record: Record) {
-        if self.shows_in_goals(&record) {
-            self.state.meta.revision.0 += 1;
-        }
-        self.state.insert(record.clone());
-        self.changes.push(Change::Put(record));
-    }
-
-    pub(crate) fn delete_image(&mut self, name: &ImageName) {
-        if let Some(image) = self.state.images.remove(name) {
-            self.changes.push(Change::Delete(Record::Image(image).key()));
-        }
-    }
-
-    pub(crate) fn delete_service(&mut self, name: &ServiceName) {
-        if let Some(service) = self.state.services.remove(name) {
-            self.changes.push(Change::Delete(Record::Service(service).key()));
-        }
-    }
-
-    pub(crate) fn delete_deployment(&mut self, key: &DeploymentKey) {
-        self.state.meta.revision.0 += 1;
-        if self.state.deployments.remove(key).is_some() {
-            self.changes.push(Change::Delete(record::deployment_key(key)));
-        }
-    }
-
-    pub(crate) fn delete_instance(&mut self, key: &InstanceKey) {
-        self.state.meta.revision.0 += 1;
-        self.state.forget_place(key);
-        if self.state.instances.remove(key).is_some() {
-            self.changes.push(Change::Delete(record::instance_key(key)));
-        }
-    }
-
-    pub(crate) fn event(&mut self, kind: EventKind, subject: impl ToString, message: impl Into<String>) {
-        let number = self.state.meta.next_event;
-        self.state.meta.next_event += 1;
-        let (subject, message) = (subject.to_string(), message.into());
-        self.put(Record::Event(Event { number, time: self.now, kind, subject, message }));
-        if let Some(old) = number.checked_sub(limits::EVENTS_KEPT)
-            && self.state.events.remove(&old).is_some()
-        {
-            self.changes.push(Change::Delete(record::event_key(old)));
-        }
-    }
-
-    /// Whether a goal state can look different after this.
-    fn shows_in_goals(&self, record: &Record) -> bool {
-        let visible = |instance: &Instance| instance.wanted_vm().map(|vm| (vm.id, vm.host.clone(), vm.reboots));
-        match record {
-            Record::Meta(_) | Record::Image(_) | Record::Service(_) | Record::Event(_) => false,
-            Record::Deployment(_) => true,
-            Record::Instance(new) => self.state.instances.get(&new.key).and_then(visible) != visible(new),
-            Record::Host(new) => self.state.hosts.get(&new.name).is_none_or(|old| {
-                (old.address, old.number, &old.fault_domain) != (new.address, new.number, &new.fault_domain)
-            }),
-        }
-    }
+    instance
 }

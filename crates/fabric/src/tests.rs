@@ -1,23 +1,28 @@
 //! The core, driven by hand: hosts that do at once what their goal state says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use mayfly_model::{
-    DeploymentKey, Digest, Endpoint, EndpointProtocol, Host, HostFacts, HostName, HostReport, Image, Incarnation,
-    Instance, InstanceKey, InstanceState, LeaseTimings, Observed, Readiness, Resources, RoleConfiguration,
-    RoleDefinition, RoleKind, ServiceConfiguration, ServiceDefinition, Slot, Time, VmReport, VmSize,
+    DeploymentKey, Digest, Endpoint, EndpointProtocol, HostFacts, HostName, HostReport, Image, Incarnation,
+    Instance, InstanceKey, InstanceState, InstanceStatus, LeaseTimings, Observed, Readiness, Resources, RoleConfiguration,
+    RoleDefinition, RoleKind, ServiceConfiguration, ServiceDefinition, Slot, Time, Version, VmGoal, VmReport, VmSize,
 };
 
 use crate::address::AddressRange;
 use crate::check::{check, check_quiet};
-use crate::{Change, Command, Config, Core, Input, Record, Rejected, goal};
+use crate::{Change, Command, Config, Core, HealingPolicy, Input, Overcommit, Record, Rejected, goal};
+
+mod changes;
 
 struct Fabric {
     core: Core,
     now: Time,
     acknowledged: BTreeMap<HostName, u64>,
     dead: Vec<HostName>,
+    /// What hosts see of guests other than that they are ready.
+    sick: BTreeMap<InstanceKey, Observed>,
+    cpu: u64,
     committed: BTreeMap<String, Record>,
 }
 
@@ -28,6 +33,8 @@ fn config() -> Config {
         dips: range(10, 80, 0, 0, 16),
         vips: range(10, 78, 0, 0, 24),
         timings: LeaseTimings::default(),
+        overcommit: Overcommit::default(),
+        healing: HealingPolicy::default(),
     }
 }
 
@@ -60,7 +67,7 @@ fn role(role: &str, size: VmSize) -> RoleDefinition {
     }
 }
 
-fn report(host: &HostName, lease_ack: u64, applied: Incarnation, vms: Vec<VmReport>) -> HostReport {
+fn report(host: &HostName, sequence: u64, lease_ack: u64, applied: Incarnation, vms: Vec<VmReport>) -> HostReport {
     let number = host.as_str().trim_start_matches("host-").parse::<u8>().unwrap();
     HostReport {
         host: host.clone(),
@@ -68,8 +75,12 @@ fn report(host: &HostName, lease_ack: u64, applied: Incarnation, vms: Vec<VmRepo
             fault_domain: format!("fd-{number}"),
             address: Ipv4Addr::new(10, 77, 0, 10 + number),
             capacity: Resources { cpu_milli: 4000, memory_mib: 8192 },
+            labels: BTreeMap::new(),
+            features: BTreeSet::new(),
+            images: BTreeSet::new(),
         },
         boot_id: 1,
+        sequence,
         lease_ack,
         applied,
         vms,
@@ -77,12 +88,34 @@ fn report(host: &HostName, lease_ack: u64, applied: Incarnation, vms: Vec<VmRepo
     }
 }
 
+/// A version of these roles, with these settings.
+fn version(roles: &[(&str, u32, VmSize)], settings: &[(&str, &str)]) -> Version {
+    let definition = ServiceDefinition {
+        name: "Shop".to_owned(),
+        update_domain_count: 5,
+        probes: vec![],
+        roles: roles.iter().map(|(name, _, size)| role(name, *size)).collect(),
+        traffic_rules: vec![],
+    };
+    let settings: Vec<_> = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let configured = roles.iter().map(|(role, instances, _)| RoleConfiguration {
+        name: name(role),
+        instances: *instances,
+        image: Some(name("hello")),
+        settings: settings.clone(),
+        certificates: vec![],
+    });
+    let configuration =
+        ServiceConfiguration { service_name: "Shop".to_owned(), roles: configured.collect(), endpoint_acls: vec![] };
+    Version { definition, configuration }
+}
+
 impl Fabric {
     /// A fabric with `hosts` hosts, each in a fault domain of its own, an image `hello` and a service `shop`.
     fn new(hosts: usize) -> Fabric {
         let (core, changes) = Core::start([], config(), Time(1000));
         let mut fabric =
-            Fabric { core, now: Time(1000), acknowledged: BTreeMap::new(), dead: vec![], committed: BTreeMap::new() };
+            Fabric { core, now: Time(1000), acknowledged: BTreeMap::new(), dead: vec![], sick: BTreeMap::new(), cpu: 0, committed: BTreeMap::new() };
         fabric.commit(changes);
         fabric.acknowledged = (1..=hosts).map(|number| (name(&format!("host-{number}")), 0)).collect();
         fabric.run(1000);
@@ -98,12 +131,12 @@ impl Fabric {
         for change in changes {
             match change {
                 Change::Put(record) => drop(self.committed.insert(record.key(), record)),
-                Change::Delete(key) => drop(self.committed.remove(&key)),
+                Change::Delete(id) => drop(self.committed.remove(&id.to_string())),
             }
         }
         assert_eq!(check(self.core.state()), []);
         let reloaded = crate::State::load(self.committed.values().cloned());
-        assert_eq!(reloaded.instances(), self.core.state().instances(), "the changes make up the whole state");
+        assert!(reloaded == *self.core.state(), "the changes make up the whole state");
     }
 
     fn step(&mut self, input: Input) -> Result<u64, Rejected> {
@@ -116,17 +149,26 @@ impl Fabric {
         self.step(Input::Command(command)).map(drop)
     }
 
+    fn observed(&self, vm: &VmGoal) -> Observed {
+        match self.sick.get(&vm.instance) {
+            _ if !vm.on => Observed::Off,
+            Some(observed) => observed.clone(),
+            None => Observed::Running(Readiness::Ready),
+        }
+    }
+
     fn report(&mut self, host: &HostName) {
         let goal = goal::goal_state(&self.core, host);
         let vms = goal.vms.iter().map(|vm| VmReport {
             vm: vm.vm,
             reboots: vm.reboots,
             restarts: 0,
-            observed: Observed::Running(Readiness::Ready),
+            observed: self.observed(vm),
             disk_bytes: 0,
             image_bytes: 0,
+            cpu_milli: self.cpu,
         });
-        let report = report(host, self.acknowledged[host], goal.incarnation, vms.collect());
+        let report = report(host, self.now.0, self.acknowledged[host], goal.incarnation, vms.collect());
         let grant = self.step(Input::Report(report)).unwrap();
         self.acknowledged.insert(host.clone(), grant);
     }
@@ -147,26 +189,7 @@ impl Fabric {
     }
 
     fn deploy(&mut self, roles: &[(&str, u32, VmSize)]) -> Result<(), Rejected> {
-        let definition = ServiceDefinition {
-            name: "Shop".to_owned(),
-            update_domain_count: 5,
-            probes: vec![],
-            roles: roles.iter().map(|(name, _, size)| role(name, *size)).collect(),
-            traffic_rules: vec![],
-        };
-        let configured = roles.iter().map(|(role, instances, _)| RoleConfiguration {
-            name: name(role),
-            instances: *instances,
-            image: Some(name("hello")),
-            settings: vec![],
-            certificates: vec![],
-        });
-        let configuration = ServiceConfiguration {
-            service_name: "Shop".to_owned(),
-            roles: configured.collect(),
-            endpoint_acls: vec![],
-        };
-        self.command(Command::Deploy { key: production("shop"), definition, configuration })
+        self.command(Command::Deploy { key: production("shop"), version: version(roles, &[]) })
     }
 
     fn scale(&mut self, role: &str, count: u32) -> Result<(), Rejected> {
@@ -174,9 +197,8 @@ impl Fabric {
     }
 
     fn instance(&self, text: &str) -> Instance {
-        self.core.state().instances()[&name::<InstanceKey>(text)].clone()
+        Instance::clone(&self.core.state().instances()[&name::<InstanceKey>(text)])
     }
-
     fn hosts_of(&self, role: &str) -> Vec<String> {
         let members = self.core.state().instances().values().filter(|one| one.key.role.as_str() == role);
         members.map(|one| one.wanted_vm().map_or("none".to_owned(), |vm| vm.host.to_string())).collect()
@@ -191,7 +213,7 @@ fn instances_are_spread_over_fault_domains() {
     assert_eq!(check_quiet(fabric.core.state()), []);
     let hosts = fabric.hosts_of("web");
     assert_ne!(hosts[0], hosts[1]);
-    assert!(fabric.core.state().instances().values().all(Instance::is_ready));
+    assert!(fabric.core.state().instances().values().all(|one| one.is_ready()));
 }
 
 #[test]
@@ -294,7 +316,7 @@ fn a_host_that_has_not_applied_the_goal_keeps_its_vm() {
     fabric.run(1000);
     let host = fabric.instance("shop/web_IN_0").vm().unwrap().host.clone();
     fabric.command(Command::Reimage(name("shop/web_IN_0"))).unwrap();
-    let report = report(&host, 0, Incarnation(1), vec![]);
+    let report = report(&host, u64::MAX, 0, Incarnation(1), vec![]);
     fabric.step(Input::Report(report)).unwrap();
     let state = fabric.instance("shop/web_IN_0").state;
     assert!(matches!(state, InstanceState::Retiring { .. }), "an old report proves nothing: {state:?}");
@@ -307,7 +329,7 @@ fn a_reboot_keeps_everything_but_the_count() {
     fabric.run(1000);
     let before = fabric.instance("shop/web_IN_0");
     fabric.command(Command::Reboot(name("shop/web_IN_0"))).unwrap();
-    assert_eq!(fabric.instance("shop/web_IN_0").state.name(), "RestartingRole");
+    assert_eq!(fabric.instance("shop/web_IN_0").state.status(), InstanceStatus::RestartingRole);
     fabric.run(1000);
     let after = fabric.instance("shop/web_IN_0");
     assert!(after.is_ready());
@@ -366,7 +388,7 @@ fn names_lead_to_the_addresses_of_today() {
 #[test]
 fn a_host_is_never_recorded_without_its_number() {
     let fabric = Fabric::new(3);
-    let mut numbers: Vec<u16> = fabric.core.state().hosts().values().map(|host: &Host| host.number).collect();
+    let mut numbers: Vec<u32> = fabric.core.state().hosts().values().map(|host| host.number).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, [1, 2, 3]);
 }

@@ -1,6 +1,7 @@
 //! What all tasks share, and starting them.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
@@ -36,6 +37,8 @@ pub(crate) struct Agent {
     /// Something in the statuses has changed that others want to know.
     pub changed: watch::Sender<u64>,
     pub lease: Mutex<HostLease>,
+    /// When it was last written down that this host is an orphan, in ms of its clock.
+    pub orphan_noted: AtomicU64,
     /// Before this, the host does not count as a voter, see `mayfly_model::lease`.
     pub votes_from: Time,
     /// What went wrong on this host lately.
@@ -109,6 +112,7 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
             _ => Time(0),
         },
         lease: Mutex::new(ledger.lease()),
+        orphan_noted: AtomicU64::new(0),
         incidents: Mutex::default(),
         serving: watch::Sender::new(false),
         peers: Mutex::default(),

@@ -24,6 +24,8 @@ struct LeaseNote {
     serve_until: Time,
     #[serde(default)]
     fresh_until: Time,
+    #[serde(default)]
+    entitled_until: Time,
 }
 
 /// What is remembered of a VM.
@@ -58,7 +60,7 @@ impl Ledger {
     pub(crate) fn lease(&self) -> HostLease {
         match read::<LeaseNote>(&self.folder.join("lease.json")) {
             Some(note) if note.boot_id == self.boot_id => {
-                HostLease::resumed(note.number, note.serve_until, note.fresh_until)
+                HostLease::resumed(note.number, note.serve_until, note.fresh_until, note.entitled_until)
             }
             _ => HostLease::default(),
         }
@@ -70,6 +72,7 @@ impl Ledger {
             number: lease.number(),
             serve_until: lease.serve_until(),
             fresh_until: lease.fresh_until(),
+            entitled_until: lease.entitled_until(),
         };
         write(&self.folder.join("lease.json"), &note)
     }

@@ -32,6 +32,8 @@ pub(crate) async fn run(agent: Arc<Agent>) {
 }
 
 async fn report(agent: &Agent) -> Result<(), mayfly_api::ClientError> {
+    // A host that slept through its lease's end stops its guests before it is told what to run instead.
+    crate::guard::check(agent);
     let sent = clock::now();
     let report = HostReport {
         host: agent.config.name.clone(),

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::autoscale::Autoscale;
+use crate::limits;
 use crate::name::{ImageName, RoleName};
+use crate::requirements::{Requirements, Spread};
 
 /// The setting that holds a role's post-boot script or cloud-config, as text or as `@file`.
 pub const USER_DATA_SETTING: &str = "Mayfly.UserData";
@@ -12,6 +15,21 @@ pub const START_TIMEOUT_SETTING: &str = "Mayfly.StartTimeoutSeconds";
 
 /// The setting that says what an instance's guest sees its disk as: one of [`DiskModel::ALL`].
 pub const DISK_SETTING: &str = "Mayfly.Disk";
+
+/// The setting that says how strictly instances are spread over fault domains: `strict` or `soft`.
+pub const SPREAD_SETTING: &str = "Mayfly.Spread";
+
+/// The setting that says what hosts have to have, see [`Requirements`].
+pub const REQUIRE_SETTING: &str = "Mayfly.Require";
+
+/// The setting that says how changed settings reach running guests: `live` (the default) or `reboot`.
+pub const APPLY_SETTING: &str = "Mayfly.ApplySettings";
+
+/// The setting that says after how many seconds of silence a guest is taken for sick.
+pub const UNRESPONSIVE_SETTING: &str = "Mayfly.UnresponsiveSeconds";
+
+/// The setting that holds the role's rules of [`Autoscale`].
+pub const AUTOSCALE_SETTING: &str = "Mayfly.Autoscale";
 
 /// What a guest sees its disk as, and how the hypervisor reaches it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,5 +97,31 @@ impl RoleConfiguration {
     /// The value of a setting.
     pub fn setting(&self, name: &str) -> Option<&str> {
         self.settings.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// What it asks of hosts. What cannot be read was refused before it got here.
+    pub fn requirements(&self) -> Requirements {
+        self.setting(REQUIRE_SETTING).and_then(|text| text.parse().ok()).unwrap_or_default()
+    }
+
+    /// How strictly it is spread.
+    pub fn spread(&self) -> Spread {
+        self.setting(SPREAD_SETTING).and_then(|text| text.parse().ok()).unwrap_or_default()
+    }
+
+    /// The rules by which its count changes.
+    pub fn autoscale(&self) -> Option<Autoscale> {
+        self.setting(AUTOSCALE_SETTING)?.parse().ok()
+    }
+
+    /// Whether its guests want a reboot for changed settings.
+    pub fn reboots_for_settings(&self) -> bool {
+        self.setting(APPLY_SETTING) == Some("reboot")
+    }
+
+    /// Milliseconds of silence after which a guest is taken for sick.
+    pub fn unresponsive_after(&self) -> u64 {
+        let seconds = self.setting(UNRESPONSIVE_SETTING).and_then(|text| text.parse().ok());
+        seconds.unwrap_or(limits::UNRESPONSIVE_SECONDS).saturating_mul(1000)
     }
 }

@@ -21,6 +21,14 @@ pub enum EventKind {
     Healing,
     /// An instance moves so that its role is spread evenly again.
     Rebalance,
+    /// An update goes on, stops or ends.
+    Update,
+    /// A sick instance is rebooted, reimaged or moved, or its host is drained.
+    Repair,
+    /// Healing was stopped, or a person lets it go on.
+    Breaker,
+    /// A role's rules changed its count.
+    Autoscale,
 }
 
 /// One event.

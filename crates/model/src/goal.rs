@@ -21,6 +21,13 @@ pub struct GoalState {
     pub vms: Vec<VmGoal>,
     /// The network of the whole location, as this host has to know it.
     pub network: NetworkGoal,
+    /// How many planned reboots of the host have been asked for.
+    #[serde(default)]
+    pub host_reboots: u32,
+}
+
+fn on() -> bool {
+    true
 }
 
 /// One VM that the host should be running.
@@ -53,6 +60,9 @@ pub struct VmGoal {
     pub disk: DiskModel,
     /// How many reboots have been asked for in this VM's life.
     pub reboots: u32,
+    /// Whether its guest should run; if not, its disks are kept.
+    #[serde(default = "on")]
+    pub on: bool,
     /// The post-boot script or cloud-config.
     pub user_data: String,
     /// Configuration settings.
@@ -121,6 +131,9 @@ pub struct PeerGoal {
     pub overlay: Ipv4Addr,
     /// The hardware address of its tunnel device.
     pub mac: [u8; 6],
+    /// Whether it counts among the voters; see `lease`.
+    #[serde(default)]
+    pub voter: bool,
 }
 
 /// Where a DIP lives.

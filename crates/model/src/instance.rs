@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::name::{HostName, InstanceKey};
 use crate::report::{Observed, Readiness, VmReport};
+use crate::size::VmSize;
 use crate::time::Time;
 use crate::{Incarnation, VmId};
 
@@ -20,8 +21,12 @@ pub struct Vm {
     pub computer_name: String,
     /// Its private address.
     pub dip: Ipv4Addr,
+    /// What it takes from its host.
+    pub size: VmSize,
     /// How many reboots have been asked for.
     pub reboots: u32,
+    /// When it was placed; it is metered from here on.
+    pub placed: Time,
     /// Since when it has been trying to become ready: when it was placed, was asked to reboot, or was lost to sight.
     pub started: Time,
 }
@@ -35,8 +40,54 @@ pub struct Instance {
     pub update_domain: u32,
     /// The number of its present or last differencing disk; only grows.
     pub generation: u64,
+    /// The version of the deployment that it has, or gets next.
+    pub version: u32,
     /// Its state.
     pub state: InstanceState,
+    /// What has been wrong with it lately; nothing for most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Box<Health>>,
+}
+
+/// What has been wrong with an instance lately, and what was tried. Forgotten when it has been well for a while.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// The last thing that was tried.
+    pub rung: Option<Rung>,
+    /// When it was tried.
+    pub acted: Time,
+    /// How many things have been tried.
+    pub tries: u32,
+    /// How often its VM had restarted by itself when the host last said.
+    pub restarts: u32,
+    /// The last restarts that nobody asked for.
+    pub crashes: Vec<Time>,
+    /// Hosts on which a new VM of it never became ready.
+    pub failed_on: Vec<HostName>,
+    /// Hosts that were lost while they carried it, and when.
+    pub lost_with: Vec<(HostName, Time)>,
+}
+
+/// What can be tried with a sick instance, mildest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Rung {
+    /// Restart the guest.
+    Reboot,
+    /// A new empty disk, on the same host.
+    Reimage,
+    /// A new VM on another host.
+    Move,
+}
+
+impl Rung {
+    /// One word for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Rung::Reboot => "reboot",
+            Rung::Reimage => "reimage",
+            Rung::Move => "move",
+        }
+    }
 }
 
 impl Instance {
@@ -86,6 +137,9 @@ pub enum InstanceState {
         prefer: Option<HostName>,
         /// Since when.
         since: Time,
+        /// Whether its VM was lost or taken away from it, so that the new one is healing.
+        #[serde(default)]
+        heals: bool,
     },
     /// A VM carries it.
     Placed {
@@ -119,14 +173,16 @@ pub enum Then {
     Remove,
 }
 
-/// How far a placed VM is. The names that users see are those of the original platform's instance states.
+/// How far a placed VM is.
 ///
 /// ```text
-///   Creating ─▶ Starting ─▶ StartingRole ─▶ Ready ⇄ Busy
-///      │            │            │            │  └──▶ Unresponsive ─▶ Ready
-///      └────────────┴──▶ FailedStartingVm     └─ reboot ─▶ Restarting ─▶ Ready
-///                        (host keeps trying)
-///      StartingRole, too long ─▶ FailedStartingRole ─▶ Ready if it gets there after all
+///   Creating ─▶ Starting ─▶ CreatingRole ─▶ StartingRole ─▶ Ready ⇄ Busy
+///      │            │             │              │            │ └──▶ Unresponsive ─▶ Ready
+///      └────────────┴──▶ FailedStartingVm        │            └─ reboot, crash ─▶ Restarting ─▶ Ready
+///                        (host keeps trying)     │                                    │ crashes again and again
+///      any that never was ready, too long ─▶ FailedStartingRole ─▶ Ready, if late     └──▶ Cycling ─▶ Ready
+///
+///   any ──the deployment is suspended──▶ StoppingRole ─▶ StoppingVm ─▶ Stopped ──started──▶ Restarting
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VmPhase {
@@ -137,7 +193,9 @@ pub enum VmPhase {
     },
     /// The guest boots and has said nothing yet.
     Starting,
-    /// The guest is there, but never was ready.
+    /// The guest has asked for its address or documents, and has not reported yet.
+    CreatingRole,
+    /// The guest reports, but never was ready.
     StartingRole {
         /// What the guest says.
         detail: String,
@@ -151,6 +209,11 @@ pub enum VmPhase {
     },
     /// A reboot is under way.
     Restarting,
+    /// It restarts by itself again and again.
+    Cycling {
+        /// What is known.
+        detail: String,
+    },
     /// It was heard and has fallen silent.
     Unresponsive,
     /// The host cannot start it.
@@ -163,34 +226,65 @@ pub enum VmPhase {
         /// What is known.
         reason: String,
     },
+    /// The guest is being stopped, as its deployment is suspended.
+    StoppingRole,
+    /// The guest has stopped; its VM is being put away.
+    StoppingVm,
+    /// No guest; the disks are kept.
+    Stopped,
+}
+
+/// What the core knows beside the host's report.
+#[derive(Clone, Copy, Debug)]
+pub struct Expectation {
+    /// How many reboots are wanted.
+    pub reboots: u32,
+    /// Whether the guest should run.
+    pub on: bool,
+    /// Whether it has restarted by itself again and again.
+    pub cycling: bool,
+    /// How long the VM has been trying to become ready, in ms.
+    pub started_for: u64,
+    /// How long it may, in ms.
+    pub start_timeout: u64,
 }
 
 impl VmPhase {
-    /// The phase that follows when the host reports `report` about a VM of which `reboots` reboots are wanted.
-    /// `started_for` is how long the VM has been trying to become ready, and `start_timeout` how long it may, in ms.
+    /// The phase that follows when the host reports `report`.
     #[must_use]
-    pub fn apply(&self, report: &VmReport, reboots: u32, started_for: u64, start_timeout: u64) -> VmPhase {
-        if report.reboots < reboots {
+    pub fn apply(&self, report: &VmReport, expected: Expectation) -> VmPhase {
+        if !expected.on {
+            return match &report.observed {
+                Observed::Off => VmPhase::Stopped,
+                Observed::Stopped(_) => VmPhase::StoppingVm,
+                Observed::Failed(reason) => VmPhase::FailedStartingVm { reason: reason.clone() },
+                Observed::Preparing(_) | Observed::Starting | Observed::Booting | Observed::Running(_) => {
+                    VmPhase::StoppingRole
+                }
+            };
+        }
+        if report.reboots < expected.reboots {
             return VmPhase::Restarting;
         }
-        let late = started_for > start_timeout;
+        let late = expected.started_for > expected.start_timeout && !self.has_been_up();
+        let again = self.has_been_up() || self.is_restarting();
         match &report.observed {
             Observed::Running(Readiness::Ready) => VmPhase::Ready,
             Observed::Running(Readiness::Silent) => VmPhase::Unresponsive,
             Observed::Failed(reason) => VmPhase::FailedStartingVm { reason: reason.clone() },
-            Observed::Preparing(_) if self.has_been_up() || matches!(self, VmPhase::Restarting) => VmPhase::Restarting,
+            observed if expected.cycling => VmPhase::Cycling { detail: cycling_reason(observed) },
+            Observed::Preparing(_) | Observed::Off if again => VmPhase::Restarting,
             Observed::Preparing(detail) => VmPhase::Creating { detail: detail.clone() },
-            Observed::Starting | Observed::Stopped(_) | Observed::Running(Readiness::NotReady(_))
-                if late && !self.has_been_up() =>
-            {
-                VmPhase::FailedStartingRole { reason: late_reason(&report.observed, start_timeout) }
+            observed if late => {
+                VmPhase::FailedStartingRole { reason: late_reason(observed, expected.start_timeout) }
             }
-            Observed::Starting if self.has_been_up() || matches!(self, VmPhase::Restarting) => VmPhase::Restarting,
+            Observed::Starting | Observed::Booting if again => VmPhase::Restarting,
             Observed::Starting => VmPhase::Starting,
-            Observed::Stopped(_) => VmPhase::Restarting,
+            Observed::Booting => VmPhase::CreatingRole,
+            Observed::Stopped(_) | Observed::Off => VmPhase::Restarting,
             Observed::Running(Readiness::NotReady(detail)) => match self {
                 VmPhase::Ready | VmPhase::Busy { .. } => VmPhase::Busy { detail: detail.clone() },
-                VmPhase::Restarting => VmPhase::Restarting,
+                _ if self.is_restarting() => VmPhase::Restarting,
                 _ => VmPhase::StartingRole { detail: detail.clone() },
             },
         }
@@ -201,39 +295,119 @@ impl VmPhase {
         matches!(self, VmPhase::Ready | VmPhase::Busy { .. } | VmPhase::Unresponsive)
     }
 
-    /// The state's name on the original platform (its `InstanceStatus` values).
-    pub fn name(&self) -> &'static str {
+    fn is_restarting(&self) -> bool {
+        matches!(
+            self,
+            VmPhase::Restarting
+                | VmPhase::Cycling { .. }
+                | VmPhase::StoppingRole
+                | VmPhase::StoppingVm
+                | VmPhase::Stopped
+        )
+    }
+
+    /// Whether something is wrong that will not mend itself.
+    pub fn is_sick(&self) -> bool {
+        matches!(
+            self,
+            VmPhase::Unresponsive
+                | VmPhase::Cycling { .. }
+                | VmPhase::FailedStartingVm { .. }
+                | VmPhase::FailedStartingRole { .. }
+        )
+    }
+
+    /// The state that users see.
+    pub fn status(&self) -> InstanceStatus {
         match self {
-            VmPhase::Creating { .. } => "CreatingVM",
-            VmPhase::Starting => "StartingVM",
-            VmPhase::StartingRole { .. } => "StartingRole",
-            VmPhase::Ready => "ReadyRole",
-            VmPhase::Busy { .. } => "BusyRole",
-            VmPhase::Restarting => "RestartingRole",
-            VmPhase::Unresponsive => "UnresponsiveRole",
-            VmPhase::FailedStartingVm { .. } => "FailedStartingVM",
-            VmPhase::FailedStartingRole { .. } => "FailedStartingRole",
+            VmPhase::Creating { .. } => InstanceStatus::CreatingVM,
+            VmPhase::Starting => InstanceStatus::StartingVM,
+            VmPhase::CreatingRole => InstanceStatus::CreatingRole,
+            VmPhase::StartingRole { .. } => InstanceStatus::StartingRole,
+            VmPhase::Ready => InstanceStatus::ReadyRole,
+            VmPhase::Busy { .. } => InstanceStatus::BusyRole,
+            VmPhase::Restarting => InstanceStatus::RestartingRole,
+            VmPhase::Cycling { .. } => InstanceStatus::CyclingRole,
+            VmPhase::Unresponsive => InstanceStatus::UnresponsiveRole,
+            VmPhase::FailedStartingVm { .. } => InstanceStatus::FailedStartingVM,
+            VmPhase::FailedStartingRole { .. } => InstanceStatus::FailedStartingRole,
+            VmPhase::StoppingRole => InstanceStatus::StoppingRole,
+            VmPhase::StoppingVm => InstanceStatus::StoppingVM,
+            VmPhase::Stopped => InstanceStatus::StoppedVM,
         }
     }
 
     /// More about the state, where there is more.
     pub fn detail(&self) -> Option<&str> {
         match self {
-            VmPhase::Creating { detail } | VmPhase::StartingRole { detail } | VmPhase::Busy { detail } => Some(detail),
+            VmPhase::Creating { detail }
+            | VmPhase::StartingRole { detail }
+            | VmPhase::Busy { detail }
+            | VmPhase::Cycling { detail } => Some(detail),
             VmPhase::FailedStartingVm { reason } | VmPhase::FailedStartingRole { reason } => Some(reason),
-            VmPhase::Starting | VmPhase::Ready | VmPhase::Restarting | VmPhase::Unresponsive => None,
+            VmPhase::Starting
+            | VmPhase::CreatingRole
+            | VmPhase::Ready
+            | VmPhase::Restarting
+            | VmPhase::Unresponsive
+            | VmPhase::StoppingRole
+            | VmPhase::StoppingVm
+            | VmPhase::Stopped => None,
         }
     }
 }
 
+/// The sixteen states of the original platform's `InstanceStatus`, which is what users see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum InstanceStatus {
+    /// The host makes the VM, or the instance waits for a place.
+    CreatingVM,
+    /// The guest boots.
+    StartingVM,
+    /// The guest sets itself up.
+    CreatingRole,
+    /// The role starts.
+    StartingRole,
+    /// It serves.
+    ReadyRole,
+    /// It takes no requests.
+    BusyRole,
+    /// The role is being stopped.
+    StoppingRole,
+    /// The VM is being stopped.
+    StoppingVM,
+    /// It is stopped.
+    StoppedVM,
+    /// It is going away for good.
+    DeletingVM,
+    /// It restarts.
+    RestartingRole,
+    /// It crashes again and again.
+    CyclingRole,
+    /// The role never came up.
+    FailedStartingRole,
+    /// The VM cannot be started.
+    FailedStartingVM,
+    /// It has fallen silent.
+    UnresponsiveRole,
+    /// Its host cannot be asked.
+    RoleStateUnknown,
+}
+
+impl std::fmt::Display for InstanceStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(&format!("{self:?}"))
+    }
+}
+
 impl InstanceState {
-    /// The state's name on the original platform.
-    pub fn name(&self) -> &'static str {
+    /// The state that users see, as far as its host is in sight.
+    pub fn status(&self) -> InstanceStatus {
         match self {
-            InstanceState::Waiting { .. } => "CreatingVM",
-            InstanceState::Placed { phase, .. } => phase.name(),
-            InstanceState::Retiring { then: Then::Remove, .. } => "DeletingVM",
-            InstanceState::Retiring { then: Then::Replace { .. }, .. } => "StoppingVM",
+            InstanceState::Waiting { .. } => InstanceStatus::CreatingVM,
+            InstanceState::Placed { phase, .. } => phase.status(),
+            InstanceState::Retiring { then: Then::Remove, .. } => InstanceStatus::DeletingVM,
+            InstanceState::Retiring { then: Then::Replace { .. }, .. } => InstanceStatus::StoppingVM,
         }
     }
 
@@ -244,6 +418,13 @@ impl InstanceState {
             InstanceState::Placed { phase, .. } => phase.detail(),
             InstanceState::Retiring { .. } => None,
         }
+    }
+}
+
+fn cycling_reason(observed: &Observed) -> String {
+    match observed {
+        Observed::Stopped(reason) => format!("it keeps stopping: {reason}"),
+        _ => "it has restarted by itself again and again".to_owned(),
     }
 }
 
@@ -263,32 +444,60 @@ mod tests {
     use super::*;
 
     fn report(observed: Observed, reboots: u32) -> VmReport {
-        VmReport { vm: VmId(1), reboots, restarts: 0, observed, disk_bytes: 0, image_bytes: 0 }
+        VmReport { vm: VmId(1), reboots, restarts: 0, observed, disk_bytes: 0, image_bytes: 0, cpu_milli: 0 }
+    }
+
+    fn expect(reboots: u32, started_for: u64) -> Expectation {
+        Expectation { reboots, on: true, cycling: false, started_for, start_timeout: 1000 }
     }
 
     #[test]
     fn a_vm_becomes_ready_and_a_reboot_takes_it_back() {
         let ready = report(Observed::Running(Readiness::Ready), 0);
-        let phase = VmPhase::Starting.apply(&ready, 0, 10, 1000);
+        let booting = VmPhase::Starting.apply(&report(Observed::Booting, 0), expect(0, 10));
+        assert_eq!(booting, VmPhase::CreatingRole);
+        let phase = booting.apply(&ready, expect(0, 10));
         assert_eq!(phase, VmPhase::Ready);
-        assert_eq!(phase.apply(&ready, 1, 10, 1000), VmPhase::Restarting, "the reboot has not been done yet");
+        assert_eq!(phase.apply(&ready, expect(1, 10)), VmPhase::Restarting, "the reboot has not been done yet");
         let starting = report(Observed::Starting, 1);
-        assert_eq!(VmPhase::Restarting.apply(&starting, 1, 10, 1000), VmPhase::Restarting);
+        assert_eq!(VmPhase::Restarting.apply(&starting, expect(1, 10)), VmPhase::Restarting);
         let again = report(Observed::Running(Readiness::Ready), 1);
         let preparing = report(Observed::Preparing("its disk".to_owned()), 1);
-        assert_eq!(VmPhase::Restarting.apply(&preparing, 1, 10, 1000), VmPhase::Restarting);
-        assert_eq!(VmPhase::Ready.apply(&starting, 1, 5000, 1000), VmPhase::Restarting, "it was up until now");
-        let late = VmPhase::Restarting.apply(&starting, 1, 1001, 1000);
+        assert_eq!(VmPhase::Restarting.apply(&preparing, expect(1, 10)), VmPhase::Restarting);
+        assert_eq!(VmPhase::Ready.apply(&starting, expect(1, 5000)), VmPhase::Restarting, "it was up until now");
+        let late = VmPhase::Restarting.apply(&starting, expect(1, 1001));
         assert!(matches!(late, VmPhase::FailedStartingRole { .. }), "a reboot has a time limit too: {late:?}");
-        assert_eq!(VmPhase::Restarting.apply(&again, 1, 10, 1000), VmPhase::Ready);
+        assert_eq!(VmPhase::Restarting.apply(&again, expect(1, 10)), VmPhase::Ready);
     }
 
     #[test]
     fn a_guest_that_never_gets_ready_fails_with_a_reason() {
         let silent = report(Observed::Starting, 0);
-        let phase = VmPhase::Starting.apply(&silent, 0, 1001, 1000);
+        let phase = VmPhase::Starting.apply(&silent, expect(0, 1001));
         assert!(matches!(&phase, VmPhase::FailedStartingRole { reason } if reason.contains("within 1 s")), "{phase:?}");
         let ready = report(Observed::Running(Readiness::Ready), 0);
-        assert_eq!(phase.apply(&ready, 0, 5000, 1000), VmPhase::Ready, "better late than never");
+        assert_eq!(phase.apply(&ready, expect(0, 5000)), VmPhase::Ready, "better late than never");
+    }
+
+    #[test]
+    fn a_suspended_vm_stops_and_starts_again() {
+        let off = Expectation { on: false, ..expect(0, 10) };
+        let phase = VmPhase::Ready.apply(&report(Observed::Running(Readiness::Ready), 0), off);
+        assert_eq!(phase, VmPhase::StoppingRole);
+        let phase = phase.apply(&report(Observed::Stopped("asked to".into()), 0), off);
+        assert_eq!(phase, VmPhase::StoppingVm);
+        let phase = phase.apply(&report(Observed::Off, 0), off);
+        assert_eq!(phase, VmPhase::Stopped);
+        let phase = phase.apply(&report(Observed::Starting, 0), expect(0, 10));
+        assert_eq!(phase, VmPhase::Restarting);
+        assert_eq!(phase.apply(&report(Observed::Running(Readiness::Ready), 0), expect(0, 10)), VmPhase::Ready);
+    }
+
+    #[test]
+    fn a_guest_that_keeps_crashing_is_cycling_until_it_is_ready() {
+        let expected = Expectation { cycling: true, ..expect(0, 10) };
+        let phase = VmPhase::Ready.apply(&report(Observed::Stopped("a panic".into()), 0), expected);
+        assert!(matches!(&phase, VmPhase::Cycling { detail } if detail.contains("a panic")), "{phase:?}");
+        assert_eq!(phase.apply(&report(Observed::Running(Readiness::Ready), 0), expected), VmPhase::Ready);
     }
 }

@@ -3,6 +3,8 @@
 //! Nothing here does I/O, reads a clock or is async. The types derive serde because they are stored as records and
 //! sent between controller and host as they are; what users see through the API is a type of its own in `api`.
 
+pub mod autoscale;
+pub mod breaker;
 pub mod configuration;
 pub mod definition;
 pub mod event;
@@ -15,10 +17,15 @@ pub mod limits;
 pub mod manifest;
 pub mod name;
 pub mod report;
+pub mod requirements;
 pub mod service;
 pub mod size;
 pub mod time;
+pub mod upgrade;
+pub mod usage;
 
+pub use autoscale::Autoscale;
+pub use breaker::{Breaker, Scope, Trip};
 pub use configuration::{DISK_SETTING, DiskModel, RoleConfiguration, ServiceConfiguration, USER_DATA_SETTING};
 pub use definition::{
     Endpoint, EndpointProtocol, LoadBalancerProbe, LocalStorage, PortRange, ProbeProtocol, RoleDefinition, RoleKind,
@@ -28,16 +35,19 @@ pub use event::{Event, EventKind};
 pub use goal::{
     Backend, DnsRecord, EndpointGoal, GoalState, NetworkGoal, PeerGoal, ProbeGoal, RouteGoal, VipGoal, VmGoal,
 };
-pub use host::{Host, HostCondition};
+pub use host::{Admission, Host, HostCondition};
 pub use image::{Digest, Image};
-pub use instance::{Instance, InstanceState, Then, Vm, VmPhase};
+pub use instance::{Expectation, Health, Instance, InstanceState, InstanceStatus, Rung, Then, Vm, VmPhase};
 pub use lease::{HostLease, LeaseGrant, LeaseTimings};
 pub use manifest::{CHUNK_BYTES, ChunkDigest, Manifest};
-pub use name::{DeploymentKey, HostName, ImageName, InstanceKey, NameError, RoleName, ServiceName, Slot};
+pub use name::{DeploymentKey, HostName, ImageName, InstanceKey, NameError, NamePool, RoleName, ServiceName, Slot};
 pub use report::{HostFacts, HostReport, Incident, Observed, Readiness, VmReport};
-pub use service::{Deployment, Service};
+pub use requirements::{Requirements, Spread};
+pub use service::{Deployment, DeploymentEvent, DeploymentStatus, Metric, Service, Version};
 pub use size::{Resources, VmSize};
 pub use time::Time;
+pub use upgrade::{RoleChange, Upgrade, UpgradeMode};
+pub use usage::Usage;
 
 use serde::{Deserialize, Serialize};
 

@@ -18,3 +18,9 @@ pub const SOURCE_BYTES_MAX: usize = 1024 * 1024;
 pub const EVENTS_KEPT: u64 = 5000;
 /// Seconds that an instance may take from its VM's start to its first Ready, unless its role says otherwise.
 pub const START_TIMEOUT_SECONDS: u64 = 600;
+/// Seconds that a guest may be silent, once the host has noticed, before it is taken for sick.
+pub const UNRESPONSIVE_SECONDS: u64 = 60;
+/// Answered requests that are remembered, so that a repeated one is not carried out twice.
+pub const REQUESTS_KEPT: usize = 4096;
+/// Numbers that a service may push for each role.
+pub const METRICS_MAX: usize = 16;

@@ -1,7 +1,9 @@
 //! Validated names and the keys made of them.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -36,22 +38,43 @@ fn is_role(text: &str) -> bool {
         && !text.contains("_IN_")
 }
 
+/// Keeps each text once. A clone of a name shares its memory; names that were read apart from each other do not, until
+/// they have gone through a pool.
+#[derive(Debug, Default)]
+pub struct NamePool(HashSet<Arc<str>>);
+
+impl NamePool {
+    fn take(&mut self, text: &Arc<str>) -> Arc<str> {
+        if let Some(known) = self.0.get(text) {
+            return Arc::clone(known);
+        }
+        self.0.insert(Arc::clone(text));
+        Arc::clone(text)
+    }
+}
+
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident, $kind:literal, $check:ident, $rule:ident) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Checks `text` and makes a name of it.
             pub fn new(text: impl Into<String>) -> Result<Self, NameError> {
                 let text = text.into();
                 if $check(&text) {
-                    Ok(Self(text))
+                    Ok(Self(text.into()))
                 } else {
                     Err(NameError { kind: $kind, text, rule: $rule })
                 }
+            }
+
+            /// The same name in the memory of `pool`, so that names that are written often are kept once.
+            #[must_use]
+            pub fn pooled(&self, pool: &mut NamePool) -> Self {
+                Self(pool.take(&self.0))
             }
 
             /// The name as text.
@@ -82,7 +105,7 @@ macro_rules! name_type {
 
         impl From<$name> for String {
             fn from(name: $name) -> String {
-                name.0
+                name.0.to_string()
             }
         }
     };
@@ -177,6 +200,11 @@ impl InstanceKey {
     /// The name without the service, `web_IN_0`.
     pub fn name(&self) -> String {
         format!("{}_IN_{}", self.role, self.index)
+    }
+
+    /// A key that is less than or equal to every key of the deployment, for looking up a range.
+    pub fn first_of(deployment: &DeploymentKey) -> InstanceKey {
+        InstanceKey { deployment: deployment.clone(), role: RoleName(Arc::from("")), index: 0 }
     }
 
     /// The host label of the identity in DNS, `web-in-0`.

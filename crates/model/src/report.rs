@@ -1,9 +1,11 @@
 //! What a host reports: what it sees, never what it wants.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::image::Digest;
 use crate::name::HostName;
 use crate::size::Resources;
 use crate::{Incarnation, VmId};
@@ -17,6 +19,15 @@ pub struct HostFacts {
     pub address: Ipv4Addr,
     /// What it may carry.
     pub capacity: Resources,
+    /// What the operator says of it.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// What it can do.
+    #[serde(default)]
+    pub features: BTreeSet<String>,
+    /// The base images that it has.
+    #[serde(default)]
+    pub images: BTreeSet<Digest>,
 }
 
 /// A host's report, which is also its request to renew the lease.
@@ -28,6 +39,9 @@ pub struct HostReport {
     pub facts: HostFacts,
     /// Random for each start of the host (not of the agent). A new one says that all guests are gone.
     pub boot_id: u64,
+    /// Grows with each report of a boot: of two that arrive in the wrong order, the older is dropped.
+    #[serde(default)]
+    pub sequence: u64,
     /// The number of the last lease grant that the host has received; 0 for none.
     pub lease_ack: u64,
     /// The goal state that it has applied.
@@ -64,6 +78,9 @@ pub struct VmReport {
     /// Bytes of its base image that are on the host.
     #[serde(default)]
     pub image_bytes: u64,
+    /// Processor time that it has used lately, in thousandths of a core.
+    #[serde(default)]
+    pub cpu_milli: u64,
 }
 
 /// The state of a VM as its host sees it.
@@ -73,12 +90,16 @@ pub enum Observed {
     Preparing(String),
     /// The guest has been started and has not said anything yet.
     Starting,
+    /// The guest has asked for its address or its documents, and has not reported yet.
+    Booting,
     /// The guest runs.
     Running(Readiness),
     /// The guest is being stopped, or stopped by itself and is about to be started again; the text says why.
     Stopped(String),
     /// The VM cannot be started; the text says why. The host keeps trying.
     Failed(String),
+    /// There is no guest, as none is wanted now. Its disks are kept.
+    Off,
 }
 
 /// Whether a running guest can be used.

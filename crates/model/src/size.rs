@@ -37,7 +37,7 @@ impl Resources {
 }
 
 /// The sizes of the original platform of 2011 (names, cores and memory from its table of sizes).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum VmSize {
     /// A shared core, 768 MiB.
     ExtraSmall,

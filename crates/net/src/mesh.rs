@@ -46,12 +46,12 @@ impl Peers {
         self.heard.values().filter(move |(at, _)| now.saturating_sub(*at) < timeout).map(|(_, word)| word)
     }
 
-    /// How many peers are heard, and whether the lease of any of them is still fresh by its own word.
-    pub fn voters(&self, now: u64, timeout: u64) -> (usize, bool) {
-        let live = self.heard.values().filter(|(at, word)| word.votes && now.saturating_sub(*at) < timeout);
-        live.fold((0, false), |(count, fresh), (at, word)| {
-            (count + 1, fresh || now < at.saturating_add(word.fresh_for))
-        })
+    /// How many of the voters are heard, and whether any of them said that its lease is fresh. A word that has grown old
+    /// does not mean that the lease has: only a newer word can say so.
+    pub fn voters(&self, now: u64, timeout: u64, is_voter: impl Fn(&HostName) -> bool) -> (usize, bool) {
+        let live = self.heard.iter().filter(|(_, (at, word))| word.votes && now.saturating_sub(*at) < timeout);
+        let voters = live.filter(|(host, _)| is_voter(host));
+        voters.fold((0, false), |(count, fresh), (_, (_, word))| (count + 1, fresh || word.fresh_for > 0))
     }
 }
 

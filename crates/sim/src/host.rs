@@ -1,12 +1,28 @@
 //! A simulated host: does what its goal state says, a little later, and fences itself by the real lease.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use mayfly_model::lease::MayServe;
 use mayfly_model::{
-    HostFacts, HostLease, HostName, HostReport, Incarnation, LeaseGrant, Observed, Readiness, Resources, Time, VmGoal,
-    VmId, VmReport,
+    Digest, GoalState, HostFacts, HostLease, HostName, HostReport, Incarnation, LeaseGrant, LeaseTimings, NetworkGoal,
+    Observed,
+    Readiness, Resources, Time, VmGoal, VmId, VmReport,
 };
+
+/// How long the kernel passes an orphan's packets between two looks; as the real guard has it.
+const ORPHAN_MILLIS: u64 = 600;
+
+/// What every host offers.
+pub(crate) const CAPACITY: Resources = Resources { cpu_milli: 4000, memory_mib: 8192 };
+
+/// How a guest is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Guest {
+    /// It is well.
+    Well,
+    /// It says nothing more.
+    Stuck,
+}
 
 /// A VM on a simulated host.
 #[derive(Clone, Debug)]
@@ -17,28 +33,52 @@ pub(crate) struct SimVm {
     /// True time at which its removal is done, once it is not wanted.
     pub(crate) gone_at: Option<u64>,
     pub(crate) reboots: u32,
+    pub(crate) restarts: u32,
+    pub(crate) guest: Guest,
+    /// Whose disk it runs on.
+    pub(crate) disk: VmId,
+    /// What the guest read as its base image; nothing while it is being fetched.
+    pub(crate) read: Option<Digest>,
+    /// Whether its guest has been started.
+    pub(crate) running: bool,
+    /// Whether the host's disk had no room for it.
+    pub(crate) failed: bool,
 }
 
 /// A simulated host.
 #[derive(Debug)]
 pub(crate) struct SimHost {
     pub(crate) name: HostName,
-    number: u8,
-    domains: u8,
+    pub(crate) number: u8,
+    pub(crate) domain: u8,
     /// The host's clock gains this many ms in a million.
     pub(crate) skew: i64,
     clock_offset: u64,
     pub(crate) alive: bool,
+    /// Until this true time it does nothing at all.
+    pub(crate) frozen_until: u64,
     /// Changes with each start; messages for an earlier one are dropped.
     pub(crate) session: u64,
+    sequence: u64,
+    host_reboots: u32,
     lease: HostLease,
+    /// The end of its freshness as it was from each true time on, latest last: what it told its peers then.
+    said: VecDeque<(u64, Time)>,
     pub(crate) serving: bool,
+    /// Until when, on its clock, its kernel lets packets of its guests pass, whatever becomes of the agent.
+    kernel_until: Time,
     /// Before this true time it does not count as a voter: it has forgotten what lease it held.
     votes_from: u64,
     applied: Incarnation,
+    /// The voters of its goal state: how many, and whether it is one.
+    pub(crate) voters: (usize, BTreeSet<HostName>),
     pub(crate) vms: BTreeMap<VmId, SimVm>,
     /// Disks that were thrown away; they must never come back.
     pub(crate) destroyed: BTreeSet<VmId>,
+    pub(crate) disk_full: bool,
+    /// Planted mistakes.
+    pub(crate) ignores_lease: bool,
+    pub(crate) reuses_disks: bool,
 }
 
 impl SimHost {
@@ -47,18 +87,32 @@ impl SimHost {
         SimHost {
             name,
             number,
-            domains,
+            domain: number % domains,
             skew,
             clock_offset: u64::from(number) * 977,
             alive: true,
-            session: 0,
+            frozen_until: 0,
+            session: 1,
+            sequence: 0,
+            host_reboots: 0,
             lease: HostLease::default(),
+            said: VecDeque::new(),
             serving: false,
+            kernel_until: Time(0),
             votes_from: 0,
             applied: Incarnation(0),
+            voters: (0, BTreeSet::new()),
             vms: BTreeMap::new(),
             destroyed: BTreeSet::new(),
+            disk_full: false,
+            ignores_lease: false,
+            reuses_disks: false,
         }
+    }
+
+    /// Whether it does anything now.
+    pub(crate) fn is_awake(&self, now: u64) -> bool {
+        self.alive && now >= self.frozen_until
     }
 
     /// The host's own clock at true time `now`.
@@ -79,58 +133,117 @@ impl SimHost {
         let vms = self.vms.values().map(|vm| VmReport {
             vm: vm.goal.vm,
             reboots: vm.reboots,
-            restarts: 0,
-            observed: if self.serving && now >= vm.ready_at {
-                Observed::Running(Readiness::Ready)
-            } else {
-                Observed::Starting
-            },
+            restarts: vm.restarts,
+            observed: self.observed(vm, now),
             disk_bytes: 0,
             image_bytes: 0,
+            cpu_milli: 100,
         });
+        let vms = vms.collect();
+        self.sequence += 1;
         HostReport {
             host: self.name.clone(),
             facts: HostFacts {
-                fault_domain: format!("fd-{}", self.number % self.domains),
+                fault_domain: format!("fd-{}", self.domain),
                 address: std::net::Ipv4Addr::new(10, 77, 1, self.number),
-                capacity: Resources { cpu_milli: 4000, memory_mib: 8192 },
+                capacity: CAPACITY,
+                labels: BTreeMap::new(),
+                features: BTreeSet::new(),
+                images: BTreeSet::new(),
             },
             boot_id: self.session,
+            sequence: self.sequence,
             lease_ack: self.lease.number(),
             applied: self.applied,
-            vms: vms.collect(),
+            vms,
             incidents: Vec::new(),
         }
     }
 
-    /// Takes the answer to a report: the grant, and the goal state of the same moment.
-    pub(crate) fn granted(
-        &mut self,
-        now: u64,
-        sent: Time,
-        grant: LeaseGrant,
-        goal: (Incarnation, Vec<VmGoal>),
-        delay: u64,
-    ) {
-        self.lease.granted(sent, self.clock(now), grant);
-        if goal.0 < self.applied {
-            return;
+    fn observed(&self, vm: &SimVm, now: u64) -> Observed {
+        let runs = vm.gone_at.is_none() && self.serving && vm.read.is_some();
+        match vm.guest {
+            _ if vm.failed => Observed::Failed("the disk is full".to_owned()),
+            _ if vm.gone_at.is_some() => Observed::Stopped("it is being thrown away".to_owned()),
+            _ if !vm.goal.on => Observed::Off,
+            Guest::Stuck if runs => Observed::Running(Readiness::Silent),
+            _ if runs && now >= vm.ready_at => Observed::Running(Readiness::Ready),
+            _ if runs => Observed::Starting,
+            _ => Observed::Preparing("waiting".to_owned()),
         }
-        self.applied = goal.0;
+    }
+
+    /// Takes the answer to a report: the grant, and the goal state of the same moment.
+    pub(crate) fn granted(&mut self, now: u64, sent: Time, grant: LeaseGrant, goal: &GoalState, delay: u64) {
+        // The goal state first: with the lease alone, a VM that is no longer wanted could be served for a moment.
+        if goal.incarnation >= self.applied {
+            self.follow(now, goal, delay);
+        }
+        self.lease.granted(sent, self.clock(now), grant);
+        self.said.push_back((now, self.lease.fresh_until()));
+        if self.said.len() > 12 {
+            self.said.pop_front();
+        }
+    }
+
+    fn follow(&mut self, now: u64, goal: &GoalState, delay: u64) {
+        self.applied = goal.incarnation;
+        self.voters = voters(&goal.network);
+        self.host_reboots = self.host_reboots.max(goal.host_reboots);
         for vm in self.vms.values_mut() {
-            match goal.1.iter().find(|wanted| wanted.vm == vm.goal.vm) {
+            match goal.vms.iter().find(|wanted| wanted.vm == vm.goal.vm) {
                 None => drop(vm.gone_at.get_or_insert(now + delay)),
-                Some(wanted) if wanted.reboots > vm.reboots => {
-                    (vm.reboots, vm.ready_at) = (wanted.reboots, now + 10 * delay);
+                Some(wanted) => {
+                    if wanted.reboots > vm.reboots || (wanted.on && !vm.goal.on) {
+                        (vm.reboots, vm.ready_at, vm.guest) = (wanted.reboots, now + 10 * delay, Guest::Well);
+                    }
+                    vm.goal = wanted.clone();
                 }
-                Some(_) => {}
             }
         }
-        for wanted in goal.1 {
-            let ready_at = now + 10 * delay;
-            let fresh = SimVm { reboots: wanted.reboots, goal: wanted, ready_at, gone_at: None };
-            self.vms.entry(fresh.goal.vm).or_insert(fresh);
+        for wanted in &goal.vms {
+            if self.vms.contains_key(&wanted.vm) {
+                continue;
+            }
+            let last = self.destroyed.last().copied().filter(|_| self.reuses_disks);
+            let fresh = SimVm {
+                goal: wanted.clone(),
+                ready_at: now + 10 * delay,
+                gone_at: None,
+                reboots: wanted.reboots,
+                restarts: 0,
+                guest: Guest::Well,
+                disk: last.unwrap_or(wanted.vm),
+                read: None,
+                running: false,
+                failed: self.disk_full,
+            };
+            self.vms.insert(wanted.vm, fresh);
         }
+    }
+
+    /// Takes what has arrived of the images that its VMs need. `damaged` says that it is not what it should be.
+    pub(crate) fn fetch(&mut self, content: impl Fn(&Digest) -> Vec<u8>, damaged: bool, verifies: bool) {
+        let full = self.disk_full;
+        for vm in self.vms.values_mut() {
+            vm.failed &= full;
+            if vm.read.is_some() || vm.failed {
+                continue;
+            }
+            let mut bytes = content(&vm.goal.image);
+            if damaged {
+                bytes[0] ^= 1;
+            }
+            let arrived = Digest::of(&bytes);
+            if arrived == vm.goal.image || !verifies {
+                vm.read = Some(arrived);
+            }
+        }
+    }
+
+    /// Whether it is asked to reboot, and has not been since.
+    pub(crate) fn wants_reboot(&self, goal: &GoalState) -> bool {
+        goal.host_reboots > self.host_reboots
     }
 
     /// Whether its lease still runs.
@@ -139,9 +252,22 @@ impl SimHost {
     }
 
     /// Decides by the lease whether it serves, having heard this many peers, and whether any of them is fresh.
-    pub(crate) fn check(&mut self, now: u64, voters: usize, (reached, others_fresh): (usize, bool)) {
+    pub(crate) fn check(&mut self, now: u64, (reached, others_fresh): (usize, bool)) {
         let clock = self.clock(now);
-        self.serving = self.lease.may_serve(clock, voters, reached + 1, others_fresh) != MayServe::No;
+        let own = usize::from(self.voters.1.contains(&self.name));
+        let voters = if self.voters.0 == 0 { usize::MAX / 2 } else { self.voters.0 };
+        let may = self.lease.may_serve(clock, &LeaseTimings::default(), voters, (reached + own, others_fresh));
+        self.serving = may != MayServe::No || (self.ignores_lease && self.lease.number() > 0);
+        for vm in self.vms.values_mut() {
+            // What is going is not started again, and runs until it is gone; without a lease nothing runs.
+            vm.running = self.serving && (vm.running || vm.gone_at.is_none());
+        }
+        self.kernel_until = match may {
+            _ if self.ignores_lease => Time(u64::MAX),
+            MayServe::Lease => self.lease.serve_until(),
+            MayServe::Orphaned => clock.plus(ORPHAN_MILLIS),
+            MayServe::No => Time(0),
+        };
     }
 
     /// Whether its peers count it as a voter.
@@ -149,26 +275,43 @@ impl SimHost {
         self.alive && now >= self.votes_from
     }
 
-    /// Whether it tells its peers that it holds a fresh lease, at true time `now`.
-    pub(crate) fn says_fresh(&self, now: u64) -> bool {
-        self.alive && self.lease.fresh(self.clock(now))
+    /// Whether it told its peers, at true time `then`, that it holds a fresh lease.
+    pub(crate) fn said_fresh(&self, then: u64) -> bool {
+        let until = self.said.iter().rev().find(|(from, _)| *from <= then).map(|(_, until)| *until);
+        until.is_some_and(|until| self.clock(then) < until)
     }
 
     /// Pulls the plug, or plugs it in again: processes, leases and memory are gone, disks stay.
     pub(crate) fn power(&mut self, on: bool, now: u64) {
         self.alive = on;
         self.session += 1;
+        self.sequence = 0;
+        self.frozen_until = 0;
         self.serving = false;
         self.votes_from = now + mayfly_model::LeaseTimings::default().fresh;
         self.lease = HostLease::default();
+        self.said.clear();
         for vm in self.vms.values_mut() {
-            vm.ready_at = now + 2000;
+            (vm.ready_at, vm.guest, vm.running) = (now + 2000, Guest::Well, false);
         }
     }
 
-    /// The identities that it may serve now, whether their guests are ready yet or not.
-    pub(crate) fn identities(&self) -> impl Iterator<Item = &SimVm> {
-        let serves = self.alive && self.serving;
-        self.vms.values().filter(move |vm| serves && vm.gone_at.is_none())
+    /// The agent ends and another goes on from its notes: the lease is among them, what peers said is not.
+    pub(crate) fn restart_agent(&mut self, now: u64) {
+        let lease = self.lease;
+        self.lease = HostLease::resumed(lease.number(), lease.serve_until(), lease.fresh_until(), lease.entitled_until());
+        self.frozen_until = now + 300;
     }
+
+    /// The identities that it may serve now, whether their guests are ready yet or not.
+    pub(crate) fn identities(&self, now: u64) -> impl Iterator<Item = &SimVm> {
+        // A host that stands still serves nobody; its guests stand still too.
+        let serves = self.is_awake(now) && self.serving && self.clock(now) < self.kernel_until;
+        self.vms.values().filter(move |vm| serves && vm.gone_at.is_none() && vm.goal.on)
+    }
+}
+
+fn voters(network: &NetworkGoal) -> (usize, BTreeSet<HostName>) {
+    let names = network.peers.iter().filter(|peer| peer.voter).map(|peer| peer.host.clone());
+    (network.voters, names.collect())
 }

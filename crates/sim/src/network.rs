@@ -1,4 +1,4 @@
-//! The simulated network between hosts and controller: latency, loss and partitions.
+//! The simulated network between hosts and controller: latency, loss, repetition and partitions.
 
 use std::collections::BTreeSet;
 
@@ -11,39 +11,72 @@ pub(crate) type Node = usize;
 /// Who can talk to whom.
 #[derive(Debug, Default)]
 pub(crate) struct Network {
+    now: Cut,
+    /// How it was before, and when that ended.
+    before: (Cut, u64),
+    /// Share of messages that are lost, repeated or late, in percent.
+    pub(crate) badness: u32,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Cut {
     /// Nodes cut off from all that are not in here with them.
     minority: BTreeSet<Node>,
-    /// The partition before the present one, and when it ended.
-    before: (BTreeSet<Node>, u64),
-    /// Share of messages that are lost, in percent.
-    pub(crate) loss: u32,
+    /// Nodes that hear, and are not heard.
+    mute: BTreeSet<Node>,
+}
+
+impl Cut {
+    fn hears(&self, listener: Node, speaker: Node) -> bool {
+        self.minority.contains(&listener) == self.minority.contains(&speaker) && !self.mute.contains(&speaker)
+    }
 }
 
 impl Network {
-    pub(crate) fn connected(&self, a: Node, b: Node) -> bool {
-        self.minority.contains(&a) == self.minority.contains(&b)
-    }
-
-    /// Whether a word from `b` that reached `a` within `age` ms before `now` may still count.
-    pub(crate) fn heard_within(&self, a: Node, b: Node, now: u64, age: u64) -> bool {
-        let connected_before = self.before.0.contains(&a) == self.before.0.contains(&b);
-        self.connected(a, b) || (connected_before && now.saturating_sub(self.before.1) < age)
-    }
-
-    /// When the present partition began.
-    pub(crate) fn changed_at(&self) -> u64 {
-        self.before.1
+    /// When the last word was said that `listener` has heard from `speaker`, if that is no longer ago than `age`. Words
+    /// come five times a second and travel for some time.
+    pub(crate) fn last_word(&self, listener: Node, speaker: Node, now: u64, age: u64) -> Option<u64> {
+        let lag = ((listener * 31 + speaker * 17) as u64 * 7 + now / 200 * 13) % 380;
+        let said = now.saturating_sub(lag);
+        // A word that was said before the cut arrives none the less.
+        let (before, until) = (&self.before.0, self.before.1);
+        let heard = if said >= until && self.now.hears(listener, speaker) {
+            said
+        } else if said < until && before.hears(listener, speaker) {
+            said
+        } else if before.hears(listener, speaker) {
+            until
+        } else {
+            return None;
+        };
+        (now.saturating_sub(heard) <= age).then_some(heard)
     }
 
     pub(crate) fn partition(&mut self, minority: BTreeSet<Node>, now: u64) {
-        self.before = (std::mem::replace(&mut self.minority, minority), now);
+        let next = Cut { minority, mute: self.now.mute.clone() };
+        self.before = (std::mem::replace(&mut self.now, next), now);
     }
 
-    /// The latency of a message that arrives, in ms.
-    pub(crate) fn deliver(&self, a: Node, b: Node, rng: &mut ChaCha8Rng) -> Option<u64> {
-        if !self.connected(a, b) || rng.random_ratio(self.loss, 100) {
-            return None;
+    pub(crate) fn mute(&mut self, mute: BTreeSet<Node>, now: u64) {
+        let next = Cut { minority: self.now.minority.clone(), mute };
+        self.before = (std::mem::replace(&mut self.now, next), now);
+    }
+
+    pub(crate) fn heal(&mut self, now: u64) {
+        self.before = (std::mem::take(&mut self.now), now);
+        self.badness = 0;
+    }
+
+    /// When a message from `a` arrives at `b`, in ms from now: not at all, once, or more than once.
+    pub(crate) fn deliver(&self, a: Node, b: Node, rng: &mut ChaCha8Rng) -> Vec<u64> {
+        if !self.now.hears(b, a) || rng.random_ratio(self.badness, 100) {
+            return Vec::new();
         }
-        Some(if rng.random_ratio(1, 50) { rng.random_range(100..1500) } else { rng.random_range(1..20) })
+        let late = rng.random_ratio(1 + self.badness, 100);
+        let mut times = vec![if late { rng.random_range(100..2500) } else { rng.random_range(1..20) }];
+        if rng.random_ratio(self.badness, 100) {
+            times.push(rng.random_range(1..2500));
+        }
+        times
     }
 }

@@ -1,0 +1,124 @@
+//! The breaker (invariant 10): when hosts or first boots fail in a pattern, healing stops, says so, and waits for a
+//! person. In 2012 a bug in one package, healed from host to host without a breaker, drained whole clusters.
+//!
+//! Three patterns trip it. For everything: more hosts lost within the window than the largest fault domain has, and than
+//! a share of the fleet. For one deployment: three hosts, not all in one fault domain, lost while they were booting an
+//! instance of it; one identity that lost three hosts under it; or an instance that never became ready on three hosts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use mayfly_model::breaker::Loss;
+use mayfly_model::{
+    Breaker, DeploymentKey, EventKind, Host, HostCondition, Instance, InstanceKey, InstanceState, Scope, Trip,
+};
+
+use crate::command::Rejected;
+use crate::mutant::Mutant;
+use crate::step::Step;
+
+/// A host is lost with these instances.
+pub(crate) fn note_loss(step: &mut Step<'_>, host: &Host, instances: &[Arc<Instance>]) {
+    let window = step.config.healing.window;
+    let mut breaker = Breaker::clone(&step.state.breaker);
+    breaker.losses.retain(|_, loss| step.now.since(loss.at) <= window);
+    let is_booting = |one: &&Arc<Instance>| matches!(&one.state, InstanceState::Placed { phase, .. } if !phase.has_been_up());
+    let booting: BTreeSet<Scope> =
+        instances.iter().filter(is_booting).map(|one| scope(&one.key.deployment)).collect();
+    let loss = Loss { at: step.now, domain: host.fault_domain.clone(), booting: booting.clone() };
+    breaker.losses.insert(host.name.clone(), loss);
+    step.put_breaker(breaker);
+    judge_fleet(step);
+    for scope in booting {
+        judge_boots(step, scope);
+    }
+}
+
+fn judge_fleet(step: &mut Step<'_>) {
+    let hosts = &step.state.hosts;
+    let mut sizes: BTreeMap<&str, usize> = BTreeMap::new();
+    for host in hosts.values() {
+        *sizes.entry(host.fault_domain.as_str()).or_default() += 1;
+    }
+    let largest = sizes.values().max().copied().unwrap_or(0);
+    let share = (hosts.len() * step.config.healing.fleet_percent).div_ceil(100);
+    let allowed = largest.max(share);
+    let is_lost = |name: &&mayfly_model::HostName| {
+        hosts.get(*name).is_some_and(|host| matches!(host.condition, HostCondition::Lost { .. }))
+    };
+    let lost = step.state.breaker.losses.keys().filter(is_lost).count();
+    if lost > allowed {
+        let minutes = step.config.healing.window / 60_000;
+        let why = format!("{lost} of {} hosts were lost within {minutes} minutes; {allowed} may be", hosts.len());
+        trip(step, Scope::Fleet, why);
+    }
+}
+
+fn judge_boots(step: &mut Step<'_>, scope: Scope) {
+    let taken: Vec<&Loss> = step.state.breaker.losses.values().filter(|loss| loss.booting.contains(&scope)).collect();
+    let domains: BTreeSet<&str> = taken.iter().map(|loss| loss.domain.as_str()).collect();
+    if taken.len() >= step.config.healing.hosts && domains.len() > 1 {
+        let why = format!("{} hosts were lost while they were booting an instance of it", taken.len());
+        trip(step, scope, why);
+    }
+}
+
+/// An instance has now lost so many hosts under it.
+pub(crate) fn judge_instance(step: &mut Step<'_>, key: &InstanceKey, hosts: usize) {
+    if hosts >= step.config.healing.hosts {
+        let why = format!("{} was lost with {hosts} hosts, one after the other", key.name());
+        trip(step, scope(&key.deployment), why);
+    }
+}
+
+/// What healing of a deployment is stopped as.
+pub(crate) fn scope(key: &DeploymentKey) -> Scope {
+    Scope::Deployment(key.service.clone(), key.slot)
+}
+
+/// Stops healing.
+pub(crate) fn trip(step: &mut Step<'_>, scope: Scope, why: String) {
+    if step.state.breaker.trips.contains_key(&scope) || step.planted.is(Mutant::NoBreaker) {
+        return;
+    }
+    let message = format!("healing has stopped: {why}; look, then `mayfly breaker reset {scope}`");
+    step.event(EventKind::Breaker, &scope, message);
+    let mut breaker = Breaker::clone(&step.state.breaker);
+    breaker.trips.insert(scope, Trip { since: step.now, why });
+    step.put_breaker(breaker);
+}
+
+/// Lets healing go on; what was counted so far is forgotten.
+pub(crate) fn reset(step: &mut Step<'_>, scope: &Scope) -> Result<(), Rejected> {
+    if !step.state.breaker.trips.contains_key(scope) {
+        let trips: Vec<String> = step.state.breaker.trips.keys().map(Scope::to_string).collect();
+        let open = if trips.is_empty() { "nothing".to_owned() } else { trips.join(", ") };
+        return Err(Rejected::Conflict(format!("healing of `{scope}` is not stopped; it is stopped for: {open}")));
+    }
+    clear(step, scope);
+    step.event(EventKind::Breaker, scope, "healing goes on");
+    Ok(())
+}
+
+/// Forgets why healing was stopped, and what was held against the instances concerned.
+pub(crate) fn clear(step: &mut Step<'_>, scope: &Scope) {
+    let mut breaker = Breaker::clone(&step.state.breaker);
+    breaker.trips.remove(scope);
+    match scope {
+        Scope::Fleet => breaker.losses.clear(),
+        Scope::Deployment(..) => breaker.losses.values_mut().for_each(|loss| loss.booting.retain(|booting| booting != scope)),
+    }
+    if *step.state.breaker != breaker {
+        step.put_breaker(breaker);
+    }
+    let Scope::Deployment(service, slot) = scope else {
+        step.state.index.inventory.gains += 1;
+        return;
+    };
+    let key = DeploymentKey { service: service.clone(), slot: *slot };
+    let blamed: Vec<_> = step.state.instances_of(&key).filter(|one| one.health.is_some()).cloned().collect();
+    for instance in blamed {
+        step.put_instance(Instance { health: None, ..Instance::clone(&instance) });
+    }
+    step.state.index.inventory.gains += 1;
+}

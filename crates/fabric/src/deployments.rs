@@ -1,0 +1,285 @@
+//! Deployments: made, scaled, suspended, started and deleted.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mayfly_model::{
+    Deployment, DeploymentEvent, DeploymentKey, DeploymentStatus, EventKind, Instance, InstanceKey, InstanceState,
+    RoleKind, RoleName, Then, Version, VmPhase, limits,
+};
+
+use crate::address::next_free;
+use crate::command::Rejected;
+use crate::mutant::Mutant;
+use crate::record::RecordId;
+use crate::state::State;
+use crate::step::Step;
+use crate::{breaker, instances, services};
+
+/// What is to be deployed.
+pub(crate) struct NewDeployment {
+    pub(crate) key: DeploymentKey,
+    pub(crate) version: Version,
+}
+
+pub(crate) fn deploy(step: &mut Step<'_>, new: NewDeployment) -> Result<(), Rejected> {
+    let NewDeployment { key, version } = new;
+    services::find(step.state, &key.service)?;
+    if step.state.deployments.contains_key(&key) {
+        return Err(Rejected::AlreadyExists { kind: "deployment", name: format!("{} ({})", key.service, key.slot) });
+    }
+    check_version(step.state, &version)?;
+    let (vip, _) = next_free(&step.state.index.vips, step.config.vips, 0)
+        .ok_or_else(|| Rejected::NoRoom("no public address is free; delete a deployment first".to_owned()))?;
+    let count: u32 = version.configuration.roles.iter().map(|role| role.instances).sum();
+    let id = step.entropy.deployment_id();
+    step.event(EventKind::Command, &key, format!("deployed at {vip} with {count} instances"));
+    let roles: Vec<_> = version.configuration.roles.iter().map(|role| (role.name.clone(), role.instances)).collect();
+    step.put_deployment(Deployment {
+        key: key.clone(),
+        id,
+        vip,
+        number: 1,
+        newest: 1,
+        version,
+        older: BTreeMap::new(),
+        created: step.now,
+        status: DeploymentStatus::Deploying,
+        upgrade: None,
+        metrics: BTreeMap::new(),
+        scaled: BTreeMap::new(),
+        generations: BTreeMap::new(),
+    });
+    for (role, count) in roles {
+        add(step, &key, &role, count);
+    }
+    Ok(())
+}
+
+/// Whether Mayfly can run what a version asks for.
+pub(crate) fn check_version(state: &State, version: &Version) -> Result<(), Rejected> {
+    let Version { definition, configuration } = version;
+    // What limits who may talk to whom must not be passed over in silence.
+    if !definition.traffic_rules.is_empty() {
+        let message = "NetworkTrafficRules cannot be enforced yet, so it is not deployed";
+        return Err(Rejected::Unsupported(message.to_owned()));
+    }
+    if let Some((role, endpoint)) = configuration.endpoint_acls.first() {
+        let message =
+            format!("the access control of `{endpoint}` of `{role}` cannot be enforced yet, so it is not deployed");
+        return Err(Rejected::Unsupported(message));
+    }
+    for role in &definition.roles {
+        if role.kind != RoleKind::VirtualMachine {
+            return Err(Rejected::Unsupported(format!(
+                "`{}` is a {}, which cannot be deployed yet: only VirtualMachineRole can",
+                role.name,
+                role.kind.element()
+            )));
+        }
+        if let Some(endpoint) =
+            role.endpoints.iter().find(|one| matches!(one, mayfly_model::Endpoint::InstanceInput { .. }))
+        {
+            return Err(Rejected::Unsupported(format!(
+                "`{}` of `{}` is an InstanceInputEndpoint, which cannot be deployed yet",
+                endpoint.name(),
+                role.name
+            )));
+        }
+        let image = configuration.role(&role.name).and_then(|role| role.image.as_ref());
+        if let Some(image) = image.filter(|image| !state.images.contains_key(image)) {
+            return Err(Rejected::NotFound { kind: "image", name: image.to_string() });
+        }
+    }
+    Ok(())
+}
+
+/// The deployment, unless it is going away.
+pub(crate) fn find(step: &Step<'_>, key: &DeploymentKey) -> Result<Deployment, Rejected> {
+    services::find(step.state, &key.service)?;
+    let found = step.state.deployments.get(key).filter(|one| !one.is_deleting());
+    found.map(|one| Deployment::clone(one)).ok_or_else(|| Rejected::NotFound {
+        kind: "deployment",
+        name: format!("{} ({})", key.service, key.slot),
+    })
+}
+
+/// The deployment after `event`, or why it cannot happen.
+pub(crate) fn moved(deployment: Deployment, event: DeploymentEvent, what: &str) -> Result<Deployment, Rejected> {
+    match deployment.status.apply(event) {
+        Some(status) => Ok(Deployment { status, ..deployment }),
+        None => {
+            let (key, status) = (&deployment.key, deployment.status.name());
+            Err(Rejected::Conflict(format!("{key} is {status}, so it cannot be {what} now")))
+        }
+    }
+}
+
+pub(crate) fn delete(step: &mut Step<'_>, key: &DeploymentKey) -> Result<(), Rejected> {
+    find(step, key)?;
+    step.event(EventKind::Command, key, "the deployment is being deleted");
+    mark_deleted(step, key);
+    Ok(())
+}
+
+/// Marks a deployment as deleted and lets its instances go.
+pub(crate) fn mark_deleted(step: &mut Step<'_>, key: &DeploymentKey) {
+    let Some(deployment) = step.deployment(key) else { return };
+    let instances: Vec<_> = step.state.instances_of(key).cloned().collect();
+    let status = DeploymentStatus::Deleting;
+    step.put_deployment(Deployment { status, upgrade: None, ..Deployment::clone(&deployment) });
+    breaker::clear(step, &breaker::scope(key));
+    for instance in instances {
+        if let Some(instance) = step.instance(&instance.key) {
+            instances::remove(step, &instance);
+        }
+    }
+}
+
+pub(crate) fn suspend(step: &mut Step<'_>, key: &DeploymentKey) -> Result<(), Rejected> {
+    let deployment = find(step, key)?;
+    step.put_deployment(moved(deployment, DeploymentEvent::Suspend, "suspended")?);
+    step.event(EventKind::Command, key, "suspended: its guests stop and keep their disks");
+    Ok(())
+}
+
+pub(crate) fn start(step: &mut Step<'_>, key: &DeploymentKey) -> Result<(), Rejected> {
+    let deployment = find(step, key)?;
+    step.put_deployment(moved(deployment, DeploymentEvent::Start, "started")?);
+    step.event(EventKind::Command, key, "started");
+    let instances: Vec<_> = step.state.instances_of(key).cloned().collect();
+    for instance in instances {
+        if let InstanceState::Placed { vm, phase, .. } = &instance.state {
+            // From now on it is late if it does not become ready.
+            let vm = mayfly_model::Vm { started: step.now, ..vm.clone() };
+            let state = InstanceState::Placed { vm, phase: phase.clone(), since: step.now };
+            step.put_instance(Instance { state, ..Instance::clone(&instance) });
+        }
+    }
+    Ok(())
+}
+
+/// Sets the number of instances of roles. `cause` is what made a rule do it, if it was not a person.
+pub(crate) fn scale(
+    step: &mut Step<'_>,
+    key: &DeploymentKey,
+    counts: &BTreeMap<RoleName, u32>,
+    cause: Option<&str>,
+) -> Result<(), Rejected> {
+    let mut deployment = find(step, key)?;
+    if deployment.upgrade.is_some() {
+        return Err(Rejected::Conflict(format!("{key} is being updated; scale it before or after")));
+    }
+    for (role, count) in counts {
+        if *count > limits::INSTANCES_MAX {
+            let most = limits::INSTANCES_MAX;
+            return Err(Rejected::Conflict(format!("{count} instances of `{role}` are more than the limit of {most}")));
+        }
+        let configured = deployment.version.configuration.roles.iter_mut().find(|one| one.name == *role);
+        let Some(configured) = configured else {
+            let roles = deployment.version.configuration.roles.iter().map(|role| role.name.as_str());
+            let name = format!("{role}` in `{key}`; its roles are `{}", roles.collect::<Vec<_>>().join("`, `"));
+            return Err(Rejected::NotFound { kind: "role", name });
+        };
+        configured.instances = *count;
+    }
+    let words: Vec<String> = counts.iter().map(|(role, count)| format!("{role}={count}")).collect();
+    let words = words.join(" ");
+    match cause {
+        None => step.event(EventKind::Command, key, format!("scaled to {words}")),
+        Some(cause) => step.event(EventKind::Autoscale, key, format!("scaled to {words}: {cause}")),
+    }
+    step.put_deployment(deployment);
+    for (role, count) in counts {
+        shrink(step, key, role, *count);
+        add(step, key, role, *count);
+    }
+    Ok(())
+}
+
+/// Takes the instances from number `count` on away. The last ones go first, so that numbers stay without gaps and update
+/// domains stay even; fault domains are evened out afterwards.
+pub(crate) fn shrink(step: &mut Step<'_>, key: &DeploymentKey, role: &RoleName, count: u32) {
+    let kept = if step.planted.is(Mutant::KeepOne) { count + 1 } else { count };
+    let gone: Vec<_> = step.state.members(key, role).filter(|one| one.key.index >= kept).cloned().collect();
+    for instance in gone {
+        instances::remove(step, &instance);
+    }
+}
+
+/// Makes the instances up to number `count` that are not there; they wait for a place.
+pub(crate) fn add(step: &mut Step<'_>, key: &DeploymentKey, role: &RoleName, count: u32) {
+    let present: BTreeSet<u32> = step.state.members(key, role).map(|instance| instance.key.index).collect();
+    let Some(deployment) = step.deployment(key) else { return };
+    for index in (0..count).filter(|index| !present.contains(index)) {
+        let key = InstanceKey { deployment: key.clone(), role: role.clone(), index };
+        if let Some(leaving) = step.instance(&key) {
+            // The identity is still going: it stays after all, with a new VM.
+            let version = deployment.number;
+            let leaving = Instance { version, ..Instance::clone(&leaving) };
+            instances::retire(step, leaving, Then::Replace { prefer: None });
+            continue;
+        }
+        let update_domain = index % deployment.version.definition.update_domain_count.max(1);
+        let generation = match deployment.generations.is_empty() {
+            true => 0,
+            false => deployment.generations.get(&key.name()).copied().unwrap_or(0),
+        };
+        let reason = "it is new".to_owned();
+        let state = InstanceState::Waiting { reason, prefer: None, since: step.now, heals: false };
+        let version = deployment.number;
+        step.put_instance(Instance { key, update_domain, generation, version, state, health: None });
+    }
+}
+
+/// Brings deployments that are on their way to where they are going.
+pub(crate) fn settle(step: &mut Step<'_>) {
+    let moving: Vec<_> = step.state.index.moving.iter().filter_map(|key| step.state.deployments.get(key)).cloned().collect();
+    for deployment in moving {
+        if deployment.is_deleting() {
+            continue;
+        }
+        let settled = match deployment.status {
+            DeploymentStatus::Deploying | DeploymentStatus::Starting => all(step.state, &deployment.key, has_begun),
+            DeploymentStatus::Suspending => all(step.state, &deployment.key, has_stopped),
+            _ => false,
+        };
+        if settled && let Some(status) = deployment.status.apply(DeploymentEvent::Settled) {
+            step.put_deployment(Deployment { status, ..Deployment::clone(&deployment) });
+        }
+    }
+}
+
+fn all(state: &State, key: &DeploymentKey, test: fn(&InstanceState) -> bool) -> bool {
+    state.instances_of(key).filter(|one| !one.is_leaving()).all(|one| test(&one.state))
+}
+
+/// Whether the guest has been started, or has shown that it cannot be.
+fn has_begun(state: &InstanceState) -> bool {
+    let waits = matches!(
+        state,
+        InstanceState::Placed {
+            phase: VmPhase::Creating { .. } | VmPhase::Stopped | VmPhase::StoppingRole | VmPhase::StoppingVm,
+            ..
+        }
+    );
+    matches!(state, InstanceState::Placed { .. }) && !waits
+}
+
+fn has_stopped(state: &InstanceState) -> bool {
+    matches!(
+        state,
+        InstanceState::Waiting { .. }
+            | InstanceState::Placed { phase: VmPhase::Stopped | VmPhase::FailedStartingVm { .. }, .. }
+    )
+}
+
+/// Deletes deployments that are marked as deleted and have become empty.
+pub(crate) fn bury(step: &mut Step<'_>) {
+    let moving: Vec<DeploymentKey> = step.state.index.moving.iter().cloned().collect();
+    for key in moving {
+        let deleting = step.state.deployments.get(&key).is_some_and(|one| one.is_deleting());
+        if deleting && step.state.instances_of(&key).next().is_none() {
+            step.delete(RecordId::Deployment(key));
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Why an instance is where it is, or waits.
+
+use mayfly_model::{Instance, InstanceKey, InstanceState, Then, Time};
+
+use crate::core::Core;
+use crate::entropy::Entropy;
+use crate::instances::{Rule, choose_in};
+
+/// An answer for people, line by line; nothing if there is no such instance.
+pub fn instance(core: &Core, key: &InstanceKey, now: Time) -> Option<Vec<String>> {
+    let state = core.state();
+    let instance = state.instances.get(key)?;
+    let mut lines = vec![whereabouts(core, instance, now)];
+    lines.push(spread(core, instance));
+    lines.extend(history(instance));
+    if let Some(deployment) = state.deployments.get(&key.deployment)
+        && instance.version != deployment.number
+    {
+        let (own, wanted) = (instance.version, deployment.number);
+        lines.push(format!("it has version {own} of its deployment, and version {wanted} is wanted: the update has not reached its update domain"));
+    }
+    Some(lines)
+}
+
+fn whereabouts(core: &Core, instance: &Instance, now: Time) -> String {
+    match &instance.state {
+        InstanceState::Waiting { reason, since, .. } => {
+            let seconds = now.since(*since) / 1000;
+            match choose_in(core.state(), instance, &mut Entropy(0), Rule::default()) {
+                Ok(host) => format!("waits for {seconds} s: {reason}; there would be room on {host}"),
+                Err(why) => format!("waits for {seconds} s: {reason}; placement says now: {why}"),
+            }
+        }
+        InstanceState::Placed { vm, .. } => {
+            let host = core.state().hosts.get(&vm.host);
+            let domain = host.map_or("?", |host| host.fault_domain.as_str());
+            let mut text = format!("runs on {} in fault domain {domain}, as {} in update domain {}", vm.host, vm.id, instance.update_domain);
+            if let Some(host) = host.filter(|host| !host.is_open()) {
+                text = format!("{text}; the host is {}", host.state());
+            }
+            text
+        }
+        InstanceState::Retiring { vm, then, .. } => {
+            let next = match then {
+                Then::Remove => "the instance goes away".to_owned(),
+                Then::Replace { prefer: Some(host) } => format!("a new VM follows, on {host} if it has room"),
+                Then::Replace { prefer: None } => "a new VM follows elsewhere".to_owned(),
+            };
+            format!("its {} on {} is being thrown away; {} has not said yet that nothing is left of it; then {next}", vm.id, vm.host, vm.host)
+        }
+    }
+}
+
+fn spread(core: &Core, instance: &Instance) -> String {
+    let requirements = core.state().role_of(instance).map(|(_, role)| role.requirements()).unwrap_or_default();
+    let role = (instance.key.deployment.clone(), instance.key.role.clone());
+    let spread = core.state().index.inventory.spread(&role, &requirements);
+    let most = 12;
+    let mut counts: Vec<String> = spread.iter().take(most).map(|(domain, count)| format!("{domain}: {count}")).collect();
+    if spread.len() > most {
+        counts.push(format!("and {} more fault domains", spread.len() - most));
+    }
+    let asks = if requirements.is_empty() { String::new() } else { format!(" that has {requirements}") };
+    format!(
+        "`{}` over the fault domains with an open host{asks}: {}; a new instance goes where the fewest are",
+        instance.key.role,
+        counts.join(", ")
+    )
+}
+
+fn history(instance: &Instance) -> Vec<String> {
+    let Some(health) = instance.health.as_deref() else { return Vec::new() };
+    let mut lines = Vec::new();
+    let hosts = |hosts: &mut dyn Iterator<Item = &mayfly_model::HostName>| {
+        hosts.map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    };
+    if !health.lost_with.is_empty() {
+        lines.push(format!("it was lost lately with {}", hosts(&mut health.lost_with.iter().map(|(host, _)| host))));
+    }
+    if !health.failed_on.is_empty() {
+        lines.push(format!("it is not placed where it has failed: {}", hosts(&mut health.failed_on.iter())));
+    }
+    if let Some(rung) = health.rung {
+        lines.push(format!("what was tried last with it: {} ({} tries)", rung.name(), health.tries));
+    }
+    if !health.crashes.is_empty() {
+        lines.push(format!("it has restarted by itself lately: {} times", health.crashes.len()));
+    }
+    lines
+}

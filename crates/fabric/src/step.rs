@@ -1,0 +1,169 @@
+//! A step in progress: a transaction in memory. What it changes is there at once, is noted for the store, and can be
+//! taken back as a whole.
+
+use std::sync::Arc;
+
+use mayfly_model::{
+    Breaker, Deployment, DeploymentKey, Event, EventKind, Host, Instance, InstanceKey, ServiceName, Time, limits,
+};
+
+use crate::core::Config;
+use crate::entropy::Entropy;
+use crate::mutant::Planted;
+use crate::record::{Change, Meta, Record, RecordId};
+use crate::state::State;
+
+/// A step in progress.
+pub(crate) struct Step<'s> {
+    pub(crate) state: &'s mut State,
+    pub(crate) config: &'s Config,
+    pub(crate) entropy: Entropy,
+    pub(crate) now: Time,
+    pub(crate) planted: Planted,
+    changes: Vec<Change>,
+    undo: Vec<(RecordId, Option<Record>)>,
+    meta: Meta,
+}
+
+impl<'s> Step<'s> {
+    pub(crate) fn new(
+        state: &'s mut State,
+        config: &'s Config,
+        entropy: Entropy,
+        now: Time,
+        planted: Planted,
+    ) -> Step<'s> {
+        let meta = state.meta.clone();
+        Step { state, config, entropy, now, planted, changes: Vec::new(), undo: Vec::new(), meta }
+    }
+
+    /// The step's changes, with the counters last.
+    pub(crate) fn finish(mut self) -> Vec<Change> {
+        if !self.changes.is_empty() {
+            self.changes.push(Change::Put(Record::Meta(self.state.meta.clone())));
+        }
+        self.changes
+    }
+
+    /// Takes everything back, and returns what would have changed.
+    pub(crate) fn take_back(mut self) -> Vec<Change> {
+        self.unwind(0);
+        self.state.meta = self.meta;
+        self.changes
+    }
+
+    pub(crate) fn put(&mut self, record: Record) {
+        if self.shows_in_goals(&record) {
+            self.state.meta.revision.0 += 1;
+        }
+        let id = record.id();
+        let before = self.state.insert(record.clone());
+        self.undo.push((id, before));
+        self.changes.push(Change::Put(record));
+    }
+
+    pub(crate) fn put_instance(&mut self, instance: Instance) {
+        self.put(Record::Instance(Arc::new(instance)));
+    }
+
+    pub(crate) fn put_deployment(&mut self, deployment: Deployment) {
+        self.put(Record::Deployment(Arc::new(deployment)));
+    }
+
+    pub(crate) fn put_host(&mut self, host: Host) {
+        self.put(Record::Host(Arc::new(host)));
+    }
+
+    pub(crate) fn put_breaker(&mut self, breaker: Breaker) {
+        self.put(Record::Breaker(Arc::new(breaker)));
+    }
+
+    pub(crate) fn delete(&mut self, id: RecordId) {
+        if matches!(id, RecordId::Instance(_) | RecordId::Deployment(_) | RecordId::Host(_)) {
+            self.state.meta.revision.0 += 1;
+        }
+        if let Some(before) = self.state.remove(&id) {
+            self.undo.push((id.clone(), Some(before)));
+            self.changes.push(Change::Delete(id));
+        }
+    }
+
+    pub(crate) fn event(&mut self, kind: EventKind, subject: impl ToString, message: impl Into<String>) {
+        let number = self.state.meta.next_event;
+        self.state.meta.next_event += 1;
+        let (subject, message) = (subject.to_string(), message.into());
+        self.put(Record::Event(Arc::new(Event { number, time: self.now, kind, subject, message })));
+        if let Some(old) = number.checked_sub(limits::EVENTS_KEPT) {
+            self.delete(RecordId::Event(old));
+        }
+    }
+
+    /// How many instances this step has made.
+    pub(crate) fn added_instances(&self) -> usize {
+        self.undo.iter().filter(|(id, before)| matches!(id, RecordId::Instance(_)) && before.is_none()).count()
+    }
+
+    /// Does `work`, and takes it back alone if it fails.
+    pub(crate) fn attempt<E>(&mut self, work: impl FnOnce(&mut Step<'s>) -> Result<(), E>) -> Result<(), E> {
+        let (undo, changes, meta) = (self.undo.len(), self.changes.len(), self.state.meta.clone());
+        let done = work(self);
+        if done.is_err() {
+            self.unwind(undo);
+            self.changes.truncate(changes);
+            self.state.meta = meta;
+        }
+        done
+    }
+
+    fn unwind(&mut self, down_to: usize) {
+        for (id, before) in self.undo.drain(down_to..).rev() {
+            match before {
+                Some(record) => drop(self.state.insert(record)),
+                None => drop(self.state.remove(&id)),
+            }
+        }
+    }
+
+    /// An instance, as it is now.
+    pub(crate) fn instance(&self, key: &InstanceKey) -> Option<Arc<Instance>> {
+        self.state.instances.get(key).cloned()
+    }
+
+    /// A deployment, as it is now.
+    pub(crate) fn deployment(&self, key: &DeploymentKey) -> Option<Arc<Deployment>> {
+        self.state.deployments.get(key).cloned()
+    }
+
+    /// Whether healing has been stopped for a deployment, or for all.
+    pub(crate) fn is_halted(&self, service: &ServiceName, slot: mayfly_model::Slot) -> bool {
+        let trips = &self.state.breaker.trips;
+        trips.contains_key(&mayfly_model::Scope::Fleet)
+            || trips.contains_key(&mayfly_model::Scope::Deployment(service.clone(), slot))
+    }
+
+    /// Whether a goal state can look different after this.
+    fn shows_in_goals(&self, record: &Record) -> bool {
+        let visible =
+            |instance: &Instance| instance.wanted_vm().map(|vm| (vm.id, vm.host.clone(), vm.reboots, instance.version));
+        match record {
+            Record::Deployment(new) => self.state.deployments.get(&new.key).is_none_or(|old| {
+                (&old.version, &old.older, old.vip, old.is_on(), old.is_deleting())
+                    != (&new.version, &new.older, new.vip, new.is_on(), new.is_deleting())
+            }),
+            Record::Instance(new) => {
+                self.state.instances.get(&new.key).and_then(|old| visible(old)) != visible(new)
+            }
+            Record::Host(new) => self.state.hosts.get(&new.name).is_none_or(|old| {
+                (old.address, old.number, &old.fault_domain, old.reboots, old.voter)
+                    != (new.address, new.number, &new.fault_domain, new.reboots, new.voter)
+            }),
+            Record::Meta(_)
+            | Record::Image(_)
+            | Record::Service(_)
+            | Record::Event(_)
+            | Record::Breaker(_)
+            | Record::Usage(_)
+            | Record::Answered(_) => false,
+        }
+    }
+}

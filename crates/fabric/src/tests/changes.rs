@@ -1,0 +1,311 @@
+//! Updates, swaps, suspension, drains, the ladder and the breaker, driven by hand.
+
+use mayfly_model::{DeploymentStatus, Scope, UpgradeMode};
+
+use super::*;
+use crate::explain;
+
+const WEB: &[(&str, u32, VmSize)] = &[("web", 4, VmSize::ExtraSmall)];
+
+fn staging(service: &str) -> DeploymentKey {
+    DeploymentKey { service: name(service), slot: Slot::Staging }
+}
+
+impl Fabric {
+    fn running(hosts: usize) -> Fabric {
+        let mut fabric = Fabric::new(hosts);
+        fabric.deploy(WEB).unwrap();
+        fabric.run(5000);
+        fabric
+    }
+
+    fn upgrade(&mut self, settings: &[(&str, &str)], mode: UpgradeMode) -> Result<(), Rejected> {
+        let version = version(WEB, settings);
+        self.command(Command::Upgrade { key: production("shop"), version, mode })
+    }
+
+    fn deployment(&self) -> mayfly_model::Deployment {
+        mayfly_model::Deployment::clone(&self.core.state().deployments()[&production("shop")])
+    }
+
+    fn versions(&self) -> Vec<u32> {
+        self.core.state().instances().values().map(|one| one.version).collect()
+    }
+
+    fn status(&self) -> DeploymentStatus {
+        self.deployment().status
+    }
+
+    fn told(&self, text: &str) -> bool {
+        self.core.state().events().values().any(|event| event.message.contains(text))
+    }
+}
+
+#[test]
+fn an_update_walks_one_domain_at_a_time() {
+    let mut fabric = Fabric::running(3);
+    let before: Vec<_> = fabric.core.state().instances().values().map(|one| one.vm().unwrap().id).collect();
+    fabric.upgrade(&[("Mayfly.UserData", "echo 2")], UpgradeMode::Auto).unwrap();
+    assert_eq!(fabric.status(), DeploymentStatus::RunningTransitioning);
+    fabric.upgrade(&[], UpgradeMode::Auto).unwrap_err();
+    fabric.scale("web", 5).unwrap_err();
+    for _ in 0..100 {
+        fabric.run(100);
+        let instances = fabric.core.state().instances().values();
+        let down: BTreeSet<u32> = instances.filter(|one| !one.is_ready()).map(|one| one.update_domain).collect();
+        assert!(down.len() <= 1, "{down:?}");
+    }
+    assert_eq!(fabric.versions(), [2, 2, 2, 2]);
+    assert_eq!(fabric.status(), DeploymentStatus::Running);
+    let after: Vec<_> = fabric.core.state().instances().values().map(|one| one.vm().unwrap().id).collect();
+    assert!(before.iter().all(|id| !after.contains(id)), "all VMs are new");
+    assert_eq!(check_quiet(fabric.core.state()), []);
+}
+
+#[test]
+fn changed_settings_reach_running_guests_or_reboot_them() {
+    let mut fabric = Fabric::running(3);
+    let before = fabric.instance("shop/web_IN_0");
+    fabric.upgrade(&[("colour", "red")], UpgradeMode::Auto).unwrap();
+    assert_eq!(fabric.versions(), [2, 2, 2, 2], "at once, as nobody goes down");
+    assert_eq!(fabric.status(), DeploymentStatus::Running);
+    let vm = fabric.instance("shop/web_IN_0");
+    assert_eq!(vm.vm(), before.vm());
+    let goal = goal::vms(fabric.core.state(), &vm.vm().unwrap().host);
+    assert!(goal.iter().all(|vm| vm.settings["colour"] == "red"));
+    fabric.upgrade(&[("colour", "blue"), ("Mayfly.ApplySettings", "reboot")], UpgradeMode::Auto).unwrap();
+    fabric.run(10_000);
+    let after = fabric.instance("shop/web_IN_0");
+    assert_eq!((after.vm().unwrap().id, after.vm().unwrap().reboots), (before.vm().unwrap().id, 1));
+}
+
+#[test]
+fn by_hand_each_domain_waits_for_its_word() {
+    let mut fabric = Fabric::running(3);
+    fabric.upgrade(&[("Mayfly.UserData", "echo 2")], UpgradeMode::Manual).unwrap();
+    fabric.run(5000);
+    assert_eq!(fabric.versions(), [1, 1, 1, 1]);
+    fabric.command(Command::Walk { key: production("shop"), domain: Some(2) }).unwrap();
+    fabric.run(5000);
+    assert_eq!(fabric.versions(), [1, 1, 2, 1]);
+    fabric.command(Command::Walk { key: production("shop"), domain: Some(2) }).unwrap_err();
+    fabric.command(Command::Rollback { key: production("shop"), mode: UpgradeMode::Auto }).unwrap();
+    fabric.run(10_000);
+    assert_eq!(fabric.versions(), [1, 1, 1, 1]);
+    assert_eq!(fabric.status(), DeploymentStatus::Running);
+    fabric.command(Command::Rollback { key: production("shop"), mode: UpgradeMode::Auto }).unwrap_err();
+}
+
+#[test]
+fn a_version_that_crashes_stops_the_walk_and_is_rolled_back() {
+    let mut fabric = Fabric::running(3);
+    fabric.sick.insert(name("shop/web_IN_0"), Observed::Failed("no such disk".to_owned()));
+    fabric.upgrade(&[("Mayfly.UserData", "crash")], UpgradeMode::Auto).unwrap();
+    fabric.run(10_000);
+    let stuck = fabric.deployment().upgrade.unwrap().stuck.unwrap();
+    assert!(stuck.contains("web_IN_0 is FailedStartingVM"), "{stuck}");
+    assert_eq!(fabric.versions(), [2, 1, 1, 1], "the others are as before");
+    fabric.sick.clear();
+    fabric.command(Command::Rollback { key: production("shop"), mode: UpgradeMode::Auto }).unwrap();
+    fabric.run(20_000);
+    assert_eq!(fabric.versions(), [1, 1, 1, 1]);
+    assert!(fabric.core.state().instances().values().all(|one| one.is_ready()));
+}
+
+#[test]
+fn what_cannot_change_in_place_is_refused() {
+    let mut fabric = Fabric::running(3);
+    let mut other = version(WEB, &[]);
+    other.definition.update_domain_count = 7;
+    let command = Command::Upgrade { key: production("shop"), version: other, mode: UpgradeMode::Auto };
+    let before = fabric.core.state().clone();
+    let error = fabric.command(command).unwrap_err();
+    assert!(error.to_string().contains("update domains cannot be changed"), "{error}");
+    assert!(*fabric.core.state() == before);
+    let more = version(&[("web", 4, VmSize::ExtraSmall), ("db", 2, VmSize::ExtraSmall)], &[]);
+    fabric.command(Command::Upgrade { key: production("shop"), version: more, mode: UpgradeMode::Auto }).unwrap();
+    fabric.run(5000);
+    assert_eq!(fabric.hosts_of("db").len(), 2, "a role may be added");
+    fabric.upgrade(&[], UpgradeMode::Auto).unwrap();
+    fabric.run(5000);
+    assert_eq!(fabric.hosts_of("db").len(), 0, "or removed");
+}
+
+#[test]
+fn slots_are_swapped_without_touching_a_vm() {
+    let mut fabric = Fabric::running(3);
+    let two = version(&[("web", 2, VmSize::ExtraSmall)], &[("colour", "green")]);
+    fabric.command(Command::Deploy { key: staging("shop"), version: two }).unwrap();
+    fabric.run(3000);
+    let (front, back) = (fabric.deployment(), fabric.core.state().deployments()[&staging("shop")].clone());
+    let vms = |fabric: &Fabric, key: &DeploymentKey| -> Vec<_> {
+        fabric.core.state().instances_of(key).map(|one| one.vm().unwrap().id).collect()
+    };
+    let (red, green) = (vms(&fabric, &production("shop")), vms(&fabric, &staging("shop")));
+    fabric.command(Command::Swap(name("shop"))).unwrap();
+    assert_eq!((vms(&fabric, &production("shop")), vms(&fabric, &staging("shop"))), (green, red));
+    let now = fabric.deployment();
+    assert_eq!((now.id.clone(), now.vip), (back.id.clone(), front.vip), "the address stays with the slot");
+    let records = goal::dns(fabric.core.state(), "mayfly.test");
+    let shop = records.iter().find(|one| one.name == "shop.mayfly.test").unwrap();
+    assert_eq!(shop.address, front.vip);
+    fabric.run(2000);
+    assert_eq!(check_quiet(fabric.core.state()), []);
+}
+
+#[test]
+fn a_suspended_deployment_keeps_its_disks() {
+    let mut fabric = Fabric::running(3);
+    let before = fabric.instance("shop/web_IN_1");
+    fabric.command(Command::Suspend(production("shop"))).unwrap();
+    assert_eq!(fabric.status(), DeploymentStatus::Suspending);
+    fabric.run(2000);
+    assert_eq!(fabric.status(), DeploymentStatus::Suspended);
+    let stopped = fabric.instance("shop/web_IN_1");
+    assert_eq!(stopped.state.status(), InstanceStatus::StoppedVM);
+    fabric.command(Command::Suspend(production("shop"))).unwrap_err();
+    fabric.command(Command::Start(production("shop"))).unwrap();
+    fabric.run(2000);
+    assert_eq!(fabric.status(), DeploymentStatus::Running);
+    let after = fabric.instance("shop/web_IN_1");
+    assert!(after.is_ready());
+    assert_eq!((after.generation, after.vm().unwrap().id), (before.generation, before.vm().unwrap().id));
+}
+
+#[test]
+fn a_drained_host_is_emptied_domain_by_domain_and_takes_nothing() {
+    let mut fabric = Fabric::running(3);
+    fabric.command(Command::Drain { host: name("host-1"), reboot: false }).unwrap();
+    for _ in 0..300 {
+        fabric.run(100);
+        let instances = fabric.core.state().instances().values();
+        let down: BTreeSet<u32> = instances.filter(|one| !one.is_ready()).map(|one| one.update_domain).collect();
+        assert!(down.len() <= 1, "{down:?}");
+    }
+    assert!(!fabric.hosts_of("web").contains(&"host-1".to_owned()), "{:?}", fabric.hosts_of("web"));
+    fabric.scale("web", 6).unwrap();
+    assert!(!fabric.hosts_of("web").contains(&"host-1".to_owned()));
+    fabric.command(Command::Undrain(name("host-1"))).unwrap();
+    fabric.run(60_000);
+    assert_eq!(check_quiet(fabric.core.state()), []);
+    assert!(fabric.hosts_of("web").contains(&"host-1".to_owned()));
+}
+
+#[test]
+fn a_sick_instance_climbs_the_ladder_and_the_package_is_blamed_at_its_end() {
+    let mut fabric = Fabric::running(4);
+    let sick = Observed::Running(Readiness::Silent);
+    fabric.sick.insert(name("shop/web_IN_2"), sick);
+    let first = fabric.instance("shop/web_IN_2");
+    fabric.run(61_500);
+    let rebooted = fabric.instance("shop/web_IN_2");
+    assert_eq!(rebooted.vm().unwrap().reboots, 1, "{:?}", rebooted);
+    fabric.run(200_000);
+    assert!(fabric.told("try 2, reimage") && fabric.told("try 3, move"));
+    assert_ne!(fabric.instance("shop/web_IN_2").vm().unwrap().host, first.vm().unwrap().host);
+    fabric.run(3_000_000);
+    let trips = &fabric.core.state().breaker().trips;
+    let why = &trips.values().next().expect("the package is blamed").why;
+    assert!(why.contains("web_IN_2 never became ready on host-"), "{why}");
+    let tries = fabric.instance("shop/web_IN_2").health.unwrap().tries;
+    fabric.run(1_000_000);
+    assert_eq!(fabric.instance("shop/web_IN_2").health.unwrap().tries, tries, "nothing more is tried");
+    fabric.sick.clear();
+    fabric.command(Command::ResetBreaker("shop".parse().unwrap())).unwrap();
+    fabric.run(2000);
+    assert!(fabric.instance("shop/web_IN_2").is_ready());
+}
+
+#[test]
+fn a_pattern_of_lost_hosts_stops_healing() {
+    let mut fabric = Fabric::running(12);
+    // Five of twelve may be lost within ten minutes, the sixth may not.
+    for _ in 0..5 {
+        assert!(fabric.core.state().breaker().trips.is_empty());
+        let idle = fabric.acknowledged.keys().find(|host| !fabric.dead.contains(host) && !fabric.hosts_of("web").contains(&host.to_string()));
+        fabric.dead.push(idle.unwrap().clone());
+        fabric.run(6000);
+    }
+    let victim = fabric.instance("shop/web_IN_0").vm().unwrap().host.clone();
+    fabric.dead.push(victim.clone());
+    fabric.run(6000);
+    assert!(fabric.core.state().breaker().trips.contains_key(&Scope::Fleet));
+    let waiting = fabric.instance("shop/web_IN_0");
+    let why = waiting.state.detail().unwrap_or_default();
+    assert!(why.contains("mayfly breaker reset fleet"), "{why}");
+    fabric.command(Command::ResetBreaker(Scope::Fleet)).unwrap();
+    fabric.run(1000);
+    assert!(fabric.instance("shop/web_IN_0").vm().is_some());
+}
+
+#[test]
+fn a_plan_changes_nothing_and_a_repeated_request_is_carried_out_once() {
+    let mut fabric = Fabric::running(3);
+    let before = fabric.core.state().clone();
+    let counts = BTreeMap::from([(name("web"), 6)]);
+    let plan = Input::Plan(Command::Scale { key: production("shop"), counts });
+    let outcome = fabric.core.step(fabric.now, 1, plan).unwrap();
+    assert!(*fabric.core.state() == before);
+    let placed = outcome.changes.iter().filter(|change| matches!(change, Change::Put(Record::Instance(one)) if one.vm().is_some()));
+    assert_eq!(placed.count(), 2);
+    for _ in 0..3 {
+        let reboot = Command::Reboot(name("shop/web_IN_0"));
+        fabric.step(Input::Request("7f".to_owned(), reboot)).unwrap();
+    }
+    assert_eq!(fabric.instance("shop/web_IN_0").vm().unwrap().reboots, 1);
+}
+
+#[test]
+fn requirements_and_reasons() {
+    let mut fabric = Fabric::new(3);
+    let gpu = version(&[("web", 2, VmSize::Small)], &[("Mayfly.Require", "gpu=yes")]);
+    let error = fabric.command(Command::Deploy { key: production("shop"), version: gpu }).unwrap_err().to_string();
+    assert!(error.contains("3 lack gpu=yes"), "{error}");
+    fabric.deploy(&[("web", 3, VmSize::Medium)]).unwrap();
+    fabric.run(1000);
+    fabric.command(Command::Drain { host: name("host-2"), reboot: false }).unwrap();
+    let soft = version(&[("db", 4, VmSize::Small)], &[("Mayfly.Spread", "soft")]);
+    fabric.command(Command::CreateService(name("lab"))).unwrap();
+    fabric.command(Command::Deploy { key: production("lab"), version: soft.clone() }).unwrap();
+    fabric.command(Command::CreateService(name("big"))).unwrap();
+    let error = fabric.command(Command::Deploy { key: production("big"), version: soft }).unwrap_err().to_string();
+    assert!(error.contains("1 are draining") && error.contains("2 have fewer than 1 cores free"), "{error}");
+    let lines = explain::instance(&fabric.core, &name("shop/web_IN_1"), fabric.now).unwrap();
+    assert!(lines[0].contains("fault domain fd-2") && lines[0].contains("Draining"), "{lines:?}");
+    assert!(lines[1].contains("fd-1: 1, fd-3: 1"), "{lines:?}");
+}
+
+#[test]
+fn load_scales_a_role() {
+    let mut fabric = Fabric::new(3);
+    let rules = [("Mayfly.Autoscale", "min=2; max=4; cooldown=60; cpu>70:+1; queue>10:+2")];
+    let two = version(&[("web", 2, VmSize::ExtraSmall)], &rules);
+    fabric.command(Command::Deploy { key: production("shop"), version: two }).unwrap();
+    fabric.cpu = 200;
+    fabric.run(59_000);
+    assert_eq!(fabric.hosts_of("web").len(), 2);
+    fabric.run(3000);
+    assert_eq!(fabric.hosts_of("web").len(), 3);
+    assert!(fabric.told("cpu is 80, above 70"));
+    fabric.cpu = 10;
+    fabric.run(100_000);
+    assert_eq!(fabric.hosts_of("web").len(), 3);
+    let push = Command::PushMetric { key: production("shop"), role: name("web"), name: "queue".into(), value: 11 };
+    fabric.command(push).unwrap();
+    fabric.run(3000);
+    assert_eq!(fabric.hosts_of("web").len(), 4, "no more than the most");
+}
+
+#[test]
+fn the_ledger_is_the_history() {
+    let mut fabric = Fabric::running(3);
+    let placed = fabric.instance("shop/web_IN_3").vm().unwrap().placed;
+    fabric.run(7000);
+    fabric.scale("web", 3).unwrap();
+    fabric.run(2000);
+    let ended = fabric.core.state().usage().values().map(|usage| usage.millis[&VmSize::ExtraSmall]).sum::<u64>();
+    let lived = fabric.now.since(placed);
+    assert!(ended > 12_000 && ended < lived, "{ended} of {lived}");
+    let total: u64 = crate::meter::ledger(fabric.core.state(), fabric.now).values().map(|one| one[&VmSize::ExtraSmall]).sum();
+    assert_eq!(total, ended + 3 * lived);
+}

@@ -1,0 +1,290 @@
+//! The oracle: what must be true after every step, checked against the simulated truth.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use mayfly_fabric::check::{check, check_quiet};
+use mayfly_fabric::{Core, State, goal, meter};
+use mayfly_model::usage::days;
+use mayfly_model::{
+    Deployment, Digest, HostName, Instance, InstanceState, Resources, RoleName, ServiceName, Spread, Time, UpgradeMode,
+    VmId, VmPhase, VmSize,
+};
+
+use crate::host::{CAPACITY, SimHost};
+use crate::workload::{KILLER, Promises, identity};
+
+/// Most hosts that healing may lead to their end before the breaker stops it.
+const KILLED_MAX: usize = 4;
+
+pub(crate) type Checked = Result<(), String>;
+type Identity = (String, RoleName, u32);
+
+/// What the oracle remembers.
+#[derive(Debug, Default)]
+pub(crate) struct Oracle {
+    /// The newest generation and VM seen of each identity.
+    generations: BTreeMap<Identity, (u64, Option<VmId>)>,
+    /// Each VM that exists: whose it is, its size, and since when.
+    lives: BTreeMap<VmId, (ServiceName, VmSize, Time)>,
+    /// What those that are gone used, by day.
+    used: BTreeMap<(ServiceName, u64), BTreeMap<VmSize, u64>>,
+    /// Update domains that each update had begun when it was last seen.
+    walks: BTreeMap<(String, u32, Time), BTreeSet<u32>>,
+    /// Hosts that ended because healing brought them the killer.
+    pub(crate) killed: BTreeSet<(String, u64)>,
+    pub(crate) placed: u64,
+    pub(crate) hash: u64,
+}
+
+/// Invariants 1, 4 and 5, as the network and the guests would see them.
+pub(crate) fn check_owners(hosts: &[SimHost], now: u64, images: &BTreeSet<Digest>) -> Checked {
+    let mut owners: BTreeMap<Identity, (VmId, &HostName)> = BTreeMap::new();
+    for host in hosts {
+        for vm in host.identities(now) {
+            let (key, id) = (&vm.goal.instance, vm.goal.vm);
+            if let Some((other, there)) = owners.insert(identity(&vm.goal.deployment_id, key), (id, &host.name)) {
+                return Err(format!("invariant 1: {key} is served by {other} on {there} and {id} on {}", host.name));
+            }
+            if host.destroyed.contains(&vm.disk) || vm.disk != id {
+                return Err(format!("invariant 4: {key} runs on the disk of {}, which was thrown away", vm.disk));
+            }
+            if vm.read.as_ref().is_some_and(|read| !images.contains(read)) {
+                return Err(format!("invariant 5: {key} has read bytes that no image ever had"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Invariant 9, as the hosts would feel it: what runs on a host, wanted or going, fits into it.
+pub(crate) fn check_room(hosts: &[SimHost]) -> Checked {
+    for host in hosts {
+        let running = host.vms.values().filter(|vm| vm.running);
+        let used = running.fold(Resources::default(), |sum, vm| sum.plus(vm.goal.size.resources()));
+        if !CAPACITY.holds(used) {
+            return Err(format!("invariant 9: {} carries {used:?} and has {CAPACITY:?}", host.name));
+        }
+    }
+    Ok(())
+}
+
+impl Oracle {
+    /// Everything that the records have to fulfil, after a commit at the controller's time `now`.
+    pub(crate) fn check_state(&mut self, state: &State, now: Time, promises: &Promises) -> Checked {
+        if let Some(violation) = check(state).first() {
+            return Err(format!("invariant {}: {}", violation.invariant, violation.what));
+        }
+        if let Some(broken) = promises.broken(state) {
+            return Err(format!("invariant 6: {broken}"));
+        }
+        if self.killed.len() > KILLED_MAX {
+            return Err(format!("invariant 10: healing has ended {} hosts", self.killed.len()));
+        }
+        self.check_walks(state, now)?;
+        let mut alive = BTreeSet::new();
+        for instance in state.instances().values() {
+            self.note_instance(state, instance)?;
+            if let Some(vm) = instance.vm() {
+                alive.insert(vm.id);
+                let service = instance.key.deployment.service.clone();
+                self.lives.entry(vm.id).or_insert((service, vm.size, now));
+            }
+        }
+        self.end_lives(&alive, now);
+        Ok(())
+    }
+
+    /// Invariant 3: an update never has two update domains down. Down is what the walk has taken and has not come back in
+    /// its time; what was well when the walk went on and has failed since is not its doing.
+    fn check_walks(&mut self, state: &State, now: Time) -> Checked {
+        for deployment in state.deployments().values() {
+            let Some(upgrade) = &deployment.upgrade else { continue };
+            if upgrade.mode == UpgradeMode::Simultaneous || !deployment.is_on() {
+                continue;
+            }
+            let begun: BTreeSet<u32> =
+                upgrade.walked.iter().copied().chain(upgrade.walking.map(|(domain, _)| domain)).collect();
+            let key = (deployment.id.clone(), deployment.number, upgrade.started);
+            let before = self.walks.insert(key, begun.clone()).unwrap_or_default();
+            let new: Vec<u32> = begun.difference(&before).copied().collect();
+            let down: BTreeSet<u32> = state
+                .instances_of(&deployment.key)
+                .filter(|one| one.version == deployment.number && before.contains(&one.update_domain))
+                .filter(|one| is_down_by_plan(state, one, now))
+                .map(|one| one.update_domain)
+                .collect();
+            if new.len() > 1 || (new.len() == 1 && !down.is_empty()) {
+                let key = &deployment.key;
+                return Err(format!("invariant 3: {key} takes update domains {new:?} while {down:?} are down"));
+            }
+        }
+        Ok(())
+    }
+
+    fn note_instance(&mut self, state: &State, instance: &Instance) -> Checked {
+        let deployment = state.deployments().get(&instance.key.deployment);
+        let id = deployment.map_or("", |deployment| deployment.id.as_str());
+        let seen = self.generations.entry(identity(id, &instance.key)).or_insert((0, None));
+        let vm = instance.vm().map(|vm| vm.id);
+        if vm.is_some() && vm != seen.1 {
+            self.placed += 1;
+            self.hash = (self.hash ^ vm.map_or(0, |vm| vm.0)).wrapping_mul(0x0100_0000_01b3);
+            if instance.generation <= seen.0 {
+                return Err(format!("invariant 4: {} went back to generation {}", instance.key, instance.generation));
+            }
+            *seen = (instance.generation, vm);
+            check_spread(state, instance)?;
+        }
+        Ok(())
+    }
+
+    fn end_lives(&mut self, alive: &BTreeSet<VmId>, now: Time) {
+        let ended: Vec<VmId> = self.lives.keys().filter(|vm| !alive.contains(vm)).copied().collect();
+        for vm in ended {
+            if let Some((service, size, from)) = self.lives.remove(&vm) {
+                self.add(service, size, from, now);
+            }
+        }
+    }
+
+    fn add(&mut self, service: ServiceName, size: VmSize, from: Time, to: Time) {
+        for (day, millis) in days(from.0, to.0) {
+            *self.used.entry((service.clone(), day)).or_default().entry(size).or_default() += millis;
+        }
+    }
+
+    /// Invariant 7: the ledger is the history.
+    pub(crate) fn check_ledger(&mut self, state: &State, now: Time) -> Checked {
+        let lives = self.lives.clone();
+        let used = self.used.clone();
+        for (service, size, from) in lives.into_values() {
+            self.add(service, size, from, now);
+        }
+        let history = std::mem::replace(&mut self.used, used);
+        let ledger = meter::ledger(state, now);
+        if history == ledger {
+            return Ok(());
+        }
+        let other = history.iter().find(|(key, millis)| ledger.get(*key) != Some(millis));
+        let other = other.map(|(key, millis)| format!("{key:?}: history {millis:?}, ledger {:?}", ledger.get(key)));
+        Err(format!("invariant 7: {}", other.unwrap_or_else(|| "the ledger has more than the history".to_owned())))
+    }
+}
+
+fn is_down_by_plan(state: &State, instance: &Instance, now: Time) -> bool {
+    let since = match &instance.state {
+        _ if instance.is_leaving() || instance.is_ready() => return false,
+        InstanceState::Placed { vm, phase, .. } => {
+            if matches!(phase, VmPhase::Stopped) {
+                return false;
+            }
+            vm.started
+        }
+        InstanceState::Waiting { since, .. } => *since,
+        InstanceState::Retiring { .. } => now,
+    };
+    now.since(since) <= state.start_timeout(instance)
+}
+
+/// Invariant 2, for an instance that has just got a VM: its fault domain has at most one more of its role than any other
+/// that has an open host, and is not the only one if there are two.
+fn check_spread(state: &State, placed: &Instance) -> Checked {
+    let members = || state.members(&placed.key.deployment, &placed.key.role);
+    if members().any(|one| state.role_of(one).is_some_and(|(_, role)| role.spread() == Spread::Soft)) {
+        return Ok(());
+    }
+    // Each that has failed somewhere avoids other domains, so what is even differs from one to the next.
+    if members().any(|one| one.health.as_ref().is_some_and(|health| !health.failed_on.is_empty())) {
+        return Ok(());
+    }
+    spread_is_even(state, placed)
+}
+
+fn spread_is_even(state: &State, placed: &Instance) -> Checked {
+    let Some(vm) = placed.wanted_vm() else { return Ok(()) };
+    let domain_of = |host: &HostName| state.hosts().get(host).map(|host| host.fault_domain.as_str());
+    let open = state.hosts().values().filter(|host| host.is_open());
+    let mut counts: BTreeMap<&str, u32> = open.map(|host| (host.fault_domain.as_str(), 0)).collect();
+    for member in state.members(&placed.key.deployment, &placed.key.role).filter_map(|one| one.wanted_vm()) {
+        if let Some(count) = domain_of(&member.host).and_then(|domain| counts.get_mut(domain)) {
+            *count += 1;
+        }
+    }
+    let own = domain_of(&vm.host).and_then(|domain| counts.get(domain)).copied();
+    let fewest = counts.values().min().copied().unwrap_or(0);
+    match own {
+        None => Err(format!("invariant 2: {} was placed where no host is open", placed.key)),
+        Some(own) if own > fewest + 1 || (counts.len() == 1 && own > 1) => {
+            Err(format!("invariant 2: {} was placed unevenly: {counts:?}", placed.key))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// Invariants 2 and 8 at rest, and that everything wanted runs.
+pub(crate) fn check_rest(core: &Core, hosts: &[SimHost], now: u64) -> Checked {
+    if let Some(violation) = check_quiet(core.state()).first() {
+        return Err(format!("at rest, invariant {}: {}", violation.invariant, violation.what));
+    }
+    let state = core.state();
+    let on = |one: &Instance| state.deployments().get(&one.key.deployment).is_some_and(|one| one.is_on());
+    let placed = || state.instances().values().filter(|one| one.wanted_vm().is_some());
+    let served: BTreeSet<VmId> = hosts.iter().flat_map(|host| host.identities(now)).map(|vm| vm.goal.vm).collect();
+    let wanted: BTreeSet<VmId> = placed().filter(|one| on(one)).filter_map(|one| one.wanted_vm()).map(|vm| vm.id).collect();
+    if served != wanted {
+        return Err(format!("at rest, {} VMs are wanted and {} serve", wanted.len(), served.len()));
+    }
+    if let Some(deployment) = state.deployments().values().find(|one| one.key.service.as_str() == KILLER) {
+        return Err(format!("at rest, {} is still there", deployment.key));
+    }
+    if let Some(instance) = placed().find(|one| on(one) && !one.is_ready()) {
+        return Err(format!("at rest, {} is {}", instance.key, instance.state.status()));
+    }
+    for deployment in state.deployments().values().filter(|one| !one.is_deleting() && one.upgrade.is_none()) {
+        check_survivors(state, deployment)?;
+    }
+    let network = goal::network(core);
+    let routed: BTreeSet<Ipv4Addr> = network.routes.iter().map(|route| route.dip).collect();
+    let named: BTreeSet<Ipv4Addr> = network.dns.iter().map(|record| record.address).collect();
+    if routed.len() != placed().count() || !routed.is_subset(&named) {
+        return Err("at rest, routes, names and members differ (invariant 8)".to_owned());
+    }
+    Ok(())
+}
+
+/// Invariant 8, while things are under way: nothing that is going has a route.
+pub(crate) fn check_routes(core: &Core) -> Checked {
+    let wanted: BTreeSet<Ipv4Addr> =
+        core.state().instances().values().filter_map(|one| one.wanted_vm()).map(|vm| vm.dip).collect();
+    let network = goal::network(core);
+    match network.routes.iter().find(|route| !wanted.contains(&route.dip)) {
+        Some(route) => Err(format!("invariant 8: {} leads to a VM that is going", route.dip)),
+        None => Ok(()),
+    }
+}
+
+/// Invariant 3: losing any one of `d` fault domains leaves `floor(n (1 - 1/d))` instances of a role.
+fn check_survivors(state: &State, deployment: &Deployment) -> Checked {
+    for role in deployment.version.configuration.roles.iter().filter(|role| role.spread() == Spread::Strict) {
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for host in state.hosts().values().filter(|host| host.is_open()) {
+            counts.entry(host.fault_domain.as_str()).or_default();
+        }
+        for vm in state.members(&deployment.key, &role.name).filter_map(|one| one.wanted_vm()) {
+            let domain = state.hosts().get(&vm.host).map_or("", |host| host.fault_domain.as_str());
+            *counts.entry(domain).or_default() += 1;
+        }
+        let (all, domains) = (counts.values().sum::<usize>(), counts.len().max(1));
+        let most = counts.values().max().copied().unwrap_or(0);
+        let needed = deployment.version.definition.role(&role.name).map(|role| role.size.resources()).unwrap_or_default();
+        let has_room = |domain: &&str| {
+            let hosts = state.hosts().values().filter(|host| host.is_open() && host.fault_domain == **domain);
+            hosts.into_iter().any(|host| host.capacity.minus(state.used_on(&host.name)).holds(needed))
+        };
+        if domains > 1 && all - most < all * (domains - 1) / domains && counts.keys().all(|domain| has_room(&domain)) {
+            return Err(format!("invariant 3: of {all} `{}` {most} stand in one of {domains} domains", role.name));
+        }
+    }
+    Ok(())
+}
