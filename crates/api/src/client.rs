@@ -1,17 +1,24 @@
 //! The client of the management and host APIs.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use mayfly_model::{
-    ChunkDigest, HostName, HostReport, ImageName, Incarnation, InstanceKey, Manifest, ServiceName, Slot,
+    ChunkDigest, HostName, HostReport, ImageName, Incarnation, InstanceKey, Manifest, RoleName, Scope, ServiceName,
+    Slot, UpgradeMode,
 };
-use reqwest::{Method, RequestBuilder, Response};
+use reqwest::{Method, Request, RequestBuilder, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::REQUEST_HEADER;
 use crate::error::{ApiError, ErrorCode};
 use crate::host_api::ReportAnswer;
-use crate::view::{DeployRequest, EventView, HostView, ImageView, InstanceView, ScaleRequest, ServiceView};
+use crate::view::{
+    BreakerView, DeployRequest, EventView, HostView, ImageView, InstanceView, MetricRequest, PlanView, RollbackRequest,
+    ScaleRequest, ServiceView, UpgradeRequest, UsageView, WalkRequest,
+};
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +38,14 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// Whether another controller may be the one to ask.
+    fn may_be_elsewhere(&self) -> bool {
+        match self {
+            ClientError::Refused(error) => matches!(error.code, ErrorCode::NotLeader | ErrorCode::Unavailable),
+            ClientError::Unreachable { .. } => true,
+        }
+    }
+
     /// The controller's own code, where it answered.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
@@ -40,11 +55,13 @@ impl ClientError {
     }
 }
 
-/// A client.
+/// A client of one controller, or of several of which one leads.
 #[derive(Clone, Debug)]
 pub struct Client {
     http: reqwest::Client,
-    url: String,
+    urls: Arc<Vec<String>>,
+    /// The one that answered last.
+    current: Arc<AtomicUsize>,
     token: String,
 }
 
@@ -52,13 +69,19 @@ pub struct Client {
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a request may take that carries much.
 const TRANSFER: Duration = Duration::from_secs(300);
+/// How long several controllers are asked in turn until one leads.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Between two rounds.
+const ROUND: Duration = Duration::from_millis(150);
 
 impl Client {
-    /// A client of the controller at `url`, for example `http://10.77.0.1:7070`.
-    pub fn new(url: &str, token: &str) -> Client {
+    /// A client of the controllers at `urls`, separated by commas, for example `http://10.77.0.1:7070`.
+    pub fn new(urls: &str, token: &str) -> Client {
         // Without TLS and proxies there is nothing in a client that could fail to be set up.
         let http = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(3)).build();
-        Client { http: http.unwrap_or_default(), url: url.trim_end_matches('/').to_owned(), token: token.to_owned() }
+        let urls = urls.split(',').map(|url| url.trim().trim_end_matches('/').to_owned()).collect();
+        let current = Arc::new(AtomicUsize::new(0));
+        Client { http: http.unwrap_or_default(), urls: Arc::new(urls), current, token: token.to_owned() }
     }
 
     /// All images.
@@ -130,6 +153,79 @@ impl Client {
         self.send(&format!("/v1/services/{name}/deployments/{slot}"), request).await
     }
 
+    /// What deploying would do.
+    pub async fn deploy_plan(
+        &self,
+        name: &ServiceName,
+        slot: Slot,
+        request: &DeployRequest,
+    ) -> Result<PlanView, ClientError> {
+        self.ask(&format!("/v1/services/{name}/deployments/{slot}?plan=true"), request).await
+    }
+
+    /// Empties a slot.
+    pub async fn deployment_delete(&self, name: &ServiceName, slot: Slot) -> Result<(), ClientError> {
+        self.done(self.request(Method::DELETE, &format!("/v1/services/{name}/deployments/{slot}"))).await
+    }
+
+    /// Changes a deployment in place.
+    pub async fn upgrade(&self, name: &ServiceName, slot: Slot, request: &UpgradeRequest) -> Result<(), ClientError> {
+        self.send(&format!("/v1/services/{name}/deployments/{slot}/upgrade"), request).await
+    }
+
+    /// What changing a deployment in place would begin with.
+    pub async fn upgrade_plan(
+        &self,
+        name: &ServiceName,
+        slot: Slot,
+        request: &UpgradeRequest,
+    ) -> Result<PlanView, ClientError> {
+        self.ask(&format!("/v1/services/{name}/deployments/{slot}/upgrade?plan=true"), request).await
+    }
+
+    /// Lets an update that is done by hand go on.
+    pub async fn walk(&self, name: &ServiceName, slot: Slot, domain: Option<u32>) -> Result<(), ClientError> {
+        self.send(&format!("/v1/services/{name}/deployments/{slot}/walk"), &WalkRequest { domain }).await
+    }
+
+    /// Takes an update back.
+    pub async fn roll_back(&self, name: &ServiceName, slot: Slot, mode: UpgradeMode) -> Result<(), ClientError> {
+        self.send(&format!("/v1/services/{name}/deployments/{slot}/rollback"), &RollbackRequest { mode }).await
+    }
+
+    /// Does `verb`, `suspend` or `start`, to a deployment.
+    pub async fn deployment_act(&self, name: &ServiceName, slot: Slot, verb: &str) -> Result<(), ClientError> {
+        self.done(self.request(Method::POST, &format!("/v1/services/{name}/deployments/{slot}/{verb}"))).await
+    }
+
+    /// Exchanges the slots of a service.
+    pub async fn swap(&self, name: &ServiceName) -> Result<(), ClientError> {
+        self.done(self.request(Method::POST, &format!("/v1/services/{name}/swap"))).await
+    }
+
+    /// Says how much a role has to do.
+    pub async fn metric_push(
+        &self,
+        name: &ServiceName,
+        slot: Slot,
+        role: &RoleName,
+        metric: &str,
+        value: i64,
+    ) -> Result<(), ClientError> {
+        let path = format!("/v1/services/{name}/deployments/{slot}/metrics/{role}/{metric}");
+        self.done(self.request(Method::PUT, &path).json(&MetricRequest { value })).await
+    }
+
+    /// What scaling would do.
+    pub async fn scale_plan(
+        &self,
+        name: &ServiceName,
+        slot: Slot,
+        request: &ScaleRequest,
+    ) -> Result<PlanView, ClientError> {
+        self.ask(&format!("/v1/services/{name}/deployments/{slot}/scale?plan=true"), request).await
+    }
+
     /// Sets numbers of instances.
     pub async fn scale(&self, name: &ServiceName, slot: Slot, request: &ScaleRequest) -> Result<(), ClientError> {
         self.send(&format!("/v1/services/{name}/deployments/{slot}/scale"), request).await
@@ -147,6 +243,17 @@ impl Client {
         self.done(self.request(Method::POST, &format!("/v1/instances/{service}/{slot}/{}/{verb}", key.name()))).await
     }
 
+    /// Why an instance is where it is, or waits.
+    pub async fn instance_explain(&self, key: &InstanceKey) -> Result<Vec<String>, ClientError> {
+        let (service, slot) = (&key.deployment.service, key.deployment.slot);
+        self.json(self.request(Method::GET, &format!("/v1/instances/{service}/{slot}/{}/explain", key.name()))).await
+    }
+
+    /// Does `verb`, one of `drain`, `undrain`, `reboot` and `forget`, to a host.
+    pub async fn host_act(&self, name: &HostName, verb: &str) -> Result<(), ClientError> {
+        self.done(self.request(Method::POST, &format!("/v1/hosts/{name}/{verb}"))).await
+    }
+
     /// All hosts.
     pub async fn host_list(&self) -> Result<Vec<HostView>, ClientError> {
         self.json(self.request(Method::GET, "/v1/hosts")).await
@@ -157,22 +264,58 @@ impl Client {
         self.json(self.request(Method::GET, &format!("/v1/events?first={first}&wait={wait}"))).await
     }
 
-    /// A host's report.
+    /// What healing has been stopped for.
+    pub async fn breaker_show(&self) -> Result<Vec<BreakerView>, ClientError> {
+        self.json(self.request(Method::GET, "/v1/breaker")).await
+    }
+
+    /// Lets healing go on.
+    pub async fn breaker_reset(&self, scope: &Scope) -> Result<(), ClientError> {
+        self.done(self.request(Method::POST, &format!("/v1/breaker/{scope}/reset"))).await
+    }
+
+    /// What each service has used on each day.
+    pub async fn usage(&self) -> Result<Vec<UsageView>, ClientError> {
+        self.json(self.request(Method::GET, "/v1/usage")).await
+    }
+
+    /// A host's report. It is sent once: the next one says more.
     pub async fn report(&self, report: &HostReport, timeout: Duration) -> Result<ReportAnswer, ClientError> {
-        self.json(self.request(Method::POST, "/host/v1/report").timeout(timeout).json(report)).await
+        let request = self.request(Method::POST, "/host/v1/report").timeout(timeout).json(report);
+        let answer = self.once(request.build().map_err(|source| self.unreachable(source))?).await?;
+        answer.json().await.map_err(|source| self.unreachable(source))
     }
 
     /// Returns when there is a goal state for the host that is newer than `have`, or after a while.
     pub async fn wait_for_goal(&self, host: &HostName, have: Incarnation) -> Result<(), ClientError> {
-        self.done(self.request(Method::GET, &format!("/host/v1/wait?host={host}&have={have}"))).await
+        let request = self.request(Method::GET, &format!("/host/v1/wait?host={host}&have={}", have.0));
+        self.once(request.build().map_err(|source| self.unreachable(source))?).await.map(drop)
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.url)).bearer_auth(&self.token).timeout(TIMEOUT)
+        let reads = method == Method::GET;
+        let request =
+            self.http.request(method, format!("{}{path}", self.url())).bearer_auth(&self.token).timeout(TIMEOUT);
+        if reads { request } else { request.header(REQUEST_HEADER, format!("{:032x}", rand::random::<u128>())) }
+    }
+
+    fn url(&self) -> &str {
+        let current = self.current.load(Ordering::Relaxed);
+        self.urls.get(current).or(self.urls.first()).map_or("", String::as_str)
+    }
+
+    /// Asks the next controller from now on.
+    fn turn(&self) {
+        let next = (self.current.load(Ordering::Relaxed) + 1) % self.urls.len().max(1);
+        self.current.store(next, Ordering::Relaxed);
     }
 
     async fn send(&self, path: &str, body: &impl Serialize) -> Result<(), ClientError> {
         self.done(self.request(Method::POST, path).json(body)).await
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        self.json(self.request(Method::POST, path).json(body)).await
     }
 
     async fn done(&self, request: RequestBuilder) -> Result<(), ClientError> {
@@ -193,11 +336,37 @@ impl Client {
     }
 
     fn nonsense(&self, why: String) -> ClientError {
-        ClientError::Refused(ApiError::new(ErrorCode::Internal, format!("the controller at {}: {why}", self.url)))
+        ClientError::Refused(ApiError::new(ErrorCode::Internal, format!("the controller at {}: {why}", self.url())))
     }
 
+    /// Sends a request, to one controller after the other until one answers that leads. That is safe, as each request that
+    /// changes something has a name.
     async fn checked(&self, request: RequestBuilder) -> Result<Response, ClientError> {
-        let response = request.send().await.map_err(|source| self.unreachable(source))?;
+        let request = request.build().map_err(|source| self.unreachable(source))?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let Some(copy) = request.try_clone() else { return self.once(request).await };
+            match self.once(copy).await {
+                Err(error) if self.urls.len() > 1 && error.may_be_elsewhere() && Instant::now() < deadline => {
+                    tokio::time::sleep(ROUND).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Sends a request to the present controller; if that does not lead, another one is asked next time.
+    async fn once(&self, mut request: Request) -> Result<Response, ClientError> {
+        redirect(&mut request, self.url());
+        let answer = self.answer(request).await;
+        if answer.as_ref().is_err_and(ClientError::may_be_elsewhere) {
+            self.turn();
+        }
+        answer
+    }
+
+    async fn answer(&self, request: Request) -> Result<Response, ClientError> {
+        let response = self.http.execute(request).await.map_err(|source| self.unreachable(source))?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -209,6 +378,16 @@ impl Client {
     }
 
     fn unreachable(&self, source: reqwest::Error) -> ClientError {
-        ClientError::Unreachable { url: self.url.clone(), source }
+        ClientError::Unreachable { url: self.url().to_owned(), source }
     }
+}
+
+/// Sends a request to another controller than it was made for.
+fn redirect(request: &mut Request, base: &str) {
+    let Ok(base) = reqwest::Url::parse(base) else { return };
+    let url = request.url_mut();
+    // Both are http URLs with a host, so none of these can be refused.
+    let _ = url.set_scheme(base.scheme());
+    let _ = url.set_host(base.host_str());
+    let _ = url.set_port(base.port());
 }

@@ -26,6 +26,8 @@ pub enum ErrorCode {
     Internal,
     /// The controller cannot answer now; try again (503).
     Unavailable,
+    /// Another controller leads; ask that one (503).
+    NotLeader,
 }
 
 impl ErrorCode {
@@ -38,7 +40,7 @@ impl ErrorCode {
             ErrorCode::AlreadyExists | ErrorCode::Conflict | ErrorCode::NoRoom => 409,
             ErrorCode::Unsupported => 422,
             ErrorCode::Internal => 500,
-            ErrorCode::Unavailable => 503,
+            ErrorCode::Unavailable | ErrorCode::NotLeader => 503,
             ErrorCode::DiskFull => 507,
         }
     }

@@ -9,6 +9,10 @@ pub use client::{Client, ClientError};
 pub use error::{ApiDiagnostic, ApiError, ErrorCode};
 pub use host_api::ReportAnswer;
 pub use view::{
-    DeployRequest, DeploymentView, EndpointView, EventView, HostView, ImageView, InstanceView, RoleView, ScaleRequest,
-    ServiceView, SourceFile,
+    BreakerView, DeployRequest, DeploymentView, EndpointView, EventView, HostView, ImageView, InstanceView,
+    MetricRequest, PlanStep, PlanView, RoleView, RollbackRequest, ScaleRequest, ServiceView, SourceFile, UpdateView,
+    UpgradeRequest, UsageView, WalkRequest,
 };
+
+/// The header in which a client names a request, at random, so that it is carried out once however often it is sent.
+pub const REQUEST_HEADER: &str = "x-mayfly-request";

@@ -1,9 +1,9 @@
 //! Things as users see them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use mayfly_model::{Resources, Slot};
+use mayfly_model::{Resources, Slot, UpgradeMode};
 use serde::{Deserialize, Serialize};
 
 /// A base image.
@@ -45,12 +45,92 @@ pub struct DeploymentView {
     pub slot: Slot,
     /// Its id.
     pub id: String,
-    /// `Running` or `Deleting`.
+    /// One of the original platform's eight deployment states.
     pub state: String,
+    /// The number of the version that is wanted.
+    #[serde(default)]
+    pub version: u32,
+    /// The update that is under way.
+    #[serde(default)]
+    pub update: Option<UpdateView>,
     /// Its public address.
     pub vip: Ipv4Addr,
     /// Its roles.
     pub roles: Vec<RoleView>,
+}
+
+/// An update under way.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UpdateView {
+    /// How it goes from one update domain to the next.
+    pub mode: UpgradeMode,
+    /// Whether it is a rollback.
+    pub rollback: bool,
+    /// The update domain that is being changed.
+    pub walking: Option<u32>,
+    /// Update domains that are done.
+    pub walked: Vec<u32>,
+    /// Instances of the new version.
+    pub updated: u32,
+    /// Instances of an older one.
+    pub left: u32,
+    /// Why it has stopped.
+    pub stuck: Option<String>,
+}
+
+/// What a command would do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PlanView {
+    /// In a sentence.
+    pub summary: Vec<String>,
+    /// Instance by instance.
+    pub steps: Vec<PlanStep>,
+}
+
+/// What would happen to one instance.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PlanStep {
+    /// Its name, `web_IN_0`.
+    pub instance: String,
+    /// `create`, `replace`, `reboot`, `keep running`, `wait` or `remove`.
+    pub action: String,
+    /// The host that would carry it, or carries it.
+    pub host: Option<String>,
+    /// The fault domain of that host.
+    pub fault_domain: Option<String>,
+    /// Its update domain.
+    pub update_domain: Option<u32>,
+    /// Why it waits.
+    pub detail: Option<String>,
+}
+
+impl PlanStep {
+    /// A step without a place.
+    pub fn of(instance: String, action: &str, detail: Option<String>) -> PlanStep {
+        PlanStep { instance, action: action.to_owned(), host: None, fault_domain: None, update_domain: None, detail }
+    }
+}
+
+/// What healing has been stopped for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BreakerView {
+    /// `fleet`, or a service (`shop`, `shop@staging`).
+    pub scope: String,
+    /// Since when (RFC 3339).
+    pub since: String,
+    /// The pattern that was seen.
+    pub why: String,
+}
+
+/// What a service used on one day.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UsageView {
+    /// The service.
+    pub service: String,
+    /// The day, UTC, as YYYY-MM-DD.
+    pub day: String,
+    /// Seconds that instances of each size existed.
+    pub instance_seconds: BTreeMap<String, u64>,
 }
 
 /// A role of a deployment.
@@ -96,6 +176,9 @@ pub struct InstanceView {
     pub name: String,
     /// Its state, one of the original platform's instance states.
     pub state: String,
+    /// The version of its deployment that it has.
+    #[serde(default)]
+    pub version: u32,
     /// More about the state.
     pub detail: Option<String>,
     /// The host that carries it.
@@ -141,6 +224,12 @@ pub struct HostView {
     pub used: Resources,
     /// VMs on it.
     pub instances: usize,
+    /// What its operator says of it.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// What it can do.
+    #[serde(default)]
+    pub features: BTreeSet<String>,
 }
 
 /// An event.
@@ -184,4 +273,37 @@ pub struct DeployRequest {
 pub struct ScaleRequest {
     /// Instances by role.
     pub instances: BTreeMap<String, u32>,
+}
+
+/// A change of a deployment in place.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UpgradeRequest {
+    /// What it shall be.
+    pub files: DeployRequest,
+    /// How it goes from one update domain to the next.
+    #[serde(default)]
+    pub mode: UpgradeMode,
+}
+
+/// Lets an update that is done by hand go on.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct WalkRequest {
+    /// The update domain; the lowest that is left if there is none.
+    #[serde(default)]
+    pub domain: Option<u32>,
+}
+
+/// Takes an update back.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct RollbackRequest {
+    /// How it goes from one update domain to the next.
+    #[serde(default)]
+    pub mode: UpgradeMode,
+}
+
+/// A number that says how much a role has to do.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct MetricRequest {
+    /// The number.
+    pub value: i64,
 }

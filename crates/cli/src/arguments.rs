@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use mayfly_model::{ImageName, InstanceKey, ServiceName, Slot};
+use mayfly_model::{HostName, ImageName, InstanceKey, RoleName, Scope, ServiceName, Slot, UpgradeMode};
 
 /// A cloud fabric for transient virtual machines.
 ///
@@ -37,6 +37,27 @@ pub enum Output {
     Json,
 }
 
+/// How an update goes from one update domain to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// By itself, as soon as the one before is healthy
+    Auto,
+    /// When `service walk` says so
+    Manual,
+    /// All at once: nothing stays up meanwhile
+    Simultaneous,
+}
+
+impl From<Mode> for UpgradeMode {
+    fn from(mode: Mode) -> UpgradeMode {
+        match mode {
+            Mode::Auto => UpgradeMode::Auto,
+            Mode::Manual => UpgradeMode::Manual,
+            Mode::Simultaneous => UpgradeMode::Simultaneous,
+        }
+    }
+}
+
 fn default_state() -> PathBuf {
     if nix::unistd::geteuid().is_root() {
         return PathBuf::from("/var/lib/mayfly/dev");
@@ -62,6 +83,9 @@ pub enum Command {
     /// Hosts
     #[command(subcommand)]
     Host(HostCommand),
+    /// The breaker: what healing has been stopped for
+    #[command(subcommand)]
+    Breaker(BreakerCommand),
     /// Events: what the fabric did, and why
     #[command(subcommand)]
     Event(EventCommand),
@@ -160,8 +184,93 @@ pub enum ServiceCommand {
         /// production or staging
         #[arg(long, default_value = "production", value_parser = slot)]
         slot: Slot,
+        /// Only show what would happen: which instance would stand where, or why there is no room
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         wait: Wait,
+    },
+    /// Change a deployment in place: definition, configuration, image; one update domain after the other
+    Upgrade {
+        /// The service
+        name: ServiceName,
+        /// The new service definition (.csdef)
+        #[arg(long, value_name = "FILE")]
+        definition: PathBuf,
+        /// The new service configuration (.cscfg)
+        #[arg(long, value_name = "FILE")]
+        configuration: PathBuf,
+        /// production or staging
+        #[arg(long, default_value = "production", value_parser = slot)]
+        slot: Slot,
+        /// How it goes from one update domain to the next
+        #[arg(long, value_name = "MODE", default_value = "auto")]
+        mode: Mode,
+        /// Only show what it would begin with
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Let an update that is done by hand go on with the next update domain
+    Walk {
+        /// The service
+        name: ServiceName,
+        /// This update domain instead of the lowest that is left
+        #[arg(long)]
+        domain: Option<u32>,
+        /// production or staging
+        #[arg(long, default_value = "production", value_parser = slot)]
+        slot: Slot,
+    },
+    /// Take an update back, while some instance is still as before
+    Rollback {
+        /// The service
+        name: ServiceName,
+        /// production or staging
+        #[arg(long, default_value = "production", value_parser = slot)]
+        slot: Slot,
+        /// How it goes from one update domain to the next
+        #[arg(long, value_name = "MODE", default_value = "auto")]
+        mode: Mode,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Exchange production and staging: each VIP then leads to what was in the other slot
+    Swap {
+        /// The service
+        name: ServiceName,
+    },
+    /// Stop a deployment's guests and keep their disks
+    Suspend {
+        /// The service
+        name: ServiceName,
+        /// production or staging
+        #[arg(long, default_value = "production", value_parser = slot)]
+        slot: Slot,
+    },
+    /// Start the guests of a suspended deployment
+    Start {
+        /// The service
+        name: ServiceName,
+        /// production or staging
+        #[arg(long, default_value = "production", value_parser = slot)]
+        slot: Slot,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Say how much a role has to do, for its rules in Mayfly.Autoscale
+    Metric {
+        /// The service
+        name: ServiceName,
+        /// The role
+        role: RoleName,
+        /// The number's name and the number, for example queue=120
+        #[arg(value_name = "NAME=NUMBER", value_parser = metric, allow_hyphen_values = true)]
+        metric: (String, i64),
+        /// production or staging
+        #[arg(long, default_value = "production", value_parser = slot)]
+        slot: Slot,
     },
     /// Set the number of instances of roles, all at once or not at all
     Scale {
@@ -173,13 +282,21 @@ pub enum ServiceCommand {
         /// production or staging
         #[arg(long, default_value = "production", value_parser = slot)]
         slot: Slot,
+        /// Only show what would happen
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         wait: Wait,
     },
-    /// Delete a service with all its deployments
+    /// Show what each service has used, by day, in hours of instances
+    Usage,
+    /// Delete a service with all its deployments, or one slot
     Delete {
         /// Its name
         name: ServiceName,
+        /// Only empty this slot: production or staging
+        #[arg(long, value_parser = slot)]
+        slot: Option<Slot>,
         #[command(flatten)]
         wait: Wait,
     },
@@ -194,6 +311,11 @@ pub enum InstanceCommand {
     },
     /// Show one instance: where it is, and how much its disk holds
     Show {
+        /// For example shop/web_IN_0
+        instance: InstanceKey,
+    },
+    /// Say why an instance is where it is, or why it waits
+    Explain {
         /// For example shop/web_IN_0
         instance: InstanceKey,
     },
@@ -279,6 +401,37 @@ pub enum VhdCommand {
 pub enum HostCommand {
     /// List the hosts
     List,
+    /// Move a host's instances away, one update domain of each deployment at a time, and give it no new ones
+    Drain {
+        /// Its name
+        name: HostName,
+    },
+    /// Give a host instances again that was drained or quarantined
+    Undrain {
+        /// Its name
+        name: HostName,
+    },
+    /// Drain a host, reboot it when it is empty, and open it again
+    Reboot {
+        /// Its name
+        name: HostName,
+    },
+    /// Forget a host that is lost and will not come back
+    Forget {
+        /// Its name
+        name: HostName,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum BreakerCommand {
+    /// Show what healing has been stopped for, and why
+    Show,
+    /// Let healing go on
+    Reset {
+        /// fleet, or a service (shop, shop@staging)
+        scope: Scope,
+    },
 }
 
 #[derive(Subcommand)]
@@ -334,6 +487,11 @@ fn role_count(text: &str) -> Result<(String, u32), String> {
     let (role, count) = text.split_once('=').ok_or("write ROLE=COUNT, for example web=3")?;
     let count = count.parse().map_err(|_| format!("`{count}` is not a number of instances"))?;
     Ok((role.to_owned(), count))
+}
+
+fn metric(text: &str) -> Result<(String, i64), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=NUMBER, for example queue=120")?;
+    Ok((name.to_owned(), value.parse().map_err(|_| format!("`{value}` is not a whole number"))?))
 }
 
 #[cfg(test)]

@@ -22,5 +22,21 @@ pub async fn run(connection: &Connection, command: HostCommand) -> anyhow::Resul
                 ]
             })
         }
+        HostCommand::Drain { name } => {
+            connection.client.host_act(&name, "drain").await?;
+            output::line(&format!("{name} is being drained; `mayfly host list` shows how many instances are left"))
+        }
+        HostCommand::Undrain { name } => {
+            connection.client.host_act(&name, "undrain").await?;
+            output::line(&format!("{name} takes instances again"))
+        }
+        HostCommand::Reboot { name } => {
+            connection.client.host_act(&name, "reboot").await?;
+            output::line(&format!("{name} is being drained, and reboots when it is empty"))
+        }
+        HostCommand::Forget { name } => {
+            connection.client.host_act(&name, "forget").await?;
+            output::line(&format!("{name} will be forgotten"))
+        }
     }
 }

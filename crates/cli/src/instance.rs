@@ -4,7 +4,7 @@ use anyhow::Context;
 use mayfly_api::InstanceView;
 use mayfly_model::InstanceKey;
 
-use crate::arguments::{InstanceCommand, Wait};
+use crate::arguments::{InstanceCommand, Output, Wait};
 use crate::connection::Connection;
 use crate::output::{self, mebibytes, or_dash};
 use crate::wait::{Judge, Seen, until};
@@ -57,6 +57,13 @@ pub async fn run(connection: &Connection, command: InstanceCommand) -> anyhow::R
                 ("base image on the host", bytes(one.image_bytes)),
             ];
             output::show(connection.output, &one, &rows)
+        }
+        InstanceCommand::Explain { instance } => {
+            let lines = connection.client.instance_explain(&instance).await?;
+            match connection.output {
+                Output::Json => output::line(&serde_json::to_string_pretty(&lines)?),
+                Output::Table => lines.iter().try_for_each(|line| output::line(line)),
+            }
         }
         InstanceCommand::Reboot { instance, wait } => {
             act(connection, &instance, "reboot", &wait, |before, now| {

@@ -1,6 +1,7 @@
 //! `mayfly`: the command line, the processes behind it, and the dev fabric.
 
 mod arguments;
+mod breaker;
 mod connection;
 mod dev;
 mod event;
@@ -47,6 +48,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             Command::Service(command) => service::run(&connection, command).await,
             Command::Instance(command) => instance::run(&connection, command).await,
             Command::Host(command) => host::run(&connection, command).await,
+            Command::Breaker(command) => breaker::run(&connection, command).await,
             Command::Event(command) => event::run(&connection, command).await,
             Command::Dev(_) | Command::Internal(_) | Command::Vhd(_) => Ok(()),
         }

@@ -4,8 +4,10 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, ensure};
-use mayfly_api::{DeployRequest, ErrorCode, ScaleRequest, ServiceView, SourceFile};
+use anyhow::{Context, bail, ensure};
+use mayfly_api::{
+    DeployRequest, ErrorCode, PlanView, ScaleRequest, ServiceView, SourceFile, UpdateView, UpgradeRequest,
+};
 use mayfly_model::{ServiceName, Slot, USER_DATA_SETTING};
 use mayfly_service_model::{Source, check, parse_configuration, parse_definition, resolve_user_data};
 
@@ -26,21 +28,82 @@ pub async fn run(connection: &Connection, command: ServiceCommand) -> anyhow::Re
             output::list(connection.output, &services, &["name", "state", "DNS name", "VIP", "instances ready"], row)
         }
         ServiceCommand::Show { name } => show(connection.output, &client.service_show(&name).await?),
-        ServiceCommand::Deploy { name, definition, configuration, slot, wait } => {
+        ServiceCommand::Deploy { name, definition, configuration, slot, dry_run, wait } => {
             let request = read_files(&definition, &configuration)?;
+            if dry_run {
+                return show_plan(connection.output, &client.deploy_plan(&name, slot, &request).await?);
+            }
             client.deploy(&name, slot, &request).await?;
             settle(connection, &name, slot, &wait).await
         }
-        ServiceCommand::Scale { name, roles, slot, wait } => {
+        ServiceCommand::Upgrade { name, definition, configuration, slot, mode, dry_run, wait } => {
+            let request = UpgradeRequest { files: read_files(&definition, &configuration)?, mode: mode.into() };
+            if dry_run {
+                return show_plan(connection.output, &client.upgrade_plan(&name, slot, &request).await?);
+            }
+            client.upgrade(&name, slot, &request).await?;
+            updated(connection, &name, slot, &wait).await
+        }
+        ServiceCommand::Walk { name, domain, slot } => {
+            client.walk(&name, slot, domain).await?;
+            output::line(&format!("{name}: the update goes on; `mayfly service show {name}` shows how far it is"))
+        }
+        ServiceCommand::Rollback { name, slot, mode, wait } => {
+            client.roll_back(&name, slot, mode.into()).await?;
+            updated(connection, &name, slot, &wait).await
+        }
+        ServiceCommand::Swap { name } => {
+            client.swap(&name).await?;
+            output::line(&format!("{name}: production and staging are swapped"))
+        }
+        ServiceCommand::Suspend { name, slot } => {
+            client.deployment_act(&name, slot, "suspend").await?;
+            output::line(&format!("{name}: its guests stop; their disks are kept"))
+        }
+        ServiceCommand::Start { name, slot, wait } => {
+            client.deployment_act(&name, slot, "start").await?;
+            settle(connection, &name, slot, &wait).await
+        }
+        ServiceCommand::Metric { name, role, metric: (metric, value), slot } => {
+            client.metric_push(&name, slot, &role, &metric, value).await?;
+            output::line(&format!("{metric} of {name}/{role} is {value}"))
+        }
+        ServiceCommand::Usage => {
+            let usage = client.usage().await?;
+            output::list(connection.output, &usage, &["day", "service", "instance hours"], |one| {
+                let hours = one.instance_seconds.iter();
+                let hours = hours.map(|(size, seconds)| format!("{size} {:.3}", *seconds as f64 / 3600.0));
+                vec![one.day.clone(), one.service.clone(), hours.collect::<Vec<_>>().join(", ")]
+            })
+        }
+        ServiceCommand::Scale { name, roles, slot, dry_run, wait } => {
             let mut instances = BTreeMap::new();
             for (role, count) in roles {
                 ensure!(instances.insert(role.clone(), count).is_none(), "the role `{role}` is named twice");
             }
             let request = ScaleRequest { instances };
+            if dry_run {
+                return show_plan(connection.output, &client.scale_plan(&name, slot, &request).await?);
+            }
             client.scale(&name, slot, &request).await?;
             settle(connection, &name, slot, &wait).await
         }
-        ServiceCommand::Delete { name, wait } => {
+        ServiceCommand::Delete { name, slot: Some(slot), wait } => {
+            client.deployment_delete(&name, slot).await?;
+            if !wait.wait {
+                return output::line(&format!("{slot} of {name} is being emptied"));
+            }
+            until(&wait, || async {
+                let service = client.service_show(&name).await?;
+                match service.deployments.iter().any(|one| one.slot == slot) {
+                    true => Ok(Seen::NotYet(format!("{slot} of {name} is being emptied"))),
+                    false => Ok(Seen::Done),
+                }
+            })
+            .await?;
+            output::line(&format!("{slot} of {name} is empty"))
+        }
+        ServiceCommand::Delete { name, slot: None, wait } => {
             client.service_delete(&name).await?;
             if !wait.wait {
                 return output::line(&format!("{name} is being deleted"));
@@ -61,6 +124,55 @@ pub async fn run(connection: &Connection, command: ServiceCommand) -> anyhow::Re
             output::line(&format!("{name} is gone"))
         }
     }
+}
+
+/// Shows what a command would do.
+fn show_plan(format: Output, plan: &PlanView) -> anyhow::Result<()> {
+    if format == Output::Json {
+        return output::line(&serde_json::to_string_pretty(plan)?);
+    }
+    for line in &plan.summary {
+        output::line(&format!("would be: {line}"))?;
+    }
+    if plan.steps.is_empty() {
+        return output::line("no instance would be touched");
+    }
+    let header = ["instance", "action", "host", "fault domain", "update domain", "detail"];
+    output::list(format, &plan.steps, &header, |step| {
+        vec![
+            step.instance.clone(),
+            step.action.clone(),
+            output::or_dash(step.host.as_ref()),
+            output::or_dash(step.fault_domain.as_ref()),
+            output::or_dash(step.update_domain.as_ref()),
+            step.detail.clone().unwrap_or_default(),
+        ]
+    })?;
+    output::line("nothing was changed")
+}
+
+/// Waits, if wanted, until an update is over and all instances are ready.
+async fn updated(connection: &Connection, name: &ServiceName, slot: Slot, wait: &Wait) -> anyhow::Result<()> {
+    let client = &connection.client;
+    if !wait.wait {
+        return output::line(&format!("{name} is being updated; `mayfly service show {name}` shows how far it is"));
+    }
+    until(wait, || async {
+        let service = client.service_show(name).await?;
+        let update = service.deployments.into_iter().find(|one| one.slot == slot).and_then(|one| one.update);
+        match update {
+            None => Ok(Seen::Done),
+            Some(UpdateView { stuck: Some(why), .. }) => {
+                bail!("the update has stopped: {why}; update again, or `mayfly service rollback {name}`")
+            }
+            Some(update) => {
+                let now = update.walking.map_or_else(String::new, |domain| format!(", update domain {domain} now"));
+                Ok(Seen::NotYet(format!("{} instances updated, {} left{now}", update.updated, update.left)))
+            }
+        }
+    })
+    .await?;
+    settle(connection, name, slot, wait).await
 }
 
 /// Reads and checks the files here, so that errors show before anything is sent.
@@ -130,6 +242,18 @@ fn row(service: &ServiceView) -> Vec<String> {
     ]
 }
 
+fn describe_update(update: &UpdateView) -> String {
+    let what = if update.rollback { "rollback" } else { "update" };
+    let mut text = format!("{what} ({:?}): {} instances updated, {} left", update.mode, update.updated, update.left);
+    if let Some(domain) = update.walking {
+        text = format!("{text}; update domain {domain} now");
+    }
+    match &update.stuck {
+        Some(why) => format!("{text}; stopped: {why}"),
+        None => text,
+    }
+}
+
 fn show(format: Output, service: &ServiceView) -> anyhow::Result<()> {
     if format == Output::Json {
         return output::line(&serde_json::to_string_pretty(service)?);
@@ -147,6 +271,9 @@ fn show(format: Output, service: &ServiceView) -> anyhow::Result<()> {
             "\n{slot}: {}\n  VIP:  {}\n  id:   {}",
             deployment.state, deployment.vip, deployment.id
         ))?;
+        if let Some(update) = &deployment.update {
+            output::line(&format!("  {}", describe_update(update)))?;
+        }
         for role in &deployment.roles {
             let image = role.image.as_deref().unwrap_or("-");
             output::line(&format!(

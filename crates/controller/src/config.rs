@@ -3,8 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use mayfly_fabric::Config;
 use mayfly_fabric::address::AddressRange;
+use mayfly_fabric::{Config, HealingPolicy, Overcommit};
 use mayfly_model::LeaseTimings;
 use serde::{Deserialize, Serialize};
 
@@ -40,11 +40,24 @@ pub struct FabricConfig {
     /// The leases' times.
     #[serde(default)]
     pub timings: LeaseTimings,
+    /// How much of its hosts may be promised.
+    #[serde(default)]
+    pub overcommit: Overcommit,
+    /// How sick instances and lost hosts are dealt with.
+    #[serde(default)]
+    pub healing: HealingPolicy,
 }
 
 impl FabricConfig {
     pub(crate) fn to_core(&self) -> Config {
         let range = |(network, prefix)| AddressRange { network, prefix };
-        Config { zone: self.zone.clone(), dips: range(self.dips), vips: range(self.vips), timings: self.timings }
+        Config {
+            zone: self.zone.clone(),
+            dips: range(self.dips),
+            vips: range(self.vips),
+            timings: self.timings,
+            overcommit: self.overcommit,
+            healing: self.healing,
+        }
     }
 }

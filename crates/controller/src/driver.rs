@@ -1,19 +1,24 @@
 //! Drives the core: one thread takes what has queued up, lets the core step, commits all changes in one transaction,
-//! and only then answers. What others read is the state of the last commit.
+//! and only then answers.
+//!
+//! Who reads sees the core as it is, which may be ahead of the store by the transaction that is being committed; so a
+//! reader's answer waits until that is durable ([`Driver::read`]). There is one copy of the records, and nobody is ever
+//! told of what a crash could undo.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use mayfly_fabric::{Change, Config, Core, Input, Outcome, Record, Rejected};
-use mayfly_model::Time;
+use mayfly_model::{Incarnation, Time};
 use mayfly_store::{Store, StoreError, Write};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Between two ticks of the core.
 const TICK: Duration = Duration::from_millis(100);
 /// Most inputs of one transaction.
-const BATCH: usize = 256;
+const BATCH: usize = 1024;
 
 /// Why an input was not taken.
 #[derive(Debug)]
@@ -28,31 +33,52 @@ pub enum DriverError {
 
 type Reply = oneshot::Sender<Result<Outcome, DriverError>>;
 
+/// How far the store is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// Transactions that are durable.
+    pub count: u64,
+    /// The goal states' number as of the last.
+    pub revision: Incarnation,
+    /// The number that the next event gets, as of the last.
+    pub next_event: u64,
+}
+
+struct Shared {
+    core: RwLock<Core>,
+    /// Transactions that the core is ahead by, or the store has.
+    decided: AtomicU64,
+}
+
 /// A handle on the driver.
 #[derive(Clone)]
 pub struct Driver {
     inputs: mpsc::Sender<(Input, Reply)>,
-    committed: watch::Receiver<Arc<Core>>,
+    shared: Arc<Shared>,
+    committed: watch::Receiver<Committed>,
+    clock: Clock,
 }
 
 impl Driver {
     /// Loads the records and starts the thread.
     ///
     /// # Errors
-    /// When the records cannot be loaded.
-    pub fn start(store: Box<dyn Store>, config: &Config) -> anyhow::Result<Driver> {
+    /// When the records cannot be loaded, or another controller has the store.
+    pub fn start(mut store: Box<dyn Store>, config: &Config) -> anyhow::Result<Driver> {
         let clock = Clock::start();
-        let mut thread = Thread::load(store, config, clock)?;
+        let core = start_core(store.as_mut(), config, clock)?;
+        let (publish, committed) = watch::channel(progress(&core, 0));
+        let shared = Arc::new(Shared { core: RwLock::new(core), decided: AtomicU64::new(0) });
         let (inputs, queue) = mpsc::channel(BATCH * 4);
-        let (publish, committed) = watch::channel(Arc::new(thread.core.clone()));
+        let mut thread = Thread { shared: Arc::clone(&shared), store, clock, publish };
         std::thread::Builder::new()
             .name("driver".to_owned())
             .spawn(move || {
                 let _end = EndWithThread;
-                thread.run(queue, &publish);
+                thread.run(queue);
             })
             .context("cannot start the driver's thread")?;
-        Ok(Driver { inputs, committed })
+        Ok(Driver { inputs, shared, committed, clock })
     }
 
     /// Hands an input to the core and waits for its commit.
@@ -65,14 +91,28 @@ impl Driver {
         answer.await.map_err(|_| DriverError::Stopped)?
     }
 
-    /// The core as of the last commit.
-    pub fn committed(&self) -> Arc<Core> {
-        self.committed.borrow().clone()
+    /// What `look` sees in the core, once all of that is durable. Nobody else can go on meanwhile, so it has to be quick.
+    ///
+    /// # Errors
+    /// [`DriverError::Stopped`].
+    pub async fn read<T>(&self, look: impl FnOnce(&Core) -> T) -> Result<T, DriverError> {
+        let (seen, decided) = {
+            let core = self.shared.core.read().unwrap_or_else(PoisonError::into_inner);
+            (look(&core), self.shared.decided.load(Ordering::SeqCst))
+        };
+        let mut committed = self.committed.clone();
+        committed.wait_for(|committed| committed.count >= decided).await.map_err(|_| DriverError::Stopped)?;
+        Ok(seen)
     }
 
     /// Tells of every commit.
-    pub fn watch(&self) -> watch::Receiver<Arc<Core>> {
+    pub fn watch(&self) -> watch::Receiver<Committed> {
         self.committed.clone()
+    }
+
+    /// The controller's time.
+    pub fn now(&self) -> Time {
+        self.clock.now()
     }
 
     /// Lets time pass for the core.
@@ -90,6 +130,11 @@ impl Driver {
             }
         }
     }
+}
+
+fn progress(core: &Core, count: u64) -> Committed {
+    let meta = core.state().meta();
+    Committed { count, revision: meta.revision, next_event: meta.next_event }
 }
 
 /// Time that starts at the wall clock's and then only follows the monotonic clock.
@@ -111,18 +156,14 @@ impl Clock {
 }
 
 struct Thread {
-    core: Core,
+    shared: Arc<Shared>,
     store: Box<dyn Store>,
     clock: Clock,
+    publish: watch::Sender<Committed>,
 }
 
 impl Thread {
-    fn load(mut store: Box<dyn Store>, config: &Config, clock: Clock) -> anyhow::Result<Thread> {
-        let core = start_core(store.as_mut(), config, clock)?;
-        Ok(Thread { core, store, clock })
-    }
-
-    fn run(&mut self, mut queue: mpsc::Receiver<(Input, Reply)>, publish: &watch::Sender<Arc<Core>>) {
+    fn run(&mut self, mut queue: mpsc::Receiver<(Input, Reply)>) {
         let mut batch = Vec::new();
         while let Some(first) = queue.blocking_recv() {
             batch.push(first);
@@ -131,23 +172,32 @@ impl Thread {
             {
                 batch.push(next);
             }
-            self.take(&mut batch, publish);
+            self.take(&mut batch);
         }
     }
 
-    fn take(&mut self, batch: &mut Vec<(Input, Reply)>, publish: &watch::Sender<Arc<Core>>) {
+    fn take(&mut self, batch: &mut Vec<(Input, Reply)>) {
         let mut changes = Vec::new();
         let mut answers = Vec::new();
-        for (input, reply) in batch.drain(..) {
-            let result = self.core.step(self.clock.now(), rand::random(), input).map_err(DriverError::Rejected);
-            if let Ok(outcome) = &result {
-                changes.extend(outcome.changes.iter().cloned());
+        let (progress, epoch) = {
+            let mut core = self.shared.core.write().unwrap_or_else(PoisonError::into_inner);
+            for (input, reply) in batch.drain(..) {
+                let plans = matches!(input, Input::Plan(_));
+                let mut result = core.step(self.clock.now(), rand::random(), input).map_err(DriverError::Rejected);
+                if let Ok(outcome) = &mut result
+                    && !plans
+                {
+                    changes.append(&mut outcome.changes);
+                }
+                answers.push((reply, result));
             }
-            answers.push((reply, result));
-        }
+            let ahead = u64::from(!changes.is_empty());
+            let decided = self.shared.decided.fetch_add(ahead, Ordering::SeqCst) + ahead;
+            (progress(&core, decided), core.state().meta().epoch)
+        };
         if !changes.is_empty() {
-            match self.commit(&changes) {
-                Ok(()) => drop(publish.send(Arc::new(self.core.clone()))),
+            match commit(self.store.as_mut(), epoch, &changes) {
+                Ok(()) => drop(self.publish.send(progress)),
                 Err(error) => Thread::give_up(answers, error),
             }
         }
@@ -155,10 +205,6 @@ impl Thread {
             // Whoever asked may have gone; what was decided stands.
             let _ = reply.send(result);
         }
-    }
-
-    fn commit(&mut self, changes: &[Change]) -> Result<(), StoreError> {
-        commit(self.store.as_mut(), self.core.state().meta().epoch, changes)
     }
 
     /// The store could not commit what the core has decided, and may be unusable from now on. Everybody is told, and
@@ -190,15 +236,24 @@ impl Drop for EndWithThread {
 }
 
 fn commit(store: &mut dyn Store, epoch: u64, changes: &[Change]) -> Result<(), StoreError> {
+    // The counters change with every step, and only the last of a transaction count.
+    let last = changes.iter().rposition(is_meta);
+    let counts = |(at, change): &(usize, &Change)| !is_meta(change) || Some(*at) == last;
     let writes: Result<Vec<Write>, serde_json::Error> = changes
         .iter()
-        .map(|change| match change {
+        .enumerate()
+        .filter(counts)
+        .map(|(_, change)| match change {
             Change::Put(record) => Ok(Write::Put(record.key(), record.encode()?)),
-            Change::Delete(key) => Ok(Write::Delete(key.clone())),
+            Change::Delete(id) => Ok(Write::Delete(id.to_string())),
         })
         .collect();
     let writes = writes.map_err(|source| StoreError::Engine { action: "write a record", source: source.into() })?;
     store.commit(epoch, &writes)
+}
+
+fn is_meta(change: &Change) -> bool {
+    matches!(change, Change::Put(Record::Meta(_)))
 }
 
 fn start_core(store: &mut dyn Store, config: &Config, clock: Clock) -> anyhow::Result<Core> {

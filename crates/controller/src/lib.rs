@@ -56,9 +56,9 @@ async fn sweep(shared: Arc<http::Shared>) {
     loop {
         {
             let _turn = shared.images.turn.lock().await;
-            let core = shared.driver.committed();
-            let named: Vec<_> = core.state().images().values().map(|image| image.digest.clone()).collect();
-            shared.images.sweep(&named).await;
+            if let Ok(named) = shared.image_digests().await {
+                shared.images.sweep(&named).await;
+            }
         }
         tokio::time::sleep(Duration::from_secs(3600)).await;
     }

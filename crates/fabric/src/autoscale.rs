@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mayfly_model::{
-    Autoscale, Deployment, DeploymentKey, DeploymentStatus, EventKind, Metric, RoleName, Time, limits,
-};
+use mayfly_model::{Autoscale, Deployment, DeploymentKey, DeploymentStatus, EventKind, Metric, RoleName, Time, limits};
 
 use crate::command::Rejected;
 use crate::state::State;
@@ -45,7 +43,8 @@ pub(crate) fn run(step: &mut Step<'_>) {
         return;
     }
     step.state.index.scaled = step.now;
-    let scaling: Vec<_> = step.state.index.scaling.iter().filter_map(|key| step.state.deployments.get(key)).cloned().collect();
+    let scaling: Vec<_> =
+        step.state.index.scaling.iter().filter_map(|key| step.state.deployments.get(key)).cloned().collect();
     for deployment in scaling {
         if deployment.status != DeploymentStatus::Running || deployment.upgrade.is_some() {
             continue;
@@ -88,7 +87,8 @@ pub(crate) fn next(
     now: Time,
     load: impl Fn(&str) -> Option<i64>,
 ) -> Option<(u32, String)> {
-    let limit = |wanted: i64| u32::try_from(wanted.clamp(i64::from(rules.min), i64::from(rules.max))).unwrap_or(rules.max);
+    let limit =
+        |wanted: i64| u32::try_from(wanted.clamp(i64::from(rules.min), i64::from(rules.max))).unwrap_or(rules.max);
     let changed = |wanted: i64, why: String| Some((limit(wanted), why)).filter(|(wanted, _)| *wanted != count);
     // The last entry of today that has come, if the role has not been scaled since.
     let today = now.0 - now.0 % mayfly_model::usage::DAY;
@@ -142,7 +142,9 @@ mod tests {
     #[test]
     fn load_changes_the_count_within_limits_and_not_too_often() {
         let rules = rules("min=2; max=5; cooldown=60; cpu>70:+2; cpu<20:-1");
-        let at = |count, seconds: u64, cpu| next(&rules, count, Time(0), Time(seconds * 1000), |_| cpu).map(|(count, _)| count);
+        let at = |count, seconds: u64, cpu| {
+            next(&rules, count, Time(0), Time(seconds * 1000), |_| cpu).map(|(count, _)| count)
+        };
         assert_eq!(at(2, 61, Some(90)), Some(4));
         assert_eq!(at(4, 61, Some(90)), Some(5), "no more than max");
         assert_eq!(at(5, 61, Some(90)), None);

@@ -22,9 +22,9 @@ pub(crate) fn note_loss(step: &mut Step<'_>, host: &Host, instances: &[Arc<Insta
     let window = step.config.healing.window;
     let mut breaker = Breaker::clone(&step.state.breaker);
     breaker.losses.retain(|_, loss| step.now.since(loss.at) <= window);
-    let is_booting = |one: &&Arc<Instance>| matches!(&one.state, InstanceState::Placed { phase, .. } if !phase.has_been_up());
-    let booting: BTreeSet<Scope> =
-        instances.iter().filter(is_booting).map(|one| scope(&one.key.deployment)).collect();
+    let is_booting =
+        |one: &&Arc<Instance>| matches!(&one.state, InstanceState::Placed { phase, .. } if !phase.has_been_up());
+    let booting: BTreeSet<Scope> = instances.iter().filter(is_booting).map(|one| scope(&one.key.deployment)).collect();
     let loss = Loss { at: step.now, domain: host.fault_domain.clone(), booting: booting.clone() };
     breaker.losses.insert(host.name.clone(), loss);
     step.put_breaker(breaker);
@@ -106,7 +106,9 @@ pub(crate) fn clear(step: &mut Step<'_>, scope: &Scope) {
     breaker.trips.remove(scope);
     match scope {
         Scope::Fleet => breaker.losses.clear(),
-        Scope::Deployment(..) => breaker.losses.values_mut().for_each(|loss| loss.booting.retain(|booting| booting != scope)),
+        Scope::Deployment(..) => {
+            breaker.losses.values_mut().for_each(|loss| loss.booting.retain(|booting| booting != scope))
+        }
     }
     if *step.state.breaker != breaker {
         step.put_breaker(breaker);

@@ -100,12 +100,13 @@ type RoleKey<'s> = (&'s DeploymentKey, &'s RoleName);
 fn update_domains(state: &State) -> BTreeMap<RoleKey<'_>, BTreeMap<u32, u32>> {
     let mut counts: BTreeMap<RoleKey<'_>, BTreeMap<u32, u32>> = BTreeMap::new();
     for instance in state.instances().values().filter(|instance| !instance.is_leaving()) {
-        let Some(deployment) = state.deployments().get(&instance.key.deployment).filter(|one| !one.is_deleting()) else {
+        let Some(deployment) = state.deployments().get(&instance.key.deployment).filter(|one| !one.is_deleting())
+        else {
             continue;
         };
-        let domains = counts
-            .entry((&instance.key.deployment, &instance.key.role))
-            .or_insert_with(|| (0..deployment.version.definition.update_domain_count).map(|domain| (domain, 0)).collect());
+        let domains = counts.entry((&instance.key.deployment, &instance.key.role)).or_insert_with(|| {
+            (0..deployment.version.definition.update_domain_count).map(|domain| (domain, 0)).collect()
+        });
         *domains.entry(instance.update_domain).or_default() += 1;
     }
     counts

@@ -1,6 +1,7 @@
 //! The core's one entrance.
 
 use mayfly_model::{LeaseTimings, Time};
+use serde::{Deserialize, Serialize};
 
 use crate::address::AddressRange;
 use crate::command::{Command, Input, Outcome, Rejected};
@@ -31,7 +32,8 @@ pub struct Config {
 }
 
 /// How much of a host may be promised to instances, in percent of what it has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Overcommit {
     /// Of its cores.
     pub cpu_percent: u64,
@@ -46,7 +48,8 @@ impl Default for Overcommit {
 }
 
 /// How sick instances and lost hosts are dealt with. Times in milliseconds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct HealingPolicy {
     /// Most instances that are being healed at a time.
     pub concurrent: usize,

@@ -97,10 +97,9 @@ pub(crate) fn check_version(state: &State, version: &Version) -> Result<(), Reje
 pub(crate) fn find(step: &Step<'_>, key: &DeploymentKey) -> Result<Deployment, Rejected> {
     services::find(step.state, &key.service)?;
     let found = step.state.deployments.get(key).filter(|one| !one.is_deleting());
-    found.map(|one| Deployment::clone(one)).ok_or_else(|| Rejected::NotFound {
-        kind: "deployment",
-        name: format!("{} ({})", key.service, key.slot),
-    })
+    found
+        .map(|one| Deployment::clone(one))
+        .ok_or_else(|| Rejected::NotFound { kind: "deployment", name: format!("{} ({})", key.service, key.slot) })
 }
 
 /// The deployment after `event`, or why it cannot happen.
@@ -233,7 +232,8 @@ pub(crate) fn add(step: &mut Step<'_>, key: &DeploymentKey, role: &RoleName, cou
 
 /// Brings deployments that are on their way to where they are going.
 pub(crate) fn settle(step: &mut Step<'_>) {
-    let moving: Vec<_> = step.state.index.moving.iter().filter_map(|key| step.state.deployments.get(key)).cloned().collect();
+    let moving: Vec<_> =
+        step.state.index.moving.iter().filter_map(|key| step.state.deployments.get(key)).cloned().collect();
     for deployment in moving {
         if deployment.is_deleting() {
             continue;

@@ -58,7 +58,11 @@ pub(crate) fn run(step: &mut Step<'_>) {
             let InstanceState::Placed { .. } = &instance.state else { continue };
             let deployment = instance.key.deployment.clone();
             let first = !touched.contains(&deployment);
-            if moves >= MOVES || !first || !instances::may_disturb(step, &instance) || !instances::has_place(step, &instance) {
+            if moves >= MOVES
+                || !first
+                || !instances::may_disturb(step, &instance)
+                || !instances::has_place(step, &instance)
+            {
                 continue;
             }
             touched.insert(deployment);
@@ -77,5 +81,5 @@ fn reboot(step: &mut Step<'_>, name: &HostName) {
     }
     step.event(EventKind::Host, name, "empty: it reboots now");
     let admission = Admission::Rebooting { since: step.now };
-    step.put_host(Host { admission, reboots: host.reboots + 1, ..Host::clone(&host) });
+    step.put_host(Host { admission, ..Host::clone(&host) });
 }

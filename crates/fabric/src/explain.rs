@@ -34,7 +34,10 @@ fn whereabouts(core: &Core, instance: &Instance, now: Time) -> String {
         InstanceState::Placed { vm, .. } => {
             let host = core.state().hosts.get(&vm.host);
             let domain = host.map_or("?", |host| host.fault_domain.as_str());
-            let mut text = format!("runs on {} in fault domain {domain}, as {} in update domain {}", vm.host, vm.id, instance.update_domain);
+            let mut text = format!(
+                "runs on {} in fault domain {domain}, as {} in update domain {}",
+                vm.host, vm.id, instance.update_domain
+            );
             if let Some(host) = host.filter(|host| !host.is_open()) {
                 text = format!("{text}; the host is {}", host.state());
             }
@@ -46,7 +49,10 @@ fn whereabouts(core: &Core, instance: &Instance, now: Time) -> String {
                 Then::Replace { prefer: Some(host) } => format!("a new VM follows, on {host} if it has room"),
                 Then::Replace { prefer: None } => "a new VM follows elsewhere".to_owned(),
             };
-            format!("its {} on {} is being thrown away; {} has not said yet that nothing is left of it; then {next}", vm.id, vm.host, vm.host)
+            format!(
+                "its {} on {} is being thrown away; {} has not said yet that nothing is left of it; then {next}",
+                vm.id, vm.host, vm.host
+            )
         }
     }
 }
@@ -56,7 +62,8 @@ fn spread(core: &Core, instance: &Instance) -> String {
     let role = (instance.key.deployment.clone(), instance.key.role.clone());
     let spread = core.state().index.inventory.spread(&role, &requirements);
     let most = 12;
-    let mut counts: Vec<String> = spread.iter().take(most).map(|(domain, count)| format!("{domain}: {count}")).collect();
+    let mut counts: Vec<String> =
+        spread.iter().take(most).map(|(domain, count)| format!("{domain}: {count}")).collect();
     if spread.len() > most {
         counts.push(format!("and {} more fault domains", spread.len() - most));
     }

@@ -17,8 +17,8 @@ use crate::state::State;
 /// The goal state of a host.
 pub fn goal_state(core: &Core, host: &HostName) -> GoalState {
     let state = core.state();
-    let host_reboots = state.hosts.get(host).map_or(0, |host| host.reboots);
-    GoalState { incarnation: state.meta.revision, vms: vms(state, host), network: network(core), host_reboots }
+    let reboot = state.hosts.get(host).and_then(|host| host.reboot());
+    GoalState { incarnation: state.meta.revision, vms: vms(state, host), network: network(core), reboot }
 }
 
 /// The VMs that a host should be running.
@@ -38,7 +38,8 @@ fn vm(state: &State, instance: &Instance) -> Option<VmGoal> {
         .filter(|(name, _)| name != mayfly_model::USER_DATA_SETTING)
         .cloned()
         .collect::<BTreeMap<_, _>>();
-    let mut probes: Vec<ProbeGoal> = role.endpoints.iter().filter_map(|endpoint| probe(&version.definition, endpoint)).collect();
+    let mut probes: Vec<ProbeGoal> =
+        role.endpoints.iter().filter_map(|endpoint| probe(&version.definition, endpoint)).collect();
     probes.sort();
     probes.dedup();
     Some(VmGoal {
@@ -99,7 +100,8 @@ pub fn peer(host: &Host) -> PeerGoal {
 fn routes(core: &Core) -> Vec<RouteGoal> {
     let state = core.state();
     let keeps = core.planted().is(Mutant::KeepNames);
-    let shown = |instance: &'_ Arc<Instance>| if keeps { instance.vm().cloned() } else { instance.wanted_vm().cloned() };
+    let shown =
+        |instance: &'_ Arc<Instance>| if keeps { instance.vm().cloned() } else { instance.wanted_vm().cloned() };
     let wanted = state.instances.values().filter_map(|instance| Some((instance, shown(instance)?)));
     wanted
         .filter_map(|(instance, vm)| {

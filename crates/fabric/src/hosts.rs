@@ -51,7 +51,10 @@ fn change_voters(step: &mut Step<'_>, leases: &Leases) {
         _ => host.voter || is_up(host),
     };
     let hosts: Vec<_> = step.state.hosts.values().cloned().collect();
-    if hosts.iter().all(|host| host.voter == host.voted && host.voter == next(host) && host.admission != Admission::Leaving) {
+    if hosts
+        .iter()
+        .all(|host| host.voter == host.voted && host.voter == next(host) && host.admission != Admission::Leaving)
+    {
         return;
     }
     if !all_know_the_voters(step, leases) {
@@ -73,8 +76,7 @@ fn change_voters(step: &mut Step<'_>, leases: &Leases) {
 /// Whether every host that may be serving has applied a goal state with the present voters.
 fn all_know_the_voters(step: &Step<'_>, leases: &Leases) -> bool {
     let since = step.state.meta.voters_since;
-    let mut serving =
-        step.state.hosts.values().filter(|host| !matches!(host.condition, HostCondition::Lost { .. }));
+    let mut serving = step.state.hosts.values().filter(|host| !matches!(host.condition, HostCondition::Lost { .. }));
     serving.all(|host| leases.applied(&host.name).is_some_and(|applied| applied >= since))
 }
 

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use mayfly_model::{
-    Deployment, EventKind, HostName, Incarnation, Instance, InstanceKey, InstanceState, Scope, Spread,
-    Then, Vm, VmId, VmPhase,
+    Deployment, EventKind, HostName, Incarnation, Instance, InstanceKey, InstanceState, Scope, Spread, Then, Vm, VmId,
+    VmPhase,
 };
 
 use crate::address::next_free;
@@ -204,7 +204,9 @@ fn hold_back(step: &Step<'_>, instance: &Instance, heals: bool, healed: usize) -
     }
     let trips = &step.state.breaker.trips;
     let own = crate::breaker::scope(&instance.key.deployment);
-    if let Some((scope, trip)) = [Scope::Fleet, own].into_iter().find_map(|scope| Some((scope.clone(), trips.get(&scope)?))) {
+    if let Some((scope, trip)) =
+        [Scope::Fleet, own].into_iter().find_map(|scope| Some((scope.clone(), trips.get(&scope)?)))
+    {
         return Some(format!("healing has stopped: {}; look, then `mayfly breaker reset {scope}`", trip.why));
     }
     let most = step.config.healing.concurrent;
@@ -270,9 +272,8 @@ pub(crate) fn may_disturb(step: &Step<'_>, instance: &Instance) -> bool {
     if deployment.upgrade.is_some() {
         return false;
     }
-    let well = |one: &Instance| {
-        one.is_ready() || matches!(&one.state, InstanceState::Placed { phase: VmPhase::Stopped, .. })
-    };
+    let well =
+        |one: &Instance| one.is_ready() || matches!(&one.state, InstanceState::Placed { phase: VmPhase::Stopped, .. });
     let others = step.state.instances_of(&instance.key.deployment).filter(|one| !one.is_leaving());
     let mut others = others.filter(|one| one.update_domain != instance.update_domain);
     !well(instance) || others.all(|one| well(one))

@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use mayfly_model::{Admission, DeploymentKey, Digest, Host, HostCondition, HostName, Requirements, Resources, RoleName};
+use mayfly_model::{
+    Admission, DeploymentKey, Digest, Host, HostCondition, HostName, Requirements, Resources, RoleName,
+};
 use std::sync::Arc;
 
 /// A role of a deployment.

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use mayfly_model::{DeploymentKey, EventKind, Instance, InstanceKey, InstanceState, Requirements, RoleName, Then, VmPhase};
+use mayfly_model::{
+    DeploymentKey, EventKind, Instance, InstanceKey, InstanceState, Requirements, RoleName, Then, VmPhase,
+};
 
 use crate::entropy::Entropy;
 use crate::instances::{Rule, choose_in};

@@ -57,7 +57,6 @@ fn register(step: &mut Step<'_>, report: &HostReport) {
         admission: admission.unwrap_or_default(),
         registered: known.map_or(step.now, |host| host.registered),
         boot_id: report.boot_id,
-        reboots: known.map_or(0, |host| host.reboots),
         voter: known.map_or(step.planted.is(Mutant::HastyVoters), |host| host.voter),
         voted: known.map_or(step.planted.is(Mutant::HastyVoters), |host| host.voted),
         last_incident: known.map_or(0, |host| host.last_incident),

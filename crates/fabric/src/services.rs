@@ -32,9 +32,8 @@ pub(crate) fn delete_image(step: &mut Step<'_>, name: &ImageName) -> Result<(), 
 }
 
 fn users_of<'a>(state: &'a State, image: &'a ImageName) -> impl Iterator<Item = &'a DeploymentKey> {
-    let uses = move |version: &Version| {
-        version.configuration.roles.iter().any(|role| role.image.as_ref() == Some(image))
-    };
+    let uses =
+        move |version: &Version| version.configuration.roles.iter().any(|role| role.image.as_ref() == Some(image));
     let deployments = state.deployments.values();
     deployments.filter(move |one| uses(&one.version) || one.older.values().any(uses)).map(|one| &one.key)
 }

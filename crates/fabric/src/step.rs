@@ -150,12 +150,10 @@ impl<'s> Step<'s> {
                 (&old.version, &old.older, old.vip, old.is_on(), old.is_deleting())
                     != (&new.version, &new.older, new.vip, new.is_on(), new.is_deleting())
             }),
-            Record::Instance(new) => {
-                self.state.instances.get(&new.key).and_then(|old| visible(old)) != visible(new)
-            }
+            Record::Instance(new) => self.state.instances.get(&new.key).and_then(|old| visible(old)) != visible(new),
             Record::Host(new) => self.state.hosts.get(&new.name).is_none_or(|old| {
-                (old.address, old.number, &old.fault_domain, old.reboots, old.voter)
-                    != (new.address, new.number, &new.fault_domain, new.reboots, new.voter)
+                (old.address, old.number, &old.fault_domain, old.reboot(), old.voter)
+                    != (new.address, new.number, &new.fault_domain, new.reboot(), new.voter)
             }),
             Record::Meta(_)
             | Record::Image(_)

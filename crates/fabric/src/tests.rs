@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use mayfly_model::{
-    DeploymentKey, Digest, Endpoint, EndpointProtocol, HostFacts, HostName, HostReport, Image, Incarnation,
-    Instance, InstanceKey, InstanceState, InstanceStatus, LeaseTimings, Observed, Readiness, Resources, RoleConfiguration,
+    DeploymentKey, Digest, Endpoint, EndpointProtocol, HostFacts, HostName, HostReport, Image, Incarnation, Instance,
+    InstanceKey, InstanceState, InstanceStatus, LeaseTimings, Observed, Readiness, Resources, RoleConfiguration,
     RoleDefinition, RoleKind, ServiceConfiguration, ServiceDefinition, Slot, Time, Version, VmGoal, VmReport, VmSize,
 };
 
@@ -114,8 +114,15 @@ impl Fabric {
     /// A fabric with `hosts` hosts, each in a fault domain of its own, an image `hello` and a service `shop`.
     fn new(hosts: usize) -> Fabric {
         let (core, changes) = Core::start([], config(), Time(1000));
-        let mut fabric =
-            Fabric { core, now: Time(1000), acknowledged: BTreeMap::new(), dead: vec![], sick: BTreeMap::new(), cpu: 0, committed: BTreeMap::new() };
+        let mut fabric = Fabric {
+            core,
+            now: Time(1000),
+            acknowledged: BTreeMap::new(),
+            dead: vec![],
+            sick: BTreeMap::new(),
+            cpu: 0,
+            committed: BTreeMap::new(),
+        };
         fabric.commit(changes);
         fabric.acknowledged = (1..=hosts).map(|number| (name(&format!("host-{number}")), 0)).collect();
         fabric.run(1000);

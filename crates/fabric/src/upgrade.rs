@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mayfly_model::configuration::APPLY_SETTING;
 use mayfly_model::{
-    Deployment, DeploymentEvent, DeploymentKey, EventKind, Instance, InstanceState, RoleChange, RoleName, Then, Upgrade,
-    UpgradeMode, Version, VmPhase,
+    Deployment, DeploymentEvent, DeploymentKey, EventKind, Instance, InstanceState, RoleChange, RoleName, Then,
+    Upgrade, UpgradeMode, Version, VmPhase,
 };
 
 use crate::command::Rejected;
@@ -50,7 +50,8 @@ pub(crate) fn roll_back(step: &mut Step<'_>, key: &DeploymentKey, mode: UpgradeM
     let old = |one: &Instance| one.version == upgrade.from;
     let has_old = step.state.instances_of(key).any(|one| !one.is_leaving() && old(one));
     let Some(version) = deployment.older.get(&upgrade.from).cloned().filter(|_| has_old) else {
-        let message = format!("no instance of {key} is as before any more, so it cannot be rolled back; update it again");
+        let message =
+            format!("no instance of {key} is as before any more, so it cannot be rolled back; update it again");
         return Err(Rejected::Conflict(message));
     };
     let (number, from) = (upgrade.from, deployment.number);
@@ -196,9 +197,10 @@ fn end_of_domain(
     since: mayfly_model::Time,
 ) -> Option<Deployment> {
     let key = deployment.key.clone();
-    let touched = step.state.instances_of(&key).filter(|one| {
-        one.update_domain == domain && one.version == deployment.number && !one.is_leaving()
-    });
+    let touched = step
+        .state
+        .instances_of(&key)
+        .filter(|one| one.update_domain == domain && one.version == deployment.number && !one.is_leaving());
     let touched: Vec<_> = touched.cloned().collect();
     let crashing = touched.iter().find(|one| {
         matches!(
@@ -247,8 +249,7 @@ fn domains_left(step: &Step<'_>, deployment: &Deployment) -> BTreeSet<u32> {
 /// Whether all that was brought over is well, or has had its time.
 fn is_healthy(step: &Step<'_>, deployment: &Deployment, upgrade: &Upgrade) -> bool {
     let members = step.state.instances_of(&deployment.key).filter(|one| !one.is_leaving());
-    let mut touched =
-        members.filter(|one| one.version == deployment.number && upgrade.has_begun(one.update_domain));
+    let mut touched = members.filter(|one| one.version == deployment.number && upgrade.has_begun(one.update_domain));
     touched.all(|one| is_well(step, one) || is_overdue(step, one))
 }
 

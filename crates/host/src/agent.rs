@@ -1,5 +1,6 @@
 //! What all tasks share, and starting them.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::Context;
 use mayfly_api::Client;
 use mayfly_disk::DiskClient;
-use mayfly_model::{GoalState, HostLease, Incident, Time};
+use mayfly_model::{Digest, GoalState, HostLease, Incident, Time};
 use mayfly_net::mesh::Peers;
 use mayfly_net::{Links, Nft, Zone};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -41,6 +42,8 @@ pub(crate) struct Agent {
     pub orphan_noted: AtomicU64,
     /// Before this, the host does not count as a voter, see `mayfly_model::lease`.
     pub votes_from: Time,
+    /// The base images that are here, whole or in part.
+    pub images: Mutex<BTreeSet<Digest>>,
     /// What went wrong on this host lately.
     pub incidents: Mutex<Vec<Incident>>,
     /// Whether guests may run and be on the network.
@@ -113,6 +116,7 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
         },
         lease: Mutex::new(ledger.lease()),
         orphan_noted: AtomicU64::new(0),
+        images: Mutex::default(),
         incidents: Mutex::default(),
         serving: watch::Sender::new(false),
         peers: Mutex::default(),

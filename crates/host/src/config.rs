@@ -1,5 +1,6 @@
 //! What a host agent is started with, as a JSON file.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
@@ -24,7 +25,13 @@ pub struct HostConfig {
     pub guest_egress: bool,
     /// What it may carry.
     pub capacity: Resources,
-    /// Where the controller is.
+    /// What roles may ask for, such as `disk` = `ssd`.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// What it can do beyond what it finds out itself (`kvm`).
+    #[serde(default)]
+    pub features: BTreeSet<String>,
+    /// Where the controllers are, separated by commas.
     pub controller: String,
     /// What the host shows to the controller.
     pub token: String,
@@ -42,6 +49,9 @@ pub struct HostConfig {
     /// Most bytes of base images that are kept when nobody uses them.
     #[serde(default = "image_cache_bytes")]
     pub image_cache_bytes: u64,
+    /// How the host is rebooted when the controller asks for it.
+    #[serde(default)]
+    pub reboot: RebootBy,
     /// What becomes of a guest that writes when the host's disk is full.
     #[serde(default)]
     pub disk_full: DiskFull,
@@ -58,6 +68,16 @@ pub enum DiskFull {
     Pause,
     /// Its write fails, as on a full disk.
     Report,
+}
+
+/// How a host is rebooted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RebootBy {
+    /// By the kernel, once everything is on disk.
+    #[default]
+    Kernel,
+    /// By the process that keeps the agent running: the agent ends with [`REBOOT_STATUS`](crate::REBOOT_STATUS).
+    Supervisor,
 }
 
 fn background_rate() -> u64 {

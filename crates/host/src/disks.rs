@@ -52,6 +52,7 @@ fn take(agent: &Agent, news: News) {
             status.image_bytes = image.map_or(0, |image| image.present_bytes);
         }
     }
+    *lock(&agent.images) = news.images.iter().map(|image| image.digest.clone()).collect();
     let incidents = news.incidents.into_iter();
     *lock(&agent.incidents) =
         incidents.map(|incident| Incident { number: incident.number, message: incident.message }).collect();

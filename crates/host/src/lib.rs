@@ -23,6 +23,7 @@ mod ledger;
 mod mesh;
 mod network;
 mod probes;
+mod processor;
 mod reporting;
 mod servers;
 mod status;
@@ -30,7 +31,10 @@ pub mod supervise;
 mod vm;
 
 pub use agent::run;
-pub use config::{DiskFull, HostConfig};
+pub use config::{DiskFull, HostConfig, RebootBy};
+
+/// The status with which an agent asks its supervisor to reboot the host.
+pub const REBOOT_STATUS: i32 = 75;
 
 use std::path::Path;
 

@@ -1,5 +1,6 @@
 //! Reports to the controller, which renew the lease and bring the goal state.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use mayfly_model::{HostFacts, HostReport};
 
 use crate::agent::{Agent, lock};
 use crate::clock;
+use crate::config::RebootBy;
 
 /// Between two reports when there is news.
 const SPACING: Duration = Duration::from_millis(50);
@@ -41,8 +43,13 @@ async fn report(agent: &Agent) -> Result<(), mayfly_api::ClientError> {
             fault_domain: agent.config.fault_domain.clone(),
             address: agent.config.address,
             capacity: agent.config.capacity,
+            labels: agent.config.labels.clone(),
+            features: features(agent),
+            images: lock(&agent.images).clone(),
         },
         boot_id: agent.boot_id,
+        // Grows over restarts of the agent too.
+        sequence: sent.0.max(1),
         lease_ack: lock(&agent.lease).number(),
         applied: agent.goal.borrow().incarnation,
         vms: agent.statuses().reports(sent),
@@ -64,8 +71,33 @@ async fn report(agent: &Agent) -> Result<(), mayfly_api::ClientError> {
         tracing::error!(error = format!("{error:#}"), "the lease cannot be written down");
     }
     agent.confirmed.send_replace(true);
+    if agent.goal.borrow().reboot == Some(agent.boot_id) {
+        reboot(agent);
+    }
     crate::guard::check(agent);
     Ok(())
+}
+
+/// Reboots the host, which carries nothing any more.
+fn reboot(agent: &Agent) {
+    tracing::info!("a planned reboot");
+    match agent.config.reboot {
+        RebootBy::Supervisor => std::process::exit(crate::REBOOT_STATUS),
+        RebootBy::Kernel => {
+            nix::unistd::sync();
+            let Err(error) = nix::sys::reboot::reboot(nix::sys::reboot::RebootMode::RB_AUTOBOOT);
+            tracing::error!(%error, "the host cannot be rebooted");
+        }
+    }
+}
+
+/// What this host can do: what its operator says, and what it has found out.
+fn features(agent: &Agent) -> BTreeSet<String> {
+    let mut features = agent.config.features.clone();
+    if agent.config.accelerator == mayfly_qemu::Accelerator::Kvm {
+        features.insert("kvm".to_owned());
+    }
+    features
 }
 
 /// Asks the controller for news, and has a report sent when there is some.

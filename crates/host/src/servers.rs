@@ -20,6 +20,10 @@ impl Guests for Directory {
         let zone = self.0.goal.borrow().network.zone.clone();
         let mut statuses = self.0.statuses();
         let status = statuses.at(address)?;
+        let first = !std::mem::replace(&mut status.asked, true);
+        if first && status.said.is_none() {
+            self.0.tell();
+        }
         let domain = domain(&status.goal, &zone);
         let location = self.0.config.location.clone();
         Some(Guest { goal: status.goal.clone(), incarnation: status.incarnation, domain, location })

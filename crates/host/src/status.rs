@@ -33,6 +33,8 @@ pub(crate) struct VmStatus {
     pub has_tap: bool,
     /// Grows with each guest; answers to an earlier one's probes do not count.
     pub life: u32,
+    /// Whether the guest has asked for its documents.
+    pub asked: bool,
     /// The guest's last word, and when.
     pub said: Option<(HealthReport, Time)>,
     /// When the guest first said that it is ready.
@@ -43,6 +45,8 @@ pub(crate) struct VmStatus {
     pub disk_bytes: u64,
     /// Bytes of its base image that are on this host.
     pub image_bytes: u64,
+    /// Processor time used lately, in thousandths of a core.
+    pub cpu_milli: u64,
 }
 
 /// What a VM's task is doing.
@@ -58,6 +62,8 @@ pub(crate) enum Stage {
     Stopped(String),
     /// It cannot be started; the text says why.
     Failed(String),
+    /// No guest, as none is wanted; its disk is kept.
+    Off,
 }
 
 impl VmStatus {
@@ -71,19 +77,23 @@ impl VmStatus {
             restarts: 0,
             has_tap: false,
             life: 0,
+            asked: false,
             said: None,
             ready_since: None,
             answered: BTreeMap::new(),
             disk_bytes: 0,
             image_bytes: 0,
+            cpu_milli: 0,
         }
     }
 
     /// Forgets what the guest has said and answered: it is another guest now, or none.
     pub(crate) fn forget_guest(&mut self) {
         self.life += 1;
+        self.asked = false;
         self.said = None;
         self.ready_since = None;
+        self.cpu_milli = 0;
         self.answered.clear();
     }
 
@@ -119,6 +129,7 @@ impl VmStatus {
             Stage::Preparing(detail) => Observed::Preparing(detail.clone()),
             Stage::Stopped(reason) => Observed::Stopped(reason.clone()),
             Stage::Failed(reason) => Observed::Failed(reason.clone()),
+            Stage::Off => Observed::Off,
             Stage::Paused(reason) => Observed::Running(Readiness::NotReady(reason.clone())),
             Stage::Running => match &self.said {
                 Some((_, at)) if now.since(*at) > SILENCE => Observed::Running(Readiness::Silent),
@@ -128,6 +139,7 @@ impl VmStatus {
                 }
                 Some((report, _)) => Observed::Running(Readiness::NotReady(report.detail.clone())),
                 None if self.answered.values().any(|answered| *answered) => Observed::Running(Readiness::Ready),
+                None if self.asked => Observed::Booting,
                 None => Observed::Starting,
             },
         }
@@ -149,6 +161,7 @@ impl Statuses {
             observed: status.observed(now),
             disk_bytes: status.disk_bytes,
             image_bytes: status.image_bytes,
+            cpu_milli: status.cpu_milli,
         };
         self.vms.values().map(report).collect()
     }

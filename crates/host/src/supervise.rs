@@ -28,11 +28,20 @@ const PAUSE: Duration = Duration::from_millis(300);
 /// How long a process may take to end when it is told to.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// Keeps the processes running until this one is told to end.
+/// Why keeping processes running has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// This process was told to end.
+    Told,
+    /// One of the processes asks for a reboot of the host.
+    Reboot,
+}
+
+/// Keeps the processes running until this one is told to end, or one of them asks for a reboot.
 ///
 /// # Errors
 /// When one cannot be started at all.
-pub fn keep_running(wanted: &[Keep]) -> anyhow::Result<()> {
+pub fn keep_running(wanted: &[Keep]) -> anyhow::Result<Ended> {
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
         signals.add(signal);
@@ -45,14 +54,21 @@ pub fn keep_running(wanted: &[Keep]) -> anyhow::Result<()> {
     loop {
         match signals.wait().context("cannot wait for signals")? {
             Signal::SIGCHLD => {
-                for ended in bury() {
+                for (ended, status) in bury() {
                     let Some(place) = running.iter().position(|(pid, _)| *pid == ended) else { continue };
                     let (_, keep) = running.swap_remove(place);
+                    if status == Some(crate::REBOOT_STATUS) {
+                        end(&running);
+                        return Ok(Ended::Reboot);
+                    }
                     eprintln!("{} ended and is started again", keep.name);
                     running.push((start_again(keep), keep));
                 }
             }
-            _ => return end(&running),
+            _ => {
+                end(&running);
+                return Ok(Ended::Told);
+            }
         }
     }
 }
@@ -83,18 +99,19 @@ fn start(keep: &Keep) -> anyhow::Result<Pid> {
     Ok(pid)
 }
 
-/// Takes note of all children that have ended.
-fn bury() -> Vec<Pid> {
+/// Takes note of all children that have ended, and of the status of those that were not killed.
+fn bury() -> Vec<(Pid, Option<i32>)> {
     let mut ended = Vec::new();
-    while let Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) =
-        waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG))
-    {
-        ended.push(pid);
+    loop {
+        match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, status)) => ended.push((pid, Some(status))),
+            Ok(WaitStatus::Signaled(pid, _, _)) => ended.push((pid, None)),
+            _ => return ended,
+        }
     }
-    ended
 }
 
-fn end(running: &[(Pid, &Keep)]) -> anyhow::Result<()> {
+fn end(running: &[(Pid, &Keep)]) {
     let mut left: Vec<Pid> = running.iter().map(|(pid, _)| *pid).collect();
     for pid in &left {
         // It may have ended meanwhile.
@@ -103,11 +120,10 @@ fn end(running: &[(Pid, &Keep)]) -> anyhow::Result<()> {
     let deadline = Instant::now() + GRACE;
     while !left.is_empty() && Instant::now() < deadline {
         let ended = bury();
-        left.retain(|pid| !ended.contains(pid));
+        left.retain(|pid| !ended.iter().any(|(one, _)| one == pid));
         std::thread::sleep(Duration::from_millis(20));
     }
     for pid in left {
         let _ = kill(pid, Signal::SIGKILL);
     }
-    Ok(())
 }

@@ -121,7 +121,8 @@ mod tests {
 
     #[test]
     fn rules_are_read() {
-        let scale: Autoscale = "min=2; max=10; cooldown=60; cpu>70:+2; queue<5:-1; at 20:00=2; at 08:30=6".parse().unwrap();
+        let scale: Autoscale =
+            "min=2; max=10; cooldown=60; cpu>70:+2; queue<5:-1; at 20:00=2; at 08:30=6".parse().unwrap();
         assert_eq!((scale.min, scale.max, scale.cooldown_seconds), (2, 10, 60));
         assert_eq!(scale.schedule, [At { minute: 510, count: 6 }, At { minute: 1200, count: 2 }]);
         assert_eq!(scale.rules[1], Rule { metric: "queue".into(), above: false, threshold: 5, step: -1 });

@@ -21,9 +21,9 @@ pub struct GoalState {
     pub vms: Vec<VmGoal>,
     /// The network of the whole location, as this host has to know it.
     pub network: NetworkGoal,
-    /// How many planned reboots of the host have been asked for.
+    /// The host reboots, if this is the boot it is in.
     #[serde(default)]
-    pub host_reboots: u32,
+    pub reboot: Option<u64>,
 }
 
 fn on() -> bool {

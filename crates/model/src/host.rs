@@ -42,9 +42,6 @@ pub struct Host {
     /// Changes with each start of the host.
     #[serde(default)]
     pub boot_id: u64,
-    /// How many planned reboots have been asked for.
-    #[serde(default)]
-    pub reboots: u32,
     /// Whether it counts among the voters of the location; see `lease`.
     #[serde(default)]
     pub voter: bool,
@@ -66,6 +63,11 @@ impl Host {
     pub fn overlay_mac(&self) -> [u8; 6] {
         let [_, high, middle, low] = self.number.to_be_bytes();
         [0x02, 0x6d, 0x66, high, middle, low]
+    }
+
+    /// The boot that a planned reboot is to end, if one has been asked for.
+    pub fn reboot(&self) -> Option<u64> {
+        matches!(self.admission, Admission::Rebooting { .. }).then_some(self.boot_id)
     }
 
     /// Whether new instances may be placed on it.

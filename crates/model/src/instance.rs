@@ -275,9 +275,7 @@ impl VmPhase {
             observed if expected.cycling => VmPhase::Cycling { detail: cycling_reason(observed) },
             Observed::Preparing(_) | Observed::Off if again => VmPhase::Restarting,
             Observed::Preparing(detail) => VmPhase::Creating { detail: detail.clone() },
-            observed if late => {
-                VmPhase::FailedStartingRole { reason: late_reason(observed, expected.start_timeout) }
-            }
+            observed if late => VmPhase::FailedStartingRole { reason: late_reason(observed, expected.start_timeout) },
             Observed::Starting | Observed::Booting if again => VmPhase::Restarting,
             Observed::Starting => VmPhase::Starting,
             Observed::Booting => VmPhase::CreatingRole,

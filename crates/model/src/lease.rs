@@ -201,7 +201,11 @@ mod tests {
         assert_eq!(lease().may_serve(Time(4100), &LeaseTimings::default(), 4, (3, false)), MayServe::Orphaned);
         assert_eq!(lease().may_serve(Time(5000), &LeaseTimings::default(), 4, (2, false)), MayServe::No);
         assert_eq!(lease().may_serve(Time(4100), &LeaseTimings::default(), 4, (3, true)), MayServe::No);
-        assert_eq!(HostLease::default().may_serve(Time(4100), &LeaseTimings::default(), 4, (3, false)), MayServe::No, "it never had one");
+        assert_eq!(
+            HostLease::default().may_serve(Time(4100), &LeaseTimings::default(), 4, (3, false)),
+            MayServe::No,
+            "it never had one"
+        );
     }
 
     #[test]

@@ -251,6 +251,7 @@ mod tests {
             address: Ipv4Addr::new(10, 77, 0, number),
             overlay: Ipv4Addr::new(100, 64, 0, number),
             mac: [2, 0, 0, 0, 0, number],
+            voter: true,
         });
         let route = |last, on, deployment: &str| RouteGoal {
             dip: dip(last),

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use mayfly_model::configuration::START_TIMEOUT_SETTING;
-use mayfly_model::{DISK_SETTING, DiskModel};
+use mayfly_model::configuration::{
+    APPLY_SETTING, AUTOSCALE_SETTING, REQUIRE_SETTING, SPREAD_SETTING, START_TIMEOUT_SETTING, UNRESPONSIVE_SETTING,
+};
+use mayfly_model::{Autoscale, DISK_SETTING, DiskModel, Requirements, Spread};
 use mayfly_model::{RoleKind, ServiceConfiguration, ServiceDefinition, USER_DATA_SETTING, limits};
 use roxmltree::{Document, Node};
 
@@ -11,7 +13,16 @@ use crate::diagnostic::{Diagnostics, Source};
 use crate::element::{HasLocalName, Reader};
 
 /// The settings that Mayfly itself understands.
-const SETTINGS: [&str; 3] = [USER_DATA_SETTING, START_TIMEOUT_SETTING, DISK_SETTING];
+const SETTINGS: [&str; 8] = [
+    USER_DATA_SETTING,
+    START_TIMEOUT_SETTING,
+    DISK_SETTING,
+    SPREAD_SETTING,
+    REQUIRE_SETTING,
+    APPLY_SETTING,
+    UNRESPONSIVE_SETTING,
+    AUTOSCALE_SETTING,
+];
 
 /// Texts of files that a configuration refers to as `@name`, by that name.
 pub type PackageFiles = BTreeMap<String, String>;
@@ -90,16 +101,10 @@ fn check_settings(reader: &mut Reader<'_>, role: Node<'_, '_>, defined: &[String
             let message = "XML turns the ends of lines in an attribute into spaces, so this script would be one line";
             reader.error_in(*node, "value", message, Some(help));
         }
-        if name == START_TIMEOUT_SETTING && !value.parse::<u64>().is_ok_and(|seconds| (1..=86_400).contains(&seconds)) {
-            reader.error_in(
-                *node,
-                "value",
-                &format!("`{value}` is not a whole number of seconds from 1 to 86400"),
-                None,
-            );
+        if let Err(message) = check_value(name, value) {
+            reader.error_in(*node, "value", &message, None);
         }
     }
-    check_disk_models(reader, &settings);
     for name in defined {
         if !settings.iter().any(|node| node.attribute("name") == Some(name)) {
             let message = format!("the configuration lacks the setting `{name}` that the definition declares");
@@ -108,13 +113,22 @@ fn check_settings(reader: &mut Reader<'_>, role: Node<'_, '_>, defined: &[String
     }
 }
 
-fn check_disk_models(reader: &mut Reader<'_>, settings: &[Node<'_, '_>]) {
-    for node in settings.iter().filter(|node| node.attribute("name") == Some(DISK_SETTING)) {
-        let value = node.attribute("value").unwrap_or("");
-        if DiskModel::named(value).is_none() {
+/// What is wrong with the value of one of Mayfly's settings.
+fn check_value(name: &str, value: &str) -> Result<(), String> {
+    match name {
+        START_TIMEOUT_SETTING | UNRESPONSIVE_SETTING => match value.parse::<u64>() {
+            Ok(1..=86_400) => Ok(()),
+            _ => Err(format!("`{value}` is not a whole number of seconds from 1 to 86400")),
+        },
+        DISK_SETTING if DiskModel::named(value).is_none() => {
             let known = DiskModel::ALL.map(|(name, _)| name).join(", ");
-            reader.error_in(*node, "value", &format!("`{value}` is none of {known}"), None);
+            Err(format!("`{value}` is none of {known}"))
         }
+        SPREAD_SETTING => value.parse::<Spread>().map(drop),
+        REQUIRE_SETTING => value.parse::<Requirements>().map(drop),
+        AUTOSCALE_SETTING => value.parse::<Autoscale>().map(drop),
+        APPLY_SETTING if !["live", "reboot"].contains(&value) => Err(format!("`{value}` is neither live nor reboot")),
+        _ => Ok(()),
     }
 }
 

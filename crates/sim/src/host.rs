@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use mayfly_model::lease::MayServe;
 use mayfly_model::{
     Digest, GoalState, HostFacts, HostLease, HostName, HostReport, Incarnation, LeaseGrant, LeaseTimings, NetworkGoal,
-    Observed,
-    Readiness, Resources, Time, VmGoal, VmId, VmReport,
+    Observed, Readiness, Resources, Time, VmGoal, VmId, VmReport,
 };
 
 /// How long the kernel passes an orphan's packets between two looks; as the real guard has it.
@@ -60,7 +59,6 @@ pub(crate) struct SimHost {
     /// Changes with each start; messages for an earlier one are dropped.
     pub(crate) session: u64,
     sequence: u64,
-    host_reboots: u32,
     lease: HostLease,
     /// The end of its freshness as it was from each true time on, latest last: what it told its peers then.
     said: VecDeque<(u64, Time)>,
@@ -94,7 +92,6 @@ impl SimHost {
             frozen_until: 0,
             session: 1,
             sequence: 0,
-            host_reboots: 0,
             lease: HostLease::default(),
             said: VecDeque::new(),
             serving: false,
@@ -189,7 +186,6 @@ impl SimHost {
     fn follow(&mut self, now: u64, goal: &GoalState, delay: u64) {
         self.applied = goal.incarnation;
         self.voters = voters(&goal.network);
-        self.host_reboots = self.host_reboots.max(goal.host_reboots);
         for vm in self.vms.values_mut() {
             match goal.vms.iter().find(|wanted| wanted.vm == vm.goal.vm) {
                 None => drop(vm.gone_at.get_or_insert(now + delay)),
@@ -241,9 +237,9 @@ impl SimHost {
         }
     }
 
-    /// Whether it is asked to reboot, and has not been since.
+    /// Whether it is asked to reboot.
     pub(crate) fn wants_reboot(&self, goal: &GoalState) -> bool {
-        goal.host_reboots > self.host_reboots
+        goal.reboot == Some(self.session)
     }
 
     /// Whether its lease still runs.
@@ -299,7 +295,8 @@ impl SimHost {
     /// The agent ends and another goes on from its notes: the lease is among them, what peers said is not.
     pub(crate) fn restart_agent(&mut self, now: u64) {
         let lease = self.lease;
-        self.lease = HostLease::resumed(lease.number(), lease.serve_until(), lease.fresh_until(), lease.entitled_until());
+        self.lease =
+            HostLease::resumed(lease.number(), lease.serve_until(), lease.fresh_until(), lease.entitled_until());
         self.frozen_until = now + 300;
     }
 

@@ -231,7 +231,8 @@ pub(crate) fn check_rest(core: &Core, hosts: &[SimHost], now: u64) -> Checked {
     let on = |one: &Instance| state.deployments().get(&one.key.deployment).is_some_and(|one| one.is_on());
     let placed = || state.instances().values().filter(|one| one.wanted_vm().is_some());
     let served: BTreeSet<VmId> = hosts.iter().flat_map(|host| host.identities(now)).map(|vm| vm.goal.vm).collect();
-    let wanted: BTreeSet<VmId> = placed().filter(|one| on(one)).filter_map(|one| one.wanted_vm()).map(|vm| vm.id).collect();
+    let wanted: BTreeSet<VmId> =
+        placed().filter(|one| on(one)).filter_map(|one| one.wanted_vm()).map(|vm| vm.id).collect();
     if served != wanted {
         return Err(format!("at rest, {} VMs are wanted and {} serve", wanted.len(), served.len()));
     }
@@ -277,7 +278,8 @@ fn check_survivors(state: &State, deployment: &Deployment) -> Checked {
         }
         let (all, domains) = (counts.values().sum::<usize>(), counts.len().max(1));
         let most = counts.values().max().copied().unwrap_or(0);
-        let needed = deployment.version.definition.role(&role.name).map(|role| role.size.resources()).unwrap_or_default();
+        let needed =
+            deployment.version.definition.role(&role.name).map(|role| role.size.resources()).unwrap_or_default();
         let has_room = |domain: &&str| {
             let hosts = state.hosts().values().filter(|host| host.is_open() && host.fault_domain == **domain);
             hosts.into_iter().any(|host| host.capacity.minus(state.used_on(&host.name)).holds(needed))

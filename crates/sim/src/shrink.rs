@@ -42,9 +42,13 @@ fn candidates(failure: &Failure) -> Vec<Options> {
 /// which are drawn more often then.
 pub fn find(plant: Plant, seeds: u64, options: &Options) -> Option<Box<Failure>> {
     let runs = (0..seeds).map(|seed| {
-        let faults = if seed % 2 == 0 { None } else { Some(Fault::ALL.into_iter().collect()) };
+        let faults = match seed % 3 {
+            0 => None,
+            1 => Some(Fault::ALL.into_iter().collect()),
+            _ => Some([Fault::Join, Fault::Partition].into_iter().collect()),
+        };
         // In a small fabric every host is a large part of the majority.
-        let hosts = [options.hosts, 6, 9][(seed / 2 % 3) as usize];
+        let hosts = [options.hosts, 6, 9][(seed / 3 % 3) as usize];
         let domains = options.domains.min(if hosts < 10 { 3 } else { options.domains });
         let faults = options.faults.clone().or(faults);
         (seed, Options { mutant: Some(plant), faults, hosts, domains, ..options.clone() })

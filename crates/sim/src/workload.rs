@@ -46,7 +46,9 @@ pub(crate) fn random_command(state: &State, rng: &mut ChaCha8Rng, killer: bool) 
     let slot = if rng.random_ratio(1, 4) { Slot::Staging } else { Slot::Production };
     let key = DeploymentKey { service: service.clone(), slot };
     let otherwise = Command::CreateService(service.clone());
-    let instance = |rng: &mut ChaCha8Rng| pick(state.instances().keys().filter(|key| key.deployment.service.as_str() != KILLER), rng).cloned();
+    let instance = |rng: &mut ChaCha8Rng| {
+        pick(state.instances().keys().filter(|key| key.deployment.service.as_str() != KILLER), rng).cloned()
+    };
     let host = |rng: &mut ChaCha8Rng| pick(state.hosts().keys(), rng).cloned();
     match rng.random_range(0..40) {
         0..=5 => otherwise,

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use mayfly_fabric::address::AddressRange;
 use mayfly_fabric::{Change, Command, Config, Core, HealingPolicy, Input, Overcommit, Record, State, goal};
 use mayfly_model::{
-    Admission, DeploymentKey, Digest, GoalState, HostCondition, HostReport, LeaseGrant, LeaseTimings, Slot, Time, UpgradeMode,
+    Admission, DeploymentKey, Digest, GoalState, HostCondition, HostReport, LeaseGrant, LeaseTimings, Slot, Time,
+    UpgradeMode,
 };
 use mayfly_store::{MemoryStore, Store, Write};
 use rand::{Rng, SeedableRng};
@@ -23,8 +24,19 @@ use crate::workload::{self, Promises};
 enum Event {
     HostRenews(usize),
     HostChecks(usize),
-    ReportArrives { host: usize, session: u64, sent: Time, report: Box<HostReport> },
-    AnswerArrives { host: usize, session: u64, sent: Time, grant: LeaseGrant, goal: Arc<GoalState> },
+    ReportArrives {
+        host: usize,
+        session: u64,
+        sent: Time,
+        report: Box<HostReport>,
+    },
+    AnswerArrives {
+        host: usize,
+        session: u64,
+        sent: Time,
+        grant: LeaseGrant,
+        goal: Arc<GoalState>,
+    },
     ControllerTicks,
     UserCommands,
     /// A user who got no answer asks again.
@@ -131,8 +143,9 @@ impl World {
 
     fn failure(&self, what: String) -> Failure {
         let events = self.core.iter().flat_map(|core| core.state().events().values().rev().take(30));
-        let mut events: Vec<String> =
-            events.map(|event| format!("{} {:?} {}: {}", event.time.0, event.kind, event.subject, event.message)).collect();
+        let mut events: Vec<String> = events
+            .map(|event| format!("{} {:?} {}: {}", event.time.0, event.kind, event.subject, event.message))
+            .collect();
         events.reverse();
         Failure { seed: self.seed, at: self.now, what, options: self.options.clone(), events }
     }
@@ -198,7 +211,9 @@ impl World {
                 Ok(())
             }
             Event::ReportArrives { host, session, sent, report } => self.take_report(host, session, sent, *report),
-            Event::AnswerArrives { host, session, sent, grant, goal } => self.take_answer(host, session, sent, grant, &goal),
+            Event::AnswerArrives { host, session, sent, grant, goal } => {
+                self.take_answer(host, session, sent, grant, &goal)
+            }
             Event::ControllerTicks => {
                 self.at(100, Event::ControllerTicks);
                 if self.now < self.stalled_until { Ok(()) } else { self.step(Input::Tick).map(drop) }
@@ -255,7 +270,8 @@ impl World {
         if !self.hosts[host].is_awake(self.now) {
             return;
         }
-        let damaged = self.in_trouble() && self.faults.contains(&Fault::BadChunks) && self.rng.faults.random_ratio(1, 5);
+        let damaged =
+            self.in_trouble() && self.faults.contains(&Fault::BadChunks) && self.rng.faults.random_ratio(1, 5);
         let verifies = self.options.mutant != Some(Plant::SkipDigest);
         let content = |digest: &Digest| {
             let name = workload::IMAGES.into_iter().find(|name| workload::image(name).digest == *digest);
@@ -325,9 +341,7 @@ impl World {
         let now = self.core_time();
         let Some(core) = &mut self.core else { return Ok(None) };
         let Ok(outcome) = core.step(now, entropy, input) else { return Ok(None) };
-        let lost = |change: &&Change| {
-            matches!(change, Change::Put(Record::Host(host)) if host.condition == HostCondition::Lost { since: now })
-        };
+        let lost = |change: &&Change| matches!(change, Change::Put(Record::Host(host)) if host.condition == HostCondition::Lost { since: now });
         self.summary.lost += outcome.changes.iter().filter(lost).count() as u64;
         self.commit(&outcome.changes)?;
         if !outcome.changes.is_empty() {
@@ -347,7 +361,8 @@ impl World {
     /// A user's request reaches the controller, or does not; the answer reaches the user, or does not.
     fn request(&mut self, id: String, command: Command) -> Checked {
         let (entropy, now) = (self.rng.core.random(), self.core_time());
-        let crash = self.in_trouble() && self.faults.contains(&Fault::ControllerCrash) && self.rng.users.random_ratio(1, 40);
+        let crash =
+            self.in_trouble() && self.faults.contains(&Fault::ControllerCrash) && self.rng.users.random_ratio(1, 40);
         let lost = self.in_trouble() && self.faults.contains(&Fault::LostAnswers) && self.rng.users.random_ratio(1, 4);
         let stalled = self.now < self.stalled_until;
         let again = Event::UserAsksAgain(id.clone(), Box::new(command.clone()));
@@ -640,6 +655,6 @@ fn small_goal(core: &Core, host: &SimHost) -> GoalState {
         incarnation: state.meta().revision,
         vms: goal::vms(state, &host.name),
         network,
-        host_reboots: state.hosts().get(&host.name).map_or(0, |host| host.reboots),
+        reboot: state.hosts().get(&host.name).and_then(|host| host.reboot()),
     }
 }

@@ -2,9 +2,12 @@
 //! transactions that are durable when they return, fenced by the epoch of the controller that writes.
 
 mod embedded;
+mod etcd;
+mod journal;
 mod memory;
 
 pub use embedded::EmbeddedStore;
+pub use etcd::{Election, EtcdConfig, EtcdError, EtcdStore, Leadership};
 pub use memory::MemoryStore;
 
 /// One write of a transaction.

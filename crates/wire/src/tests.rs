@@ -45,6 +45,7 @@ fn guest() -> Guest {
         image_bytes: 1,
         disk: mayfly_model::DiskModel::Virtio,
         reboots: 0,
+        on: true,
         user_data: "#!/bin/sh\n".to_owned(),
         settings: BTreeMap::from([("A&B".to_owned(), "<\"x\ny\">".to_owned())]),
         probes: vec![],

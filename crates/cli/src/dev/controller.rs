@@ -46,6 +46,8 @@ pub(super) fn start(layout: &Layout, fabric: &Fabric) -> anyhow::Result<()> {
             dips: (DIP_NETWORK, DIP_PREFIX),
             vips: fabric.vips(),
             timings: mayfly_model::LeaseTimings::default(),
+            overcommit: Default::default(),
+            healing: Default::default(),
         },
     };
     write_json(&config_file(&folder), &config)?;
@@ -110,4 +112,5 @@ pub fn supervise_controller(folder: &Path) -> anyhow::Result<()> {
         log: log_file(folder),
         pid_file: folder.join("controller.pid"),
     }])
+    .map(drop)
 }

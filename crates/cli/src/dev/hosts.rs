@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use mayfly_host::HostConfig;
-use mayfly_host::supervise::{Keep, keep_running};
+use mayfly_host::supervise::{Ended, Keep, keep_running};
 use mayfly_model::Resources;
 use mayfly_net::Links;
 use mayfly_net::address::UNDERLAY_DEVICE;
@@ -65,6 +65,9 @@ pub(super) fn configure(
         reserve_bytes: 64 << 20,
         background_rate: 64 << 20,
         image_cache_bytes: 8 << 30,
+        labels: Default::default(),
+        features: Default::default(),
+        reboot: mayfly_host::RebootBy::Supervisor,
         disk_full: mayfly_host::DiskFull::Pause,
         timings: mayfly_model::LeaseTimings::default(),
     };
@@ -125,7 +128,6 @@ pub fn init_host(folder: &Path) -> anyhow::Result<()> {
     wait_for_cable()?;
     let program = std::env::current_exe()?.to_string_lossy().into_owned();
     let inside = Path::new(INSIDE);
-    let boot_id: u64 = rand::random();
     let keep = |name: &str, arguments: &[String]| Keep {
         name: name.to_owned(),
         command: [&[program.clone(), "internal".to_owned(), name.to_owned()], arguments].concat(),
@@ -133,7 +135,15 @@ pub fn init_host(folder: &Path) -> anyhow::Result<()> {
         pid_file: inside.join(format!("{name}.pid")),
     };
     let config = config_file(inside).to_string_lossy().into_owned();
-    keep_running(&[keep("disk-server", &[INSIDE.to_owned()]), keep("host-agent", &[config, boot_id.to_string()])])
+    loop {
+        let boot_id: u64 = rand::random();
+        let agent = keep("host-agent", &[config.clone(), boot_id.to_string()]);
+        if keep_running(&[keep("disk-server", &[INSIDE.to_owned()]), agent])? == Ended::Told {
+            return Ok(());
+        }
+        // A reboot: all processes but this first one are gone, and nothing counts that they knew.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), Signal::SIGKILL);
+    }
 }
 
 fn arrange(folder: &Path) -> anyhow::Result<()> {

@@ -74,6 +74,7 @@ fn code(rejected: &Rejected) -> ErrorCode {
         Rejected::Conflict(_) => ErrorCode::Conflict,
         Rejected::Unsupported(_) => ErrorCode::Unsupported,
         Rejected::NoRoom(_) => ErrorCode::NoRoom,
+        Rejected::Stale => ErrorCode::Conflict,
     }
 }
 

@@ -10,6 +10,7 @@ use mayfly_model::{Event, Time};
 use serde::Deserialize;
 
 use super::Shared;
+use super::error::Failure;
 
 /// How long a follower's question is held.
 const WAIT: Duration = Duration::from_secs(10);
@@ -22,15 +23,21 @@ pub(super) struct Wanted {
     wait: bool,
 }
 
-pub(super) async fn list(State(shared): State<Arc<Shared>>, Query(wanted): Query<Wanted>) -> Json<Vec<EventView>> {
+pub(super) async fn list(
+    State(shared): State<Arc<Shared>>,
+    Query(wanted): Query<Wanted>,
+) -> Result<Json<Vec<EventView>>, Failure> {
     if wanted.wait {
         let mut watch = shared.driver.watch();
-        let newer = watch.wait_for(|core| core.state().meta().next_event > wanted.first);
+        let newer = watch.wait_for(|committed| committed.next_event > wanted.first);
         // After a while the answer is empty, and the follower asks again.
         let _ = tokio::time::timeout(WAIT, newer).await;
     }
-    let core = shared.driver.committed();
-    Json(core.state().events().range(wanted.first..).map(|(_, event)| view(event)).collect())
+    let events: Vec<Arc<Event>> = shared
+        .driver
+        .read(|core| core.state().events().range(wanted.first..).map(|(_, one)| Arc::clone(one)).collect())
+        .await?;
+    Ok(Json(events.iter().map(|event| view(event)).collect()))
 }
 
 fn view(event: &Event) -> EventView {

@@ -1,34 +1,55 @@
-//! Hosts: their reports, and the list of them.
+//! Hosts: their reports, the list of them, and what people decide about them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::{Path, Query, State};
+use axum::http::HeaderMap;
 use mayfly_api::{ApiError, ErrorCode, HostView, ReportAnswer};
-use mayfly_fabric::{Input, goal};
-use mayfly_model::{HostReport, Incarnation};
+use mayfly_fabric::{Command, Input, State as Records, goal};
+use mayfly_model::{Host, HostName, HostReport, Incarnation};
 use serde::Deserialize;
 
 use super::Shared;
-use super::error::Failure;
+use super::error::{Failure, invalid};
 
 /// How long a host's question for news is held.
 const WAIT: Duration = Duration::from_secs(10);
 
-pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Json<Vec<HostView>> {
-    let core = shared.driver.committed();
-    let state = core.state();
-    let view = |host: &mayfly_model::Host| HostView {
+pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Result<Json<Vec<HostView>>, Failure> {
+    let views = shared.driver.read(|core| core.state().hosts().values().map(|host| view(core.state(), host)).collect());
+    Ok(Json(views.await?))
+}
+
+fn view(state: &Records, host: &Host) -> HostView {
+    HostView {
         name: host.name.to_string(),
-        state: host.condition.name().to_owned(),
+        state: host.state().to_owned(),
         fault_domain: host.fault_domain.clone(),
         address: host.address,
         capacity: host.capacity,
         used: state.used_on(&host.name),
         instances: state.instances_on(&host.name).count(),
+        labels: host.labels.clone(),
+        features: host.features.clone(),
+    }
+}
+
+pub(super) async fn act(
+    State(shared): State<Arc<Shared>>,
+    Path((name, verb)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Result<(), Failure> {
+    let host = HostName::new(name)?;
+    let command = match verb.as_str() {
+        "drain" => Command::Drain { host, reboot: false },
+        "reboot" => Command::Drain { host, reboot: true },
+        "undrain" => Command::Undrain(host),
+        "forget" => Command::ForgetHost(host),
+        other => return Err(invalid(format!("`{other}` is none of drain, undrain, reboot and forget"))),
     };
-    Json(state.hosts().values().map(view).collect())
+    shared.command(&headers, command).await
 }
 
 pub(super) async fn report(
@@ -39,9 +60,10 @@ pub(super) async fn report(
     let (host, applied) = (report.host.clone(), report.applied);
     let outcome = shared.driver.submit(Input::Report(report)).await?;
     let grant = outcome.grant.ok_or_else(|| ApiError::new(ErrorCode::Internal, "a report without a grant"))?;
-    // The commit comes before the answer, so this is the state of the grant or a later one.
-    let core = shared.driver.committed();
-    let goal = (core.state().meta().revision != applied).then(|| goal::goal_state(&core, &host));
+    // What is read now is the state of the grant or a later one.
+    let news =
+        |core: &mayfly_fabric::Core| (core.state().meta().revision != applied).then(|| goal::goal_state(core, &host));
+    let goal = shared.driver.read(news).await?;
     Ok(Json(ReportAnswer { grant, goal }))
 }
 
@@ -53,7 +75,7 @@ pub(super) struct Waiting {
 /// Answers when there is a newer goal state, or after a while.
 pub(super) async fn wait(State(shared): State<Arc<Shared>>, Query(waiting): Query<Waiting>) {
     let mut watch = shared.driver.watch();
-    let newer = watch.wait_for(|core| core.state().meta().revision != Incarnation(waiting.have));
+    let newer = watch.wait_for(|committed| committed.revision != Incarnation(waiting.have));
     // Either way the host asks again.
     let _ = tokio::time::timeout(WAIT, newer).await;
 }

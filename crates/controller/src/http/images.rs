@@ -17,8 +17,9 @@ use super::{Shared, events};
 /// Most chunks in one question for missing ones.
 const QUESTION_MAX: usize = 16_384;
 
-pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Json<Vec<ImageView>> {
-    Json(shared.driver.committed().state().images().values().map(view).collect())
+pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Result<Json<Vec<ImageView>>, Failure> {
+    let views = shared.driver.read(|core| core.state().images().values().map(|image| view(image)).collect()).await?;
+    Ok(Json(views))
 }
 
 fn view(image: &Image) -> ImageView {
@@ -77,16 +78,20 @@ async fn commit_image(shared: &Shared, name: ImageName, manifest: &Manifest) -> 
         created: now(),
     };
     let _turn = shared.images.turn.lock().await;
-    let before = shared.driver.committed();
+    let known = named(shared, &image.name).await?;
     // A push that never heard that it was done asks again.
-    if let Some(done) = before.state().images().get(&image.name).filter(|done| done.digest == image.digest) {
-        return Ok(Json(view(done)));
+    if let Some(done) = known.filter(|done| done.digest == image.digest) {
+        return Ok(Json(view(&done)));
     }
     shared.images.put_manifest(manifest).await?;
     // A refusal leaves a manifest that no record names; the sweep finds it.
     shared.driver.submit(Input::Command(Command::CommitImage(image.clone()))).await?;
     shared.images.committed(manifest);
     Ok(Json(view(&image)))
+}
+
+async fn named(shared: &Shared, name: &ImageName) -> Result<Option<Arc<Image>>, Failure> {
+    Ok(shared.driver.read(|core| core.state().images().get(name).cloned()).await?)
 }
 
 fn broken(error: tokio::task::JoinError) -> Failure {
@@ -104,11 +109,10 @@ pub(super) async fn delete(State(shared): State<Arc<Shared>>, Path(name): Path<S
 
 async fn delete_image(shared: &Shared, name: ImageName) -> Result<(), Failure> {
     let _turn = shared.images.turn.lock().await;
-    let before = shared.driver.committed();
+    let before = named(shared, &name).await?;
     shared.driver.submit(Input::Command(Command::DeleteImage(name.clone()))).await?;
-    let Some(image) = before.state().images().get(&name) else { return Ok(()) };
-    let after = shared.driver.committed();
-    let others: Vec<Digest> = after.state().images().values().map(|other| other.digest.clone()).collect();
+    let Some(image) = before else { return Ok(()) };
+    let others = shared.image_digests().await?;
     if !others.contains(&image.digest) {
         shared.images.delete(&image.digest, &others).await;
     }
@@ -121,23 +125,21 @@ pub(super) async fn manifest_by_name(
     Path(name): Path<String>,
 ) -> Result<Bytes, Failure> {
     let name = ImageName::new(name)?;
-    let core = shared.driver.committed();
-    let image = core.state().images().get(&name);
+    let image = named(&shared, &name).await?;
     let image = image.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("there is no image `{name}`")))?;
     Ok(shared.images.manifest_text(&image.digest).await?)
 }
 
 /// The manifest of an image, for a host.
 pub(super) async fn manifest(State(shared): State<Arc<Shared>>, Path(digest): Path<String>) -> Result<Bytes, Failure> {
-    let digest = committed(&shared, digest)?;
+    let digest = committed(&shared, digest).await?;
     Ok(shared.images.manifest_text(&digest).await?)
 }
 
 /// A digest that a record names: an upload that was not committed is nobody's image.
-fn committed(shared: &Shared, digest: String) -> Result<Digest, Failure> {
+async fn committed(shared: &Shared, digest: String) -> Result<Digest, Failure> {
     let digest = Digest::new(digest).map_err(invalid)?;
-    let core = shared.driver.committed();
-    if core.state().images().values().any(|image| image.digest == digest) {
+    if shared.driver.read(|core| core.state().images().values().any(|image| image.digest == digest)).await? {
         return Ok(digest);
     }
     Err(ApiError::new(ErrorCode::NotFound, format!("there is no image {digest}")).into())
@@ -154,12 +156,12 @@ pub(super) async fn holders(
     Path(digest): Path<String>,
     Query(holder): Query<Holder>,
 ) -> Result<Json<Vec<Ipv4Addr>>, Failure> {
-    let digest = committed(&shared, digest)?;
+    let digest = committed(&shared, digest).await?;
     Ok(Json(shared.holders.announce(digest, holder.address)))
 }
 
 pub(super) async fn order(State(shared): State<Arc<Shared>>, Path(digest): Path<String>) -> Result<Bytes, Failure> {
-    let digest = committed(&shared, digest)?;
+    let digest = committed(&shared, digest).await?;
     Ok(shared.images.order(&digest).await?)
 }
 
@@ -168,6 +170,6 @@ pub(super) async fn put_order(
     Path(digest): Path<String>,
     body: Bytes,
 ) -> Result<(), Failure> {
-    let digest = committed(&shared, digest)?;
+    let digest = committed(&shared, digest).await?;
     Ok(shared.images.put_order(&digest, body).await?)
 }

@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
+use axum::http::HeaderMap;
 use mayfly_api::{ApiError, ErrorCode, InstanceView};
-use mayfly_fabric::{Command, Input, State as Records};
-use mayfly_model::{HostCondition, Instance, InstanceKey, InstanceState, ServiceName, VmPhase};
+use mayfly_fabric::{Command, Core, State as Records, explain};
+use mayfly_model::{
+    DeploymentKey, HostCondition, Instance, InstanceKey, InstanceState, InstanceStatus, ServiceName, Slot, VmPhase,
+};
 use serde::Deserialize;
 
 use super::Shared;
@@ -21,20 +24,28 @@ pub(super) async fn list(
     State(shared): State<Arc<Shared>>,
     Query(filter): Query<Filter>,
 ) -> Result<Json<Vec<InstanceView>>, Failure> {
-    let core = shared.driver.committed();
     let service = filter.service.map(ServiceName::new).transpose()?;
-    if let Some(name) = &service
-        && !core.state().services().contains_key(name)
-    {
-        return Err(ApiError::new(ErrorCode::NotFound, format!("there is no service `{name}`")).into());
-    }
-    let wanted = |instance: &&Instance| service.as_ref().is_none_or(|name| instance.key.deployment.service == *name);
-    Ok(Json(core.state().instances().values().filter(wanted).map(|one| view(&shared, core.state(), one)).collect()))
+    let all = |core: &Core| {
+        let state = core.state();
+        match &service {
+            None => Some(state.instances().values().map(|one| view(&shared, state, one)).collect()),
+            Some(name) => {
+                state.services().get(name)?;
+                let keys = [Slot::Production, Slot::Staging].map(|slot| DeploymentKey { service: name.clone(), slot });
+                let instances = keys.iter().flat_map(|key| state.instances_of(key));
+                Some(instances.map(|one| view(&shared, state, one)).collect())
+            }
+        }
+    };
+    let views = shared.driver.read(all).await?;
+    let missing = || format!("there is no service `{}`", service.as_ref().map_or("", |name| name.as_str()));
+    Ok(Json(views.ok_or_else(|| ApiError::new(ErrorCode::NotFound, missing()))?))
 }
 
 pub(super) async fn act(
     State(shared): State<Arc<Shared>>,
     Path((service, slot, name, verb)): Path<(String, String, String, String)>,
+    headers: HeaderMap,
 ) -> Result<(), Failure> {
     let key: InstanceKey = format!("{service}@{slot}/{name}").parse()?;
     let command = match verb.as_str() {
@@ -42,27 +53,40 @@ pub(super) async fn act(
         "reimage" => Command::Reimage(key),
         other => return Err(invalid(format!("`{other}` is neither `reboot` nor `reimage`"))),
     };
-    shared.driver.submit(Input::Command(command)).await?;
-    Ok(())
+    shared.command(&headers, command).await
+}
+
+/// Why an instance is where it is, or waits.
+pub(super) async fn explain(
+    State(shared): State<Arc<Shared>>,
+    Path((service, slot, name)): Path<(String, String, String)>,
+) -> Result<Json<Vec<String>>, Failure> {
+    let key: InstanceKey = format!("{service}@{slot}/{name}").parse()?;
+    let now = shared.driver.now();
+    let lines = shared.driver.read(|core| explain::instance(core, &key, now)).await?;
+    let missing = || ApiError::new(ErrorCode::NotFound, format!("there is no instance `{key}`"));
+    Ok(Json(lines.ok_or_else(missing)?))
 }
 
 fn view(shared: &Shared, state: &Records, instance: &Instance) -> InstanceView {
     let vm = instance.vm();
     let host = vm.and_then(|vm| state.hosts().get(&vm.host));
-    let (mut name, mut detail) = (instance.state.name(), instance.state.detail().map(str::to_owned));
+    let (mut status, mut detail) = (instance.state.status(), instance.state.detail().map(str::to_owned));
     if let Some(host) = host.filter(|host| host.condition != HostCondition::Up) {
         // Nobody knows how the instance is doing; what was known last would be misleading.
-        (name, detail) = ("RoleStateUnknown", Some(format!("{} is {}", host.name, host.condition.name())));
+        (status, detail) =
+            (InstanceStatus::RoleStateUnknown, Some(format!("{} is {}", host.name, host.condition.name())));
     }
     let usage = vm.and_then(|vm| shared.usage.of(&vm.host, vm.id));
-    let size = state.size_of(&instance.key);
+    let size = vm.map(|vm| vm.size);
     let rebooting = matches!(&instance.state, InstanceState::Placed { phase: VmPhase::Restarting, .. });
     InstanceView {
         service: instance.key.deployment.service.to_string(),
         slot: instance.key.deployment.slot,
         role: instance.key.role.to_string(),
         name: instance.key.name(),
-        state: name.to_owned(),
+        state: status.to_string(),
+        version: instance.version,
         detail,
         host: vm.map(|vm| vm.host.to_string()),
         fault_domain: host.map(|host| host.fault_domain.clone()),

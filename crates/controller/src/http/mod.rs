@@ -1,24 +1,31 @@
 //! The API server: one file a noun, short handlers, no decisions.
 
 mod auth;
+mod breaker;
 mod deployments;
 mod error;
 mod events;
 mod hosts;
 mod images;
 mod instances;
+mod plan;
 mod services;
 
 use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
+use axum::http::HeaderMap;
 use axum::routing::{get, post, put};
 use axum::{Router, middleware};
+use mayfly_api::{PlanView, REQUEST_HEADER};
+use mayfly_fabric::{Command, Input};
+use mayfly_model::Digest;
 use mayfly_model::limits::SOURCE_BYTES_MAX;
 use mayfly_model::manifest::MANIFEST_BYTES_MAX;
 
+use self::error::Failure;
 use crate::config::ControllerConfig;
-use crate::driver::Driver;
+use crate::driver::{Driver, DriverError};
 use crate::images::{Holders, ImageStore};
 use crate::usage::Usage;
 
@@ -36,6 +43,34 @@ pub struct Shared {
     pub config: ControllerConfig,
 }
 
+impl Shared {
+    /// Carries out a user's command: once, however often the client sends it, if it has given it a name.
+    async fn command(&self, headers: &HeaderMap, command: Command) -> Result<(), Failure> {
+        let id = headers.get(REQUEST_HEADER).and_then(|value| value.to_str().ok());
+        let input = match id {
+            Some(id)
+                if id.is_empty() || id.len() > 64 || !id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') =>
+            {
+                return Err(error::invalid(format!("{REQUEST_HEADER} is 1 to 64 letters, digits and hyphens")));
+            }
+            Some(id) => Input::Request(id.to_owned(), command),
+            None => Input::Command(command),
+        };
+        Ok(self.driver.submit(input).await.map(drop)?)
+    }
+
+    /// What a command would do.
+    async fn plan(&self, command: Command) -> Result<PlanView, Failure> {
+        let outcome = self.driver.submit(Input::Plan(command)).await?;
+        Ok(self.driver.read(|core| plan::view(core, &outcome.changes)).await?)
+    }
+
+    /// The digests of all images.
+    pub async fn image_digests(&self) -> Result<Vec<Digest>, DriverError> {
+        self.driver.read(|core| core.state().images().values().map(|image| image.digest.clone()).collect()).await
+    }
+}
+
 /// All routes.
 pub fn router(shared: Arc<Shared>) -> Router {
     let manifest = DefaultBodyLimit::max(MANIFEST_BYTES_MAX as usize);
@@ -47,11 +82,23 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/chunks/{digest}", put(images::put_chunk).get(images::chunk))
         .route("/v1/services", get(services::list))
         .route("/v1/services/{name}", get(services::show).post(services::create).delete(services::delete))
-        .route("/v1/services/{name}/deployments/{slot}", post(deployments::deploy))
+        .route("/v1/services/{name}/swap", post(deployments::swap))
+        .route("/v1/services/{name}/deployments/{slot}", post(deployments::deploy).delete(deployments::delete))
         .route("/v1/services/{name}/deployments/{slot}/scale", post(deployments::scale))
+        .route("/v1/services/{name}/deployments/{slot}/upgrade", post(deployments::upgrade))
+        .route("/v1/services/{name}/deployments/{slot}/walk", post(deployments::walk))
+        .route("/v1/services/{name}/deployments/{slot}/rollback", post(deployments::rollback))
+        .route("/v1/services/{name}/deployments/{slot}/suspend", post(deployments::suspend))
+        .route("/v1/services/{name}/deployments/{slot}/start", post(deployments::start))
+        .route("/v1/services/{name}/deployments/{slot}/metrics/{role}/{metric}", put(deployments::metric))
         .route("/v1/instances", get(instances::list))
+        .route("/v1/instances/{service}/{slot}/{name}/explain", get(instances::explain))
         .route("/v1/instances/{service}/{slot}/{name}/{verb}", post(instances::act))
         .route("/v1/hosts", get(hosts::list))
+        .route("/v1/hosts/{name}/{verb}", post(hosts::act))
+        .route("/v1/breaker", get(breaker::show))
+        .route("/v1/breaker/{scope}/reset", post(breaker::reset))
+        .route("/v1/usage", get(breaker::usage))
         .route("/v1/events", get(events::list))
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), auth::users));
     let hosts = Router::new()

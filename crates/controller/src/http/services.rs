@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use mayfly_api::{ApiError, DeploymentView, EndpointView, ErrorCode, RoleView, ServiceView};
-use mayfly_fabric::{Command, Input, State as Records};
-use mayfly_model::{Deployment, Endpoint, RoleConfiguration, Service, ServiceName};
+use axum::http::HeaderMap;
+use mayfly_api::{ApiError, DeploymentView, EndpointView, ErrorCode, RoleView, ServiceView, UpdateView};
+use mayfly_fabric::{Command, Core, State as Records};
+use mayfly_model::{Deployment, DeploymentKey, Endpoint, RoleConfiguration, Service, ServiceName, Slot, Upgrade};
 
 use super::error::Failure;
 use super::{Shared, events};
 
-pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Json<Vec<ServiceView>> {
-    let core = shared.driver.committed();
-    Json(core.state().services().values().map(|service| view(&shared, core.state(), service)).collect())
+pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Result<Json<Vec<ServiceView>>, Failure> {
+    let all = |core: &Core| core.state().services().values().map(|one| view(&shared, core.state(), one)).collect();
+    Ok(Json(shared.driver.read(all).await?))
 }
 
 pub(super) async fn show(
@@ -21,26 +22,31 @@ pub(super) async fn show(
     Path(name): Path<String>,
 ) -> Result<Json<ServiceView>, Failure> {
     let name = ServiceName::new(name)?;
-    let core = shared.driver.committed();
-    let service = core.state().services().get(&name);
+    let one = |core: &Core| core.state().services().get(&name).map(|one| view(&shared, core.state(), one));
+    let service = shared.driver.read(one).await?;
     let service = service.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("there is no service `{name}`")))?;
-    Ok(Json(view(&shared, core.state(), service)))
+    Ok(Json(service))
 }
 
-pub(super) async fn create(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Result<(), Failure> {
-    let command = Command::CreateService(ServiceName::new(name)?);
-    shared.driver.submit(Input::Command(command)).await?;
-    Ok(())
+pub(super) async fn create(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<(), Failure> {
+    shared.command(&headers, Command::CreateService(ServiceName::new(name)?)).await
 }
 
-pub(super) async fn delete(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Result<(), Failure> {
-    let command = Command::DeleteService(ServiceName::new(name)?);
-    shared.driver.submit(Input::Command(command)).await?;
-    Ok(())
+pub(super) async fn delete(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<(), Failure> {
+    shared.command(&headers, Command::DeleteService(ServiceName::new(name)?)).await
 }
 
 fn view(shared: &Shared, state: &Records, service: &Service) -> ServiceView {
-    let deployments = state.deployments().values().filter(|one| one.key.service == service.name);
+    let slots = [Slot::Production, Slot::Staging].map(|slot| DeploymentKey { service: service.name.clone(), slot });
+    let deployments = slots.iter().filter_map(|key| state.deployments().get(key));
     ServiceView {
         name: service.name.to_string(),
         dns_name: format!("{}.{}", service.name, shared.config.fabric.zone),
@@ -51,18 +57,35 @@ fn view(shared: &Shared, state: &Records, service: &Service) -> ServiceView {
 }
 
 fn deployment_view(state: &Records, deployment: &Deployment) -> DeploymentView {
-    let roles = deployment.configuration.roles.iter().map(|role| role_view(state, deployment, role));
+    let roles = deployment.version.configuration.roles.iter().map(|role| role_view(state, deployment, role));
     DeploymentView {
         slot: deployment.key.slot,
         id: deployment.id.clone(),
-        state: if deployment.deleting { "Deleting" } else { "Running" }.to_owned(),
+        state: deployment.status.name().to_owned(),
+        version: deployment.number,
+        update: deployment.upgrade.as_ref().map(|upgrade| update_view(state, deployment, upgrade)),
         vip: deployment.vip,
         roles: roles.collect(),
     }
 }
 
+fn update_view(state: &Records, deployment: &Deployment, upgrade: &Upgrade) -> UpdateView {
+    let members = state.instances_of(&deployment.key).filter(|one| !one.is_leaving());
+    let (mut done, mut left) = (0, 0);
+    members.for_each(|one| if one.version == deployment.number { done += 1 } else { left += 1 });
+    UpdateView {
+        mode: upgrade.mode,
+        rollback: upgrade.rollback,
+        walking: upgrade.walking.map(|(domain, _)| domain),
+        walked: upgrade.walked.iter().copied().collect(),
+        updated: done,
+        left,
+        stuck: upgrade.stuck.clone(),
+    }
+}
+
 fn role_view(state: &Records, deployment: &Deployment, role: &RoleConfiguration) -> RoleView {
-    let defined = deployment.definition.role(&role.name);
+    let defined = deployment.version.definition.role(&role.name);
     let endpoints = defined.into_iter().flat_map(|defined| &defined.endpoints).filter_map(|endpoint| match endpoint {
         Endpoint::Input { name, protocol, port, local_port, .. } => {
             let (name, protocol) = (name.clone(), protocol.to_string());
@@ -74,7 +97,7 @@ fn role_view(state: &Records, deployment: &Deployment, role: &RoleConfiguration)
         name: role.name.to_string(),
         size: defined.map_or_else(String::new, |defined| defined.size.to_string()),
         image: role.image.as_ref().map(ToString::to_string),
-        wanted: if deployment.deleting { 0 } else { role.instances },
+        wanted: if deployment.is_deleting() { 0 } else { role.instances },
         ready: state.members(&deployment.key, &role.name).filter(|one| one.is_ready()).count() as u32,
         endpoints: endpoints.collect(),
     }

@@ -222,7 +222,10 @@ fn a_pattern_of_lost_hosts_stops_healing() {
     // Five of twelve may be lost within ten minutes, the sixth may not.
     for _ in 0..5 {
         assert!(fabric.core.state().breaker().trips.is_empty());
-        let idle = fabric.acknowledged.keys().find(|host| !fabric.dead.contains(host) && !fabric.hosts_of("web").contains(&host.to_string()));
+        let idle = fabric
+            .acknowledged
+            .keys()
+            .find(|host| !fabric.dead.contains(host) && !fabric.hosts_of("web").contains(&host.to_string()));
         fabric.dead.push(idle.unwrap().clone());
         fabric.run(6000);
     }
@@ -246,7 +249,10 @@ fn a_plan_changes_nothing_and_a_repeated_request_is_carried_out_once() {
     let plan = Input::Plan(Command::Scale { key: production("shop"), counts });
     let outcome = fabric.core.step(fabric.now, 1, plan).unwrap();
     assert!(*fabric.core.state() == before);
-    let placed = outcome.changes.iter().filter(|change| matches!(change, Change::Put(Record::Instance(one)) if one.vm().is_some()));
+    let placed = outcome
+        .changes
+        .iter()
+        .filter(|change| matches!(change, Change::Put(Record::Instance(one)) if one.vm().is_some()));
     assert_eq!(placed.count(), 2);
     for _ in 0..3 {
         let reboot = Command::Reboot(name("shop/web_IN_0"));
@@ -306,6 +312,7 @@ fn the_ledger_is_the_history() {
     let ended = fabric.core.state().usage().values().map(|usage| usage.millis[&VmSize::ExtraSmall]).sum::<u64>();
     let lived = fabric.now.since(placed);
     assert!(ended > 12_000 && ended < lived, "{ended} of {lived}");
-    let total: u64 = crate::meter::ledger(fabric.core.state(), fabric.now).values().map(|one| one[&VmSize::ExtraSmall]).sum();
+    let total: u64 =
+        crate::meter::ledger(fabric.core.state(), fabric.now).values().map(|one| one[&VmSize::ExtraSmall]).sum();
     assert_eq!(total, ended + 3 * lived);
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   prepare ──▶ start or adopt ──▶ watch ──┬─ guest ended: again, after a pause that grows
+//!      ▲                                   ├─ suspended: stop in good order, wait
 //!      ▲ fails: again, after a pause       ├─ reboot wanted: stop in good order, start
 //!      │                                   ├─ no lease: stop at once, wait for one
 //!      └───────────────────────────────────┴─ not wanted: stop, throw everything away, end
@@ -22,6 +23,7 @@ use super::{Desired, prepare};
 use crate::agent::Agent;
 use crate::config::DiskFull;
 use crate::ledger::VmNote;
+use crate::processor::Processor;
 use crate::servers::domain;
 use crate::status::{Stage, VmStatus};
 
@@ -45,6 +47,8 @@ enum Ended {
     Exit(String),
     /// A reboot is wanted.
     Reboot,
+    /// No guest is wanted for now.
+    Off,
     /// The host may not serve.
     Fenced,
     /// The VM is not wanted any more.
@@ -82,6 +86,9 @@ impl Runner {
             self.wait(Duration::from_secs(3600)).await;
             return true;
         }
+        if !self.goal.on {
+            return self.stay_off().await;
+        }
         let machine = match self.start().await {
             Ok(machine) => machine,
             Err(error) => {
@@ -110,6 +117,10 @@ impl Runner {
                 self.update(|status| status.reboots = wanted);
                 self.note();
             }
+            Ended::Off => {
+                self.set(Stage::Stopped("its deployment is suspended".to_owned()));
+                machine.stop(GRACE).await;
+            }
             Ended::Fenced => {
                 self.set(Stage::Stopped("its host has no lease".to_owned()));
                 machine.stop(Duration::ZERO).await;
@@ -120,6 +131,17 @@ impl Runner {
                 return false;
             }
         }
+        true
+    }
+
+    /// Sees that there is no guest, and waits until something else is wanted. Returns whether the VM still is.
+    async fn stay_off(&mut self) -> bool {
+        self.stop_leftover().await;
+        let wanted = self.goal.reboots;
+        self.update_quietly(|status| status.reboots = wanted);
+        self.set(Stage::Off);
+        self.note();
+        self.wait(Duration::from_secs(3600)).await;
         true
     }
 
@@ -191,6 +213,7 @@ impl Runner {
     /// Watches a running guest until something has to be done.
     async fn watch(&mut self, mut machine: Machine) -> (Ended, Machine) {
         let mut measure = tokio::time::interval(MEASURE);
+        let mut processor = Processor::of(machine.pid());
         let mut resume_at = None;
         let mut noted_ready = false;
         loop {
@@ -199,6 +222,9 @@ impl Runner {
             }
             if !*self.serving.borrow_and_update() {
                 return (Ended::Fenced, machine);
+            }
+            if !self.goal.on {
+                return (Ended::Off, machine);
             }
             if self.update_quietly(|status| status.reboots).is_some_and(|done| self.goal.reboots > done) {
                 return (Ended::Reboot, machine);
@@ -229,6 +255,8 @@ impl Runner {
                 }
                 _ = measure.tick() => {
                     limit_log(&self.spec().serial_log());
+                    let used = processor.used_lately();
+                    self.update_quietly(|status| status.cpu_milli = used);
                     let ready = self.update_quietly(|status| status.says_ready());
                     if ready != Some(noted_ready) {
                         noted_ready = ready == Some(true);
