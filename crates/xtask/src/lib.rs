@@ -2,6 +2,7 @@
 //! benchmarks and the fuzz targets.
 
 pub mod bench;
+pub mod etcd;
 pub mod fabric;
 pub mod fuzz;
 pub mod image;

@@ -20,6 +20,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("/usr/sbin/sfdisk", "fdisk"),
     ("/usr/bin/cpio", "cpio"),
     ("/usr/bin/vhdiinfo", "libvhdi-utils"),
+    ("/usr/bin/etcd", "etcd-server"),
     ("/usr/bin/gcc", "gcc"),
     ("/usr/lib/x86_64-linux-gnu/libc.a", "libc6-dev"),
 ];

@@ -37,6 +37,11 @@ impl Leadership {
     pub fn holds(&self) -> bool {
         Instant::now() < *self.until.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Leads no longer from now on. Others can lead when the lease has run out.
+    pub fn give_up(&self) {
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
 }
 
 impl Election {
@@ -98,7 +103,11 @@ impl Election {
                 let answer =
                     self.gateway.call_within("/v3/lease/keepalive", &json!({ "ID": lease.to_string() }), RENEW);
                 if answer.is_ok_and(|answer| number(&answer["result"]["TTL"]) > 0) {
-                    *shared.until.lock().unwrap_or_else(PoisonError::into_inner) = sent + TTL - MARGIN;
+                    let mut until = shared.until.lock().unwrap_or_else(PoisonError::into_inner);
+                    // One that has given up meanwhile does not come back.
+                    if Instant::now() < *until {
+                        *until = sent + TTL - MARGIN;
+                    }
                 }
                 std::thread::sleep(RENEW);
             }

@@ -1,5 +1,8 @@
 //! One suite that every store has to pass, and a crash test of the one that keeps files.
 
+mod etcd;
+mod torn;
+
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
