@@ -299,7 +299,8 @@ impl Client {
         if reads { request } else { request.header(REQUEST_HEADER, format!("{:032x}", rand::random::<u128>())) }
     }
 
-    fn url(&self) -> &str {
+    /// The controller that is asked at present.
+    pub fn url(&self) -> &str {
         let current = self.current.load(Ordering::Relaxed);
         self.urls.get(current).or(self.urls.first()).map_or("", String::as_str)
     }

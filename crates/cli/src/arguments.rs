@@ -58,6 +58,15 @@ impl From<Mode> for UpgradeMode {
     }
 }
 
+/// Where controllers keep their records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StoreKind {
+    /// A file beside the one controller
+    Embedded,
+    /// Three members of etcd, which several controllers can share
+    Etcd,
+}
+
 fn default_state() -> PathBuf {
     if nix::unistd::geteuid().is_root() {
         return PathBuf::from("/var/lib/mayfly/dev");
@@ -107,6 +116,12 @@ pub enum DevCommand {
         /// Memory that each host offers to instances, in MiB [default: a quarter of this machine's]
         #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(768..=67_108_864))]
         host_memory: Option<u64>,
+        /// Controllers, of which one leads and the others stand by [default: 1]
+        #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=3))]
+        controllers: Option<u8>,
+        /// Where the controllers keep their records [default: embedded with one controller, etcd with several]
+        #[arg(long, value_name = "STORE")]
+        store: Option<StoreKind>,
     },
     /// Stop the dev fabric and remove all processes, namespaces and devices of it; also after a crash
     Down {
@@ -114,14 +129,14 @@ pub enum DevCommand {
         #[arg(long)]
         purge: bool,
     },
-    /// Pull the plug of a host: everything in it dies at once (or kill the controller)
+    /// Pull the plug of a host: everything in it dies at once (or kill a controller)
     Kill {
-        /// host-1, host-2, host-3 or controller
+        /// host-1, host-2, host-3 or controller (controller-1, … where there are several)
         name: String,
     },
-    /// Start a host (or the controller) that was killed
+    /// Start a host (or a controller) that was killed
     Start {
-        /// host-1, host-2, host-3 or controller
+        /// host-1, host-2, host-3 or controller (controller-1, … where there are several)
         name: String,
     },
     /// Show what runs, and where
@@ -450,6 +465,8 @@ pub enum InternalCommand {
     Controller { config: PathBuf },
     /// Keeps the dev fabric's controller running
     ControllerSupervisor { folder: PathBuf },
+    /// Keeps the dev fabric's etcd running
+    EtcdSupervisor { folder: PathBuf },
     /// Makes a dev host's namespaces and its first process
     HostBoot { folder: PathBuf },
     /// The first process of a dev host

@@ -17,6 +17,7 @@ pub fn run(command: InternalCommand) -> anyhow::Result<()> {
     match command {
         InternalCommand::Controller { config } => runtime()?.block_on(mayfly_controller::run(read(&config)?)),
         InternalCommand::ControllerSupervisor { folder } => dev::supervise_controller(&folder),
+        InternalCommand::EtcdSupervisor { folder } => dev::supervise_etcd(&folder),
         InternalCommand::HostBoot { folder } => dev::boot_host(&folder),
         InternalCommand::HostInit { folder } => dev::init_host(&folder),
         InternalCommand::HostAgent { config, boot_id } => {

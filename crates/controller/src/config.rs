@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use mayfly_fabric::address::AddressRange;
 use mayfly_fabric::{Config, HealingPolicy, Overcommit};
 use mayfly_model::LeaseTimings;
+use mayfly_store::EtcdConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::images::ObjectStoreConfig;
@@ -21,11 +22,28 @@ pub struct ControllerConfig {
     pub user_token: String,
     /// What hosts show.
     pub host_token: String,
+    /// Where the records are kept.
+    #[serde(default)]
+    pub store: StoreConfig,
+    /// By what other controllers and people know this one: its address for users.
+    #[serde(default)]
+    pub name: String,
     /// Where images are kept; a folder beside the records unless this says otherwise.
     #[serde(default)]
     pub images: Option<ObjectStoreConfig>,
     /// The fabric's own settings.
     pub fabric: FabricConfig,
+}
+
+/// Where the records are kept.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreConfig {
+    /// In a file in the controller's folder. There is one controller.
+    #[default]
+    Embedded,
+    /// In etcd. There may be several controllers, of which one leads.
+    Etcd(EtcdConfig),
 }
 
 /// The fabric's own settings.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use mayfly_fabric::{Change, Config, Core, Input, Outcome, Record, Rejected};
 use mayfly_model::{Incarnation, Time};
-use mayfly_store::{Store, StoreError, Write};
+use mayfly_store::{Leadership, Store, StoreError, Write};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Between two ticks of the core.
@@ -45,9 +45,19 @@ pub struct Committed {
 }
 
 struct Shared {
+    /// Where several controllers share the store, whether this one leads.
+    leadership: Option<Leadership>,
     core: RwLock<Core>,
     /// Transactions that the core is ahead by, or the store has.
     decided: AtomicU64,
+}
+
+impl Shared {
+    /// Whether what this controller says counts. One that another has followed must neither grant leases to hosts nor
+    /// tell what may be long past.
+    fn leads(&self) -> bool {
+        self.leadership.as_ref().is_none_or(Leadership::holds)
+    }
 }
 
 /// A handle on the driver.
@@ -64,11 +74,11 @@ impl Driver {
     ///
     /// # Errors
     /// When the records cannot be loaded, or another controller has the store.
-    pub fn start(mut store: Box<dyn Store>, config: &Config) -> anyhow::Result<Driver> {
+    pub fn start(mut store: Box<dyn Store>, config: &Config, leadership: Option<Leadership>) -> anyhow::Result<Driver> {
         let clock = Clock::start();
         let core = start_core(store.as_mut(), config, clock)?;
         let (publish, committed) = watch::channel(progress(&core, 0));
-        let shared = Arc::new(Shared { core: RwLock::new(core), decided: AtomicU64::new(0) });
+        let shared = Arc::new(Shared { leadership, core: RwLock::new(core), decided: AtomicU64::new(0) });
         let (inputs, queue) = mpsc::channel(BATCH * 4);
         let mut thread = Thread { shared: Arc::clone(&shared), store, clock, publish };
         std::thread::Builder::new()
@@ -102,7 +112,7 @@ impl Driver {
         };
         let mut committed = self.committed.clone();
         committed.wait_for(|committed| committed.count >= decided).await.map_err(|_| DriverError::Stopped)?;
-        Ok(seen)
+        if self.shared.leads() { Ok(seen) } else { Err(DriverError::Stopped) }
     }
 
     /// Tells of every commit.
@@ -201,9 +211,10 @@ impl Thread {
                 Err(error) => Thread::give_up(answers, error),
             }
         }
+        let leads = self.shared.leads();
         for (reply, result) in answers {
             // Whoever asked may have gone; what was decided stands.
-            let _ = reply.send(result);
+            let _ = reply.send(if leads { result } else { Err(DriverError::Stopped) });
         }
     }
 

@@ -3,11 +3,12 @@
 
 mod config;
 mod driver;
+mod gate;
 mod http;
 mod images;
 mod usage;
 
-pub use config::{ControllerConfig, FabricConfig};
+pub use config::{ControllerConfig, FabricConfig, StoreConfig};
 pub use images::ObjectStoreConfig;
 
 use std::future::IntoFuture;
@@ -15,7 +16,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use mayfly_store::EmbeddedStore;
+use driver::Driver;
+use gate::Gate;
+use mayfly_store::{Election, EmbeddedStore, EtcdStore, Leadership};
 use tokio::net::TcpListener;
 
 /// Runs the controller until the process is told to end.
@@ -35,20 +38,67 @@ pub async fn run(config: ControllerConfig) -> anyhow::Result<()> {
         })?;
         listeners.push(listener);
     }
-    let store = EmbeddedStore::open(&folder.join("records.redb"))?;
-    let images = images::ImageStore::open(&folder.join("images"), config.images.as_ref())?;
-    let driver = driver::Driver::start(Box::new(store), &config.fabric.to_core())?;
+    let gate = Gate::closed();
+    let router = gate.router();
+    let servers = listeners
+        .into_iter()
+        .map(|listener| axum::serve(listener, router.clone()).with_graceful_shutdown(terminated()).into_future());
+    let servers = tokio::spawn(futures_util::future::try_join_all(servers));
+    let lead = async {
+        lead(&config, &gate).await?;
+        std::future::pending::<anyhow::Result<()>>().await
+    };
+    tokio::select! {
+        ended = servers => ended?.map(drop).context("the API server failed"),
+        failed = lead => failed,
+    }
+}
+
+/// Waits until this controller may lead, and opens the gate.
+async fn lead(config: &ControllerConfig, gate: &Arc<Gate>) -> anyhow::Result<()> {
+    let images = images::ImageStore::open(&config.folder.join("images"), config.images.as_ref())?;
+    let (waiting, stands_by) = (Arc::clone(gate), config.clone());
+    let (driver, leadership) = tokio::task::spawn_blocking(move || start_driver(&stands_by, &waiting))
+        .await
+        .context("the store's thread ended")??;
+    if let Some(leadership) = leadership {
+        tokio::spawn(end_with(leadership));
+    }
     tokio::spawn(driver.clone().tick());
     let holders = images::Holders::default();
     let usage = usage::Usage::default();
     let shared = Arc::new(http::Shared { driver, images, holders, usage, config: config.clone() });
     tokio::spawn(sweep(Arc::clone(&shared)));
     tracing::info!(addresses = ?config.listen, "the controller is up");
-    let router = http::router(shared);
-    let servers = listeners
-        .into_iter()
-        .map(|listener| axum::serve(listener, router.clone()).with_graceful_shutdown(terminated()).into_future());
-    futures_util::future::try_join_all(servers).await.map(drop).context("the API server failed")
+    gate.open(http::router(shared));
+    Ok(())
+}
+
+/// Opens the store; where several controllers share it, once this one leads.
+fn start_driver(config: &ControllerConfig, gate: &Gate) -> anyhow::Result<(Driver, Option<Leadership>)> {
+    let core = config.fabric.to_core();
+    match &config.store {
+        StoreConfig::Embedded => {
+            let store = EmbeddedStore::open(&config.folder.join("records.redb"))?;
+            Ok((Driver::start(Box::new(store), &core, None)?, None))
+        }
+        StoreConfig::Etcd(etcd) => {
+            // A name that no other process has, before it or after it.
+            let name = format!("{} ({:08x})", config.name, rand::random::<u32>());
+            let leadership = Election::new(etcd, &name)?.win(|leader| gate.name(leader));
+            let store = EtcdStore::open(etcd)?;
+            Ok((Driver::start(Box::new(store), &core, Some(leadership.clone()))?, Some(leadership)))
+        }
+    }
+}
+
+/// Ends the process when it leads no longer: whoever leads now goes on, and this one starts anew, standing by.
+async fn end_with(leadership: Leadership) {
+    while leadership.holds() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tracing::error!("this controller could not renew its lease in the store and leads no longer; it ends");
+    std::process::exit(1)
 }
 
 /// Throws away, now and every hour, what uploads that were never committed have left.

@@ -64,9 +64,11 @@ fn register(step: &mut Step<'_>, report: &HostReport) {
     let message = match known {
         Some(known) if *known == host => return,
         None => Some(format!("new in fault domain {}", host.fault_domain)),
+        Some(known) if matches!(known.admission, Admission::Rebooting { .. }) && is_back => {
+            Some("has been rebooted, and is open again".to_owned())
+        }
         Some(known) if matches!(known.condition, HostCondition::Lost { .. }) => Some("came back".to_owned()),
         Some(known) if matches!(known.condition, HostCondition::Suspect { .. }) => Some("reports again".to_owned()),
-        Some(known) if known.admission != host.admission => Some("has been rebooted, and is open again".to_owned()),
         Some(_) if is_back => {
             let guests = step.state.instances_on(&report.host).count();
             Some(format!("was started again within its lease; its guests boot again from their disks: {guests}"))

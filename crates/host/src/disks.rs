@@ -15,7 +15,7 @@ const INTERVAL: Duration = Duration::from_secs(2);
 pub(crate) async fn introduce(agent: &Agent) -> anyhow::Result<()> {
     let config = &agent.config;
     let sources = Sources {
-        controller: config.controller.clone(),
+        controller: agent.client.url().to_owned(),
         token: config.token.clone(),
         address: config.address,
         background_rate: config.background_rate,
@@ -27,11 +27,13 @@ pub(crate) async fn introduce(agent: &Agent) -> anyhow::Result<()> {
 
 /// Asks for ever.
 pub(crate) async fn run(agent: Arc<Agent>) {
-    let mut introduced = false;
+    let mut introduced = None;
     loop {
-        if !introduced {
+        // Another controller may lead by now.
+        let controller = agent.client.url().to_owned();
+        if introduced.as_ref() != Some(&controller) {
             match introduce(&agent).await {
-                Ok(()) => introduced = true,
+                Ok(()) => introduced = Some(controller),
                 Err(error) => tracing::warn!(error = format!("{error:#}"), "the disk server cannot be told of images"),
             }
         }
@@ -39,7 +41,7 @@ pub(crate) async fn run(agent: Arc<Agent>) {
         if let Ok(Ok(news)) = tokio::task::spawn_blocking(move || DiskClient::news(&disks)).await {
             take(&agent, news);
         }
-        tokio::time::sleep(if introduced { INTERVAL } else { INTERVAL / 10 }).await;
+        tokio::time::sleep(if introduced.is_some() { INTERVAL } else { INTERVAL / 10 }).await;
     }
 }
 

@@ -103,7 +103,8 @@ mod tests {
 
     #[test]
     fn a_transaction_reads_back_and_no_other_bytes_do() {
-        let writes = [Write::Put("a/b".into(), vec![1, 2, 3]), Write::Delete("c".into()), Write::Put("d".into(), vec![])];
+        let writes =
+            [Write::Put("a/b".into(), vec![1, 2, 3]), Write::Delete("c".into()), Write::Put("d".into(), vec![])];
         let bytes = encode(&writes);
         assert_eq!(decode(&bytes).unwrap(), writes);
         for length in 0..bytes.len() {

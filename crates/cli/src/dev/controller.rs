@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::Context;
-use mayfly_controller::{ControllerConfig, FabricConfig};
+use mayfly_controller::{ControllerConfig, FabricConfig, ObjectStoreConfig};
 use mayfly_host::supervise::{Keep, keep_running};
 use mayfly_net::address::{DIP_NETWORK, DIP_PREFIX};
 use nix::sys::signal::Signal;
@@ -27,20 +27,22 @@ fn log_file(folder: &Path) -> PathBuf {
 }
 
 /// The supervisor, if it runs.
-pub(super) fn find(layout: &Layout) -> anyhow::Result<Option<Process>> {
-    Process::read(&supervisor_file(&layout.controller()))
+pub(super) fn find(layout: &Layout, index: u8) -> anyhow::Result<Option<Process>> {
+    Process::read(&supervisor_file(&layout.controller(index)))
 }
 
 /// Starts the controller, under a supervisor that starts it again whenever it ends.
-pub(super) fn start(layout: &Layout, fabric: &Fabric) -> anyhow::Result<()> {
-    let folder = layout.controller();
+pub(super) fn start(layout: &Layout, fabric: &Fabric, index: u8) -> anyhow::Result<()> {
+    let folder = layout.controller(index);
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let config = ControllerConfig {
         folder: folder.clone(),
-        listen: fabric.controller().to_vec(),
+        listen: fabric.controller(index).to_vec(),
         user_token: fabric.user_token.clone(),
         host_token: fabric.host_token.clone(),
-        images: None,
+        store: fabric.store(),
+        name: format!("http://{}", fabric.controller(index)[0]),
+        images: (index > 0).then(|| ObjectStoreConfig::folder(&layout.controller(0).join("images"))),
         fabric: FabricConfig {
             zone: "mayfly.test".to_owned(),
             dips: (DIP_NETWORK, DIP_PREFIX),
@@ -66,38 +68,31 @@ pub(super) fn start(layout: &Layout, fabric: &Fabric) -> anyhow::Result<()> {
 }
 
 /// Kills the controller and its supervisor.
-pub(super) fn kill(layout: &Layout) -> anyhow::Result<()> {
-    end(layout, Signal::SIGKILL)
+pub(super) fn kill(layout: &Layout, index: u8) -> anyhow::Result<()> {
+    end(layout, index, Signal::SIGKILL)
 }
 
 /// Stops the controller in good order.
-pub(super) fn stop(layout: &Layout) -> anyhow::Result<()> {
-    end(layout, Signal::SIGTERM)
+pub(super) fn stop(layout: &Layout, index: u8) -> anyhow::Result<()> {
+    end(layout, index, Signal::SIGTERM)
 }
 
 /// The supervisor first, or it would start the controller again. One that was killed may have left that behind.
-fn end(layout: &Layout, signal: Signal) -> anyhow::Result<()> {
-    if let Some(supervisor) = find(layout)? {
+fn end(layout: &Layout, index: u8, signal: Signal) -> anyhow::Result<()> {
+    if let Some(supervisor) = find(layout, index)? {
         supervisor.end(signal)?;
     }
-    let folder = layout.controller();
+    let folder = layout.controller(index);
     let pid = fs::read_to_string(folder.join("controller.pid")).ok().and_then(|text| text.trim().parse().ok());
-    match pid.and_then(Process::of).filter(|process| is_ours(process.pid(), &folder)) {
+    match pid.and_then(Process::of).filter(|process| process.has_argument(&config_file(&folder))) {
         Some(controller) => controller.end(signal),
         None => Ok(()),
     }
 }
 
-/// Whether a process is a controller of this folder: its command line names it.
-fn is_ours(pid: i32, folder: &Path) -> bool {
-    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let config = config_file(folder);
-    command.split(|byte| *byte == 0).any(|argument| argument == config.as_os_str().as_encoded_bytes())
-}
-
 /// The last lines of the controller's log, for an error message.
 pub(super) fn last_words(layout: &Layout) -> String {
-    let text = fs::read_to_string(log_file(&layout.controller())).unwrap_or_default();
+    let text = fs::read_to_string(log_file(&layout.controller(0))).unwrap_or_default();
     let lines: Vec<&str> = text.lines().rev().take(5).collect();
     lines.into_iter().rev().collect::<Vec<_>>().join("\n")
 }

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::layout::{Fabric, Layout};
 use super::process::Process;
-use super::{controller, hosts};
+use super::{controller, etcd, hosts};
 use crate::arguments::Output;
 use crate::output::{Progress, line};
 
@@ -21,11 +21,49 @@ const HOSTS: usize = 3;
 /// How long the fabric may take to be ready.
 const READY: Duration = Duration::from_secs(60);
 
-pub(super) async fn up(layout: &Layout, cores: u64, memory: Option<u64>) -> anyhow::Result<()> {
+/// What `dev up` is asked for.
+pub(super) struct Wanted {
+    pub(super) cores: u64,
+    pub(super) memory: Option<u64>,
+    pub(super) controllers: Option<u8>,
+    pub(super) etcd: Option<bool>,
+}
+
+impl Wanted {
+    /// How many controllers there are to be, and whether etcd keeps their records.
+    fn shape(&self) -> anyhow::Result<(u8, bool)> {
+        let controllers = self.controllers.unwrap_or(1);
+        let etcd = self.etcd.unwrap_or(controllers > 1);
+        if controllers > 1 && !etcd {
+            bail!("several controllers need a store that they can share: add `--store etcd`");
+        }
+        Ok((controllers, etcd))
+    }
+
+    /// An error where a fabric that exists is of another shape.
+    fn check(&self, fabric: &Fabric) -> anyhow::Result<()> {
+        let (controllers, etcd) = (self.controllers.unwrap_or(fabric.controllers), self.etcd.unwrap_or(fabric.etcd));
+        if (controllers, etcd) == (fabric.controllers, fabric.etcd) {
+            return Ok(());
+        }
+        let store = if fabric.etcd { "etcd" } else { "embedded" };
+        bail!(
+            "this dev fabric has {} controllers and the store {store}; `mayfly dev down --purge` throws it away, or give \
+             `--state` another folder for a second one",
+            fabric.controllers
+        )
+    }
+}
+
+pub(super) async fn up(layout: &Layout, wanted: Wanted) -> anyhow::Result<()> {
+    let shape = wanted.shape()?;
     check_machine()?;
     let _lock = layout.lock()?;
+    if let Some(fabric) = layout.read_fabric()? {
+        wanted.check(&fabric)?;
+    }
     if let Some(fabric) = layout.read_fabric()?
-        && controller::find(layout)?.is_some()
+        && controllers_run(layout, &fabric)?
     {
         line(&format!("the dev fabric in {} runs already: {}", layout.state().display(), fabric.controller_url()))?;
         let dead: Vec<&String> =
@@ -40,8 +78,8 @@ pub(super) async fn up(layout: &Layout, cores: u64, memory: Option<u64>) -> anyh
         && fabric.hosts.iter().any(|name| matches!(hosts::find(layout, name), Ok(Some(_))))
     {
         // Its guests run on without a controller; they are not to be thrown away for it.
-        controller::stop(layout)?;
-        controller::start(layout, &fabric)?;
+        stop_controllers(layout, &fabric)?;
+        start_controllers(layout, &fabric)?;
         wait_until_ready(layout, &fabric, 1).await?;
         return line(&format!("the controller is back at {}; the hosts ran on", fabric.controller_url()));
     }
@@ -52,9 +90,10 @@ pub(super) async fn up(layout: &Layout, cores: u64, memory: Option<u64>) -> anyh
             claim(layout, &fabric, &links).await?;
             fabric
         }
-        None => found(layout, &links).await?,
+        None => found(layout, &links, shape).await?,
     };
-    let capacity = Resources { cpu_milli: cores * 1000, memory_mib: memory.map_or_else(quarter_of_memory, Ok)? };
+    let memory_mib = wanted.memory.map_or_else(quarter_of_memory, Ok)?;
+    let capacity = Resources { cpu_milli: wanted.cores * 1000, memory_mib };
     let verdict = mayfly_host::probe_accelerator(&std::env::current_exe()?, &["internal", "probe-kvm"]);
     let started = start_all(layout, &fabric, &links, capacity, verdict.accelerator).await;
     if let Err(error) = started {
@@ -66,7 +105,8 @@ pub(super) async fn up(layout: &Layout, cores: u64, memory: Option<u64>) -> anyh
         Accelerator::Kvm => "KVM",
         Accelerator::Tcg => "QEMU's TCG (slower than KVM)",
     };
-    line(&format!("ready: controller at {}, {HOSTS} hosts in {HOSTS} fault domains", fabric.controller_url()))?;
+    let controllers = if fabric.controllers == 1 { "controller" } else { "controllers" };
+    line(&format!("ready: {controllers} at {}, {HOSTS} hosts in {HOSTS} fault domains", fabric.controller_url()))?;
     line(&format!("guests run under {how}: {}", verdict.reason))
 }
 
@@ -77,17 +117,40 @@ async fn start_all(
     capacity: Resources,
     accelerator: Accelerator,
 ) -> anyhow::Result<()> {
-    for address in fabric.controller() {
+    for address in (0..fabric.controllers).flat_map(|index| fabric.controller(index)) {
         TcpListener::bind(address).with_context(|| {
             format!("{address} is in use by another program; `ss -ltnp` shows which, stop that one first")
         })?;
     }
-    controller::start(layout, fabric)?;
+    start_controllers(layout, fabric)?;
     for index in 0..fabric.hosts.len() {
         hosts::configure(layout, fabric, index, capacity, accelerator)?;
         hosts::start(layout, fabric, index, links).await?;
     }
     wait_until_ready(layout, fabric, fabric.hosts.len()).await
+}
+
+/// Whether any controller runs.
+fn controllers_run(layout: &Layout, fabric: &Fabric) -> anyhow::Result<bool> {
+    for index in 0..fabric.controllers {
+        if controller::find(layout, index)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn start_controllers(layout: &Layout, fabric: &Fabric) -> anyhow::Result<()> {
+    if fabric.etcd {
+        etcd::stop(layout)?;
+        etcd::start(layout, fabric)?;
+    }
+    (0..fabric.controllers).try_for_each(|index| controller::start(layout, fabric, index))
+}
+
+fn stop_controllers(layout: &Layout, fabric: &Fabric) -> anyhow::Result<()> {
+    (0..fabric.controllers).try_for_each(|index| controller::stop(layout, index))?;
+    etcd::stop(layout)
 }
 
 fn check_machine() -> anyhow::Result<()> {
@@ -106,13 +169,13 @@ fn check_machine() -> anyhow::Result<()> {
 }
 
 /// Founds a new fabric: the first number whose bridge is not there.
-async fn found(layout: &Layout, links: &Links) -> anyhow::Result<Fabric> {
+async fn found(layout: &Layout, links: &Links, (controllers, etcd): (u8, bool)) -> anyhow::Result<Fabric> {
     let names = links.names().await?;
     let token = || format!("{:016x}{:016x}", rand::random::<u64>(), rand::random::<u64>());
     let number = (0..=250).find(|number| !names.contains(&format!("mayfly{number}")));
     let number = number.context("250 dev fabrics run on this machine already")?;
     let hosts = (1..=HOSTS).map(|number| format!("host-{number}")).collect();
-    let fabric = Fabric { number, user_token: token(), host_token: token(), hosts };
+    let fabric = Fabric { number, user_token: token(), host_token: token(), hosts, controllers, etcd };
     // Written first, so that whatever comes of it, `down` knows what to remove.
     layout.write_fabric(&fabric)?;
     claim(layout, &fabric, links).await?;
@@ -195,7 +258,7 @@ async fn clear(layout: &Layout, fabric: &Fabric, links: &Links) -> anyhow::Resul
             links.delete(&fabric.leg(index)).await?;
         }
     }
-    controller::stop(layout)?;
+    stop_controllers(layout, fabric)?;
     if ours {
         links.delete(&fabric.bridge()).await?;
     }
@@ -210,12 +273,12 @@ fn owner(layout: &Layout) -> String {
 pub(super) async fn kill(layout: &Layout, name: &str) -> anyhow::Result<()> {
     let fabric = existing(layout)?;
     let _lock = layout.lock()?;
-    if name == "controller" {
-        if controller::find(layout)?.is_none() {
-            bail!("the controller is off already; `mayfly dev start controller` starts it");
+    if let Some(index) = controller_of(&fabric, name) {
+        if controller::find(layout, index)?.is_none() {
+            bail!("the {name} is off already; `mayfly dev start {name}` starts it");
         }
-        controller::kill(layout)?;
-        return line("the controller is dead; guests run on. `mayfly dev start controller` starts it");
+        controller::kill(layout, index)?;
+        return line(&format!("the {name} is dead; guests run on. `mayfly dev start {name}` starts it"));
     }
     let index = index_of(&fabric, name)?;
     if hosts::find(layout, name)?.is_none() {
@@ -232,13 +295,13 @@ pub(super) async fn start(layout: &Layout, name: &str) -> anyhow::Result<()> {
     let fabric = existing(layout)?;
     let _lock = layout.lock()?;
     running(layout, &fabric).await?;
-    if name == "controller" {
-        if controller::find(layout)?.is_some() {
-            bail!("the controller runs already");
+    if let Some(index) = controller_of(&fabric, name) {
+        if controller::find(layout, index)?.is_some() {
+            bail!("the {name} runs already");
         }
-        controller::stop(layout)?;
-        controller::start(layout, &fabric)?;
-        return line("the controller is starting");
+        controller::stop(layout, index)?;
+        controller::start(layout, &fabric, index)?;
+        return line(&format!("the {name} is starting"));
     }
     let index = index_of(&fabric, name)?;
     if hosts::find(layout, name)?.is_some() {
@@ -261,7 +324,7 @@ pub(super) async fn status(layout: &Layout, output: Output) -> anyhow::Result<()
     let fabric = existing(layout)?;
     let answers = running(layout, &fabric).await.is_ok()
         && Client::new(&fabric.controller_url(), &fabric.user_token).host_list().await.is_ok();
-    let controller = match (controller::find(layout)?.is_some(), answers) {
+    let controller = match (controllers_run(layout, &fabric)?, answers) {
         (_, true) => "runs",
         (true, false) => "does not answer",
         (false, false) => "off",
@@ -298,5 +361,11 @@ fn existing(layout: &Layout) -> anyhow::Result<Fabric> {
 
 fn index_of(fabric: &Fabric, name: &str) -> anyhow::Result<usize> {
     let index = fabric.hosts.iter().position(|host| host == name);
-    index.with_context(|| format!("there is no `{name}`; there are {} and controller", fabric.hosts.join(", ")))
+    let controllers: Vec<String> = (0..fabric.controllers).map(|index| fabric.controller_name(index)).collect();
+    let (hosts, controllers) = (fabric.hosts.join(", "), controllers.join(", "));
+    index.with_context(|| format!("there is no `{name}`; there are {hosts} and {controllers}"))
+}
+
+fn controller_of(fabric: &Fabric, name: &str) -> Option<u8> {
+    (0..fabric.controllers).find(|index| fabric.controller_name(*index) == name)
 }

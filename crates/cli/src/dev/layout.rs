@@ -6,6 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use mayfly_controller::StoreConfig;
+use mayfly_store::EtcdConfig;
 use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -30,7 +32,20 @@ pub struct Fabric {
     pub host_token: String,
     /// The hosts' names.
     pub hosts: Vec<String>,
+    /// How many controllers there are.
+    #[serde(default = "one")]
+    pub controllers: u8,
+    /// Whether the records are in etcd.
+    #[serde(default)]
+    pub etcd: bool,
 }
+
+fn one() -> u8 {
+    1
+}
+
+/// Members of the dev fabric's etcd.
+pub const ETCD_MEMBERS: u8 = 3;
 
 impl Fabric {
     /// The bridge that plays the data centre.
@@ -58,19 +73,44 @@ impl Fabric {
         (Ipv4Addr::new(10, 78, self.number, 0), 24)
     }
 
-    /// Where the controller listens: for users on the loopback, for hosts in the data centre.
-    pub fn controller(&self) -> [SocketAddr; 2] {
-        [SocketAddr::from(([127, 77, self.number, 1], PORT)), SocketAddr::from((self.machine(), PORT))]
+    /// Where a controller listens: for users on the loopback, for hosts in the data centre.
+    pub fn controller(&self, index: u8) -> [SocketAddr; 2] {
+        let users = SocketAddr::from(([127, 77, self.number, 1 + index], PORT));
+        [users, SocketAddr::from((self.machine(), PORT + u16::from(index)))]
     }
 
-    /// The controller's URL for users.
+    /// A controller's name on the command line.
+    pub fn controller_name(&self, index: u8) -> String {
+        if self.controllers == 1 { "controller".to_owned() } else { format!("controller-{}", index + 1) }
+    }
+
+    /// The controllers' URLs for users, separated by commas.
     pub fn controller_url(&self) -> String {
-        format!("http://{}", self.controller()[0])
+        self.urls(0)
     }
 
-    /// The controller's URL for hosts.
+    /// The controllers' URLs for hosts, separated by commas.
     pub fn host_url(&self) -> String {
-        format!("http://{}", self.controller()[1])
+        self.urls(1)
+    }
+
+    fn urls(&self, side: usize) -> String {
+        let urls = (0..self.controllers).map(|index| format!("http://{}", self.controller(index)[side]));
+        urls.collect::<Vec<_>>().join(",")
+    }
+
+    /// A member of etcd: where clients find it, and where the other members do.
+    pub fn etcd(&self, member: u8) -> [SocketAddr; 2] {
+        [2379, 2380].map(|port| SocketAddr::from(([127, 77, self.number, 100 + member], port)))
+    }
+
+    /// The store's settings for the controllers.
+    pub fn store(&self) -> StoreConfig {
+        if !self.etcd {
+            return StoreConfig::Embedded;
+        }
+        let endpoints = (0..ETCD_MEMBERS).map(|member| format!("http://{}", self.etcd(member)[0])).collect();
+        StoreConfig::Etcd(EtcdConfig { endpoints, prefix: "mayfly".to_owned(), ca_file: None, identity_file: None })
     }
 }
 
@@ -85,9 +125,17 @@ impl Layout {
         &self.state
     }
 
-    /// The controller's folder.
-    pub fn controller(&self) -> PathBuf {
-        self.state.join("controller")
+    /// A controller's folder. The first has the images of all.
+    pub fn controller(&self, index: u8) -> PathBuf {
+        match index {
+            0 => self.state.join("controller"),
+            index => self.state.join(format!("controller-{}", index + 1)),
+        }
+    }
+
+    /// Etcd's folder.
+    pub fn etcd(&self) -> PathBuf {
+        self.state.join("etcd")
     }
 
     /// A host's folder.
@@ -111,7 +159,7 @@ impl Layout {
 
     /// Removes what a fabric has put into its folder, and the folder if nothing else is in it.
     pub fn purge(&self) -> anyhow::Result<()> {
-        for name in ["controller", "hosts"] {
+        for name in ["controller", "controller-2", "controller-3", "etcd", "hosts"] {
             match fs::remove_dir_all(self.state.join(name)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(error).with_context(|| format!("cannot remove {}", self.state.join(name).display()));

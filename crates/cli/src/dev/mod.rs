@@ -3,12 +3,14 @@
 //! production hosts would run. Killing a host's first process is pulling its plug.
 
 mod controller;
+mod etcd;
 mod fabric;
 mod hosts;
 mod layout;
 mod process;
 
 pub use controller::supervise_controller;
+pub use etcd::supervise as supervise_etcd;
 pub use hosts::{boot_host, init_host};
 pub use layout::Layout;
 
@@ -21,7 +23,11 @@ pub fn run(state: &Path, output: Output, command: DevCommand) -> anyhow::Result<
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match command {
-            DevCommand::Up { host_cores, host_memory } => fabric::up(&layout, host_cores, host_memory).await,
+            DevCommand::Up { host_cores, host_memory, controllers, store } => {
+                let etcd = store.map(|store| store == crate::arguments::StoreKind::Etcd);
+                let wanted = fabric::Wanted { cores: host_cores, memory: host_memory, controllers, etcd };
+                fabric::up(&layout, wanted).await
+            }
             DevCommand::Down { purge } => fabric::down(&layout, purge).await,
             DevCommand::Kill { name } => fabric::kill(&layout, &name).await,
             DevCommand::Start { name } => fabric::start(&layout, &name).await,

@@ -39,6 +39,12 @@ impl Process {
         self.pid
     }
 
+    /// Whether one of its arguments is this path.
+    pub fn has_argument(self, path: &Path) -> bool {
+        let command = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        command.split(|byte| *byte == 0).any(|argument| argument == path.as_os_str().as_encoded_bytes())
+    }
+
     /// Whether it still runs.
     pub fn is_alive(self) -> bool {
         started(self.pid) == Some(self.started)

@@ -2,6 +2,7 @@
 //!
 //! Fabrics are started one after the other: the machine's cores are the guests'.
 
+mod changes;
 mod disks;
 mod faults;
 mod help;

@@ -31,6 +31,14 @@ pub struct ObjectStoreConfig {
     pub options: BTreeMap<String, String>,
 }
 
+impl ObjectStoreConfig {
+    /// A folder, which has to be named from the root.
+    pub fn folder(path: &Path) -> ObjectStoreConfig {
+        let url = url::Url::from_file_path(path).map_or_else(|()| path.display().to_string(), |url| url.to_string());
+        ObjectStoreConfig { url, options: BTreeMap::new() }
+    }
+}
+
 /// The images.
 pub struct ImageStore {
     objects: Arc<dyn ObjectStore>,

@@ -85,10 +85,9 @@ impl Election {
         let sent = Instant::now();
         let granted = self.gateway.call("/v3/lease/grant", &json!({ "TTL": TTL.as_secs().to_string() }))?;
         let lease = number(&granted["ID"]);
-        let leads = self.gateway.transact(
-            &[Compare::Missing(&self.key)],
-            &[Act::PutLeased(&self.key, self.name.as_bytes(), lease)],
-        )?;
+        let leads = self
+            .gateway
+            .transact(&[Compare::Missing(&self.key)], &[Act::PutLeased(&self.key, self.name.as_bytes(), lease)])?;
         // A repeated request finds its own name; another of the same name there is not.
         let leads = leads || self.leader()?.as_deref() == Some(self.name.as_str());
         Ok(leads.then(|| (lease, sent + TTL - MARGIN)))

@@ -95,11 +95,13 @@ impl Gateway {
             std::fs::read(path).map_err(|error| failed(error.to_string()))
         };
         if let Some(path) = &config.ca_file {
-            let failed = |error: reqwest::Error| EtcdError::File { path: path.display().to_string(), why: error.to_string() };
+            let failed =
+                |error: reqwest::Error| EtcdError::File { path: path.display().to_string(), why: error.to_string() };
             builder = builder.tls_certs_only([Certificate::from_pem(&read(path)?).map_err(failed)?]);
         }
         if let Some(path) = &config.identity_file {
-            let failed = |error: reqwest::Error| EtcdError::File { path: path.display().to_string(), why: error.to_string() };
+            let failed =
+                |error: reqwest::Error| EtcdError::File { path: path.display().to_string(), why: error.to_string() };
             builder = builder.identity(Identity::from_pem(&read(path)?).map_err(failed)?);
         }
         let http = builder.build().map_err(|error| EtcdError::Refused(error.to_string()))?;

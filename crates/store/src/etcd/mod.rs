@@ -180,15 +180,19 @@ impl EtcdStore {
         let (parts, folded) = (self.key("part/"), self.next.to_string());
         let folded_key = self.key("folded");
         let parts_end = end_of(&parts);
-        let acts =
-            [Act::DeleteRange(&from, &to), Act::DeleteRange(&parts, &parts_end), Act::Put(&folded_key, folded.as_bytes())];
+        let acts = [
+            Act::DeleteRange(&from, &to),
+            Act::DeleteRange(&parts, &parts_end),
+            Act::Put(&folded_key, folded.as_bytes()),
+        ];
         self.fenced(&fence_key, &fence, &acts)?;
         self.first = self.next;
         Ok(())
     }
 
     fn fenced(&self, key: &str, fence: &str, acts: &[Act<'_>]) -> Result<(), StoreError> {
-        let done = self.gateway.transact(&[Compare::Is(key, fence.as_bytes())], acts).map_err(engine("fold its journal"))?;
+        let done =
+            self.gateway.transact(&[Compare::Is(key, fence.as_bytes())], acts).map_err(engine("fold its journal"))?;
         if done {
             return Ok(());
         }

@@ -94,9 +94,10 @@ fn a_power_cut_at_any_byte_loses_nothing_that_was_acknowledged() {
         let left = Disk { bytes: Arc::new(Mutex::new(bytes)), acts: Arc::default() };
         let store = EmbeddedStore::over(left).unwrap_or_else(|error| panic!("after {cut} acts: {error:?}"));
         let records = store.load().unwrap();
-        let number = records.iter().find(|(key, _)| key == "number").map_or(0, |(_, value)| {
-            String::from_utf8(value.clone()).unwrap().parse::<usize>().unwrap()
-        });
+        let number = records
+            .iter()
+            .find(|(key, _)| key == "number")
+            .map_or(0, |(_, value)| String::from_utf8(value.clone()).unwrap().parse::<usize>().unwrap());
         let certain = acknowledged.iter().rposition(|done| *done <= cut).unwrap();
         assert!(number >= certain && number <= certain + 1, "after {cut} acts: {number} of {certain}");
     }
