@@ -2,6 +2,7 @@
 
 mod boot;
 mod create;
+mod fabric;
 mod fio;
 #[path = "../../disk/tests/disk/front.rs"]
 #[expect(dead_code, reason = "the tests use what the benchmarks do not")]
@@ -40,6 +41,27 @@ enum Bench {
         #[arg(long, default_value = "/dev/shm")]
         folder: PathBuf,
     },
+    /// The fabric core, its store and its controller, beside etcd
+    Fabric {
+        /// The program to measure
+        #[arg(long)]
+        mayfly: PathBuf,
+        /// The file whose section is written anew
+        #[arg(long)]
+        write: Option<PathBuf>,
+        /// Pairs of measurements
+        #[arg(long, default_value_t = 5)]
+        pairs: usize,
+        /// Seconds of each measurement of writes
+        #[arg(long, default_value_t = 3)]
+        seconds: u32,
+        /// Where records are kept; what is durable is so only on a disk
+        #[arg(long, default_value = "/var/tmp")]
+        folder: PathBuf,
+    },
+    /// Loads a store, and prints seconds and MiB
+    #[command(hide = true)]
+    Load { file: PathBuf },
 }
 
 fn main() -> ExitCode {
@@ -53,14 +75,26 @@ fn main() -> ExitCode {
 }
 
 fn run(bench: Bench) -> anyhow::Result<()> {
-    let Bench::Disk { mayfly, write, pairs, seconds, folder } = bench;
-    let work = tempfile::Builder::new().prefix("mayfly-bench-").tempdir_in(&folder)?;
-    let mut report = Report::new("disk");
-    create::measure(&mut report, pairs)?;
-    fio::measure(&mut report, work.path(), &mayfly, pairs, seconds)?;
-    vhost::measure(&mut report, work.path(), &mayfly, pairs)?;
-    memory::measure(&mut report, work.path(), &mayfly)?;
-    boot::measure(&mut report, &mayfly)?;
+    let work = |folder: &PathBuf| tempfile::Builder::new().prefix("mayfly-bench-").tempdir_in(folder);
+    let (report, write) = match bench {
+        Bench::Load { file } => return fabric::load(&file),
+        Bench::Disk { mayfly, write, pairs, seconds, folder } => {
+            let work = work(&folder)?;
+            let mut report = Report::new("disk");
+            create::measure(&mut report, pairs)?;
+            fio::measure(&mut report, work.path(), &mayfly, pairs, seconds)?;
+            vhost::measure(&mut report, work.path(), &mayfly, pairs)?;
+            memory::measure(&mut report, work.path(), &mayfly)?;
+            boot::measure(&mut report, &mayfly)?;
+            (report, write)
+        }
+        Bench::Fabric { mayfly, write, pairs, seconds, folder } => {
+            let work = work(&folder)?;
+            let mut report = Report::new("fabric");
+            fabric::measure(&mut report, work.path(), &mayfly, pairs, seconds)?;
+            (report, write)
+        }
+    };
     if let Some(path) = write {
         report.write(&path)?;
     }

@@ -90,6 +90,18 @@ impl Report {
         self.say(&format!("- {what}: {} {unit} (goal: at most {} {unit}; {verdict})", figure(value), figure(most)));
     }
 
+    /// A figure with a lower bound, without a peer.
+    pub fn at_least(&mut self, what: &str, value: f64, unit: &str, least: f64) {
+        let met = value >= least;
+        if met {
+            self.met += 1;
+        } else {
+            self.missed.push(format!("{what}: {} {unit} instead of {} {unit}", figure(value), figure(least)));
+        }
+        let verdict = if met { "met" } else { "missed" };
+        self.say(&format!("- {what}: {} {unit} (goal: at least {} {unit}; {verdict})", figure(value), figure(least)));
+    }
+
     pub fn verdict(&self) -> String {
         if self.missed.is_empty() {
             return format!("all {} goals are met", self.met);

@@ -14,6 +14,8 @@ const PERIOD: u64 = 1000;
 /// A number that was pushed longer ago says nothing, in ms.
 const METRIC_AGE: u64 = 600_000;
 const MINUTE: u64 = 60_000;
+/// What found no room is tried again after this, in ms.
+const RETRY: u64 = 60_000;
 
 /// Takes a number that a service pushes.
 pub(crate) fn push(
@@ -52,6 +54,10 @@ pub(crate) fn run(step: &mut Step<'_>) {
         for role in &deployment.version.configuration.roles {
             let Some(rules) = role.autoscale() else { continue };
             let load = |metric: &str| load(step.state, &deployment, &role.name, metric, step.now);
+            let refused = step.state.index.refused.get(&(deployment.key.clone(), role.name.clone()));
+            if refused.is_some_and(|at| step.now.since(*at) < RETRY) {
+                continue;
+            }
             let last = deployment.scaled.get(&role.name).copied().unwrap_or(deployment.created);
             if let Some((count, why)) = next(&rules, role.instances, last, step.now, load) {
                 scale(step, &deployment.key, &role.name, count, &why);
@@ -69,13 +75,9 @@ fn scale(step: &mut Step<'_>, key: &DeploymentKey, role: &RoleName, count: u32, 
         instances::refuse_what_waits(step, &waited)
     });
     if let Err(rejected) = done {
+        // What could not be done is tried again, but not at once; that it was tried is no change of the count.
+        step.state.index.refused.insert((key.clone(), role.clone()), step.now);
         step.event(EventKind::Autoscale, key, format!("not scaled to {role}={count} ({why}): {rejected}"));
-    }
-    // Whether it went well or not, the next try has to wait.
-    if let Some(deployment) = step.deployment(key) {
-        let mut deployment = Deployment::clone(&deployment);
-        deployment.scaled.insert(role.clone(), step.now);
-        step.put_deployment(deployment);
     }
 }
 
@@ -113,7 +115,7 @@ pub(crate) fn next(
         let holds = if rule.above { value > rule.threshold } else { value < rule.threshold };
         let word = if rule.above { "above" } else { "below" };
         let why = format!("{} is {value}, {word} {}", rule.metric, rule.threshold);
-        holds.then(|| changed(i64::from(count) + rule.step, why)).flatten()
+        holds.then(|| changed(i64::from(count).saturating_add(rule.step), why)).flatten()
     })
 }
 

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use mayfly_model::breaker::Loss;
 use mayfly_model::{
-    Breaker, DeploymentKey, EventKind, Host, HostCondition, Instance, InstanceKey, InstanceState, Scope, Trip,
+    Admission, Breaker, DeploymentKey, EventKind, Host, HostCondition, Instance, InstanceKey, InstanceState, Scope,
+    ServiceName, Slot, Trip, VmPhase,
 };
 
 use crate::command::Rejected;
@@ -22,8 +23,15 @@ pub(crate) fn note_loss(step: &mut Step<'_>, host: &Host, instances: &[Arc<Insta
     let window = step.config.healing.window;
     let mut breaker = Breaker::clone(&step.state.breaker);
     breaker.losses.retain(|_, loss| step.now.since(loss.at) <= window);
-    let is_booting =
-        |one: &&Arc<Instance>| matches!(&one.state, InstanceState::Placed { phase, .. } if !phase.has_been_up());
+    // One that reboots by plan was empty, and is no sign of anything.
+    if matches!(host.admission, Admission::Rebooting { .. }) {
+        return;
+    }
+    let is_booting = |one: &&Arc<Instance>| match &one.state {
+        InstanceState::Placed { phase: VmPhase::Stopped | VmPhase::StoppingRole | VmPhase::StoppingVm, .. } => false,
+        InstanceState::Placed { phase, .. } => !phase.has_been_up(),
+        InstanceState::Waiting { .. } | InstanceState::Retiring { .. } => false,
+    };
     let booting: BTreeSet<Scope> = instances.iter().filter(is_booting).map(|one| scope(&one.key.deployment)).collect();
     let loss = Loss { at: step.now, domain: host.fault_domain.clone(), booting: booting.clone() };
     breaker.losses.insert(host.name.clone(), loss);
@@ -123,4 +131,21 @@ pub(crate) fn clear(step: &mut Step<'_>, scope: &Scope) {
         step.put_instance(Instance { health: None, ..Instance::clone(&instance) });
     }
     step.state.index.inventory.gains += 1;
+}
+
+/// What is held against a deployment goes with it into the other slot.
+pub(crate) fn exchange_slots(step: &mut Step<'_>, service: &ServiceName) {
+    let other = |scope: &Scope| match scope {
+        Scope::Deployment(name, Slot::Production) if name == service => Scope::Deployment(name.clone(), Slot::Staging),
+        Scope::Deployment(name, Slot::Staging) if name == service => Scope::Deployment(name.clone(), Slot::Production),
+        scope => scope.clone(),
+    };
+    let mut breaker = Breaker::clone(&step.state.breaker);
+    breaker.trips = breaker.trips.iter().map(|(scope, trip)| (other(scope), trip.clone())).collect();
+    for loss in breaker.losses.values_mut() {
+        loss.booting = loss.booting.iter().map(other).collect();
+    }
+    if *step.state.breaker != breaker {
+        step.put_breaker(breaker);
+    }
 }

@@ -161,8 +161,9 @@ impl Core {
             },
             Input::Tick => {
                 hosts::judge(&mut step, &mut self.leases);
-                ladder::run(&mut step);
+                // The walk has to see what is sick before the ladder does something about it.
                 upgrade::run(&mut step);
+                ladder::run(&mut step);
                 deployments::settle(&mut step);
                 drain::run(&mut step);
                 rebalance::run(&mut step);

@@ -187,6 +187,9 @@ pub(crate) fn scale(
         None => step.event(EventKind::Command, key, format!("scaled to {words}")),
         Some(cause) => step.event(EventKind::Autoscale, key, format!("scaled to {words}: {cause}")),
     }
+    for role in counts.keys() {
+        deployment.scaled.insert(role.clone(), step.now);
+    }
     step.put_deployment(deployment);
     for (role, count) in counts {
         shrink(step, key, role, *count);
@@ -255,6 +258,10 @@ fn all(state: &State, key: &DeploymentKey, test: fn(&InstanceState) -> bool) -> 
 
 /// Whether the guest has been started, or has shown that it cannot be.
 fn has_begun(state: &InstanceState) -> bool {
+    // What lost its VM has begun before.
+    if matches!(state, InstanceState::Waiting { heals: true, .. }) {
+        return true;
+    }
     let waits = matches!(
         state,
         InstanceState::Placed {
@@ -275,10 +282,9 @@ fn has_stopped(state: &InstanceState) -> bool {
 
 /// Deletes deployments that are marked as deleted and have become empty.
 pub(crate) fn bury(step: &mut Step<'_>) {
-    let moving: Vec<DeploymentKey> = step.state.index.moving.iter().cloned().collect();
-    for key in moving {
-        let deleting = step.state.deployments.get(&key).is_some_and(|one| one.is_deleting());
-        if deleting && step.state.instances_of(&key).next().is_none() {
+    let ending: Vec<DeploymentKey> = step.state.index.ending.iter().cloned().collect();
+    for key in ending {
+        if step.state.instances_of(&key).next().is_none() {
             step.delete(RecordId::Deployment(key));
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use mayfly_model::{Admission, DeploymentKey, EventKind, Host, HostName, Instance, InstanceState, Then};
+use mayfly_model::{Admission, DeploymentKey, EventKind, Host, HostName, InstanceState};
 
 use crate::command::Rejected;
 use crate::instances;
@@ -58,17 +58,15 @@ pub(crate) fn run(step: &mut Step<'_>) {
             let InstanceState::Placed { .. } = &instance.state else { continue };
             let deployment = instance.key.deployment.clone();
             let first = !touched.contains(&deployment);
-            if moves >= MOVES
-                || !first
-                || !instances::may_disturb(step, &instance)
-                || !instances::has_place(step, &instance)
-            {
+            if moves >= MOVES || !first || !instances::may_disturb(step, &instance) {
                 continue;
             }
-            touched.insert(deployment);
-            moves += 1;
-            step.event(EventKind::Repair, &instance.key, format!("moves away from {name}, which is being drained"));
-            instances::retire(step, Instance::clone(&instance), Then::Replace { prefer: None });
+            if instances::move_away(step, &instance) {
+                touched.insert(deployment);
+                moves += 1;
+                let message = format!("moves away from {name}, which is being drained");
+                step.event(EventKind::Repair, &instance.key, message);
+            }
         }
     }
 }

@@ -130,12 +130,17 @@ fn input_endpoint(
     let Endpoint::Input { protocol, port, local_port, ignore_role_instance_status, .. } = endpoint else {
         return None;
     };
-    let probe = probe(&deployment.version.definition, endpoint);
-    let backends = state.members(&deployment.key, &role.name).filter_map(|one| one.wanted_vm()).map(|vm| Backend {
+    // A host asks what the instance's own version says; so that is what has to be looked for.
+    let probe_of = |one: &Instance| {
+        let role = state.version_of(one)?.definition.role(&role.name)?;
+        let own = role.endpoints.iter().find(|own| own.name() == endpoint.name())?;
+        probe(&state.version_of(one)?.definition, own)
+    };
+    let backends = state.members(&deployment.key, &role.name).filter_map(|one| Some((one, one.wanted_vm()?))).map(|(one, vm)| Backend {
         vm: vm.id,
         dip: vm.dip,
         host: vm.host.clone(),
-        probe: probe.clone(),
+        probe: probe_of(one),
         always: *ignore_role_instance_status,
     });
     Some(EndpointGoal { udp: protocol.is_udp(), port: *port, local_port: *local_port, backends: backends.collect() })

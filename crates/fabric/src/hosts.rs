@@ -11,6 +11,8 @@ use crate::step::Step;
 
 /// Marks late hosts, gives up those whose lease is certainly over, and lets newcomers vote.
 pub(crate) fn judge(step: &mut Step<'_>, leases: &mut Leases) {
+    // Giving a host up changes neither who votes nor who is fresh, so once is enough.
+    let mut majority = None;
     for name in leases.late(step.now) {
         let Some(host) = step.state.hosts.get(&name).cloned() else {
             leases.forget(&name);
@@ -24,8 +26,10 @@ pub(crate) fn judge(step: &mut Step<'_>, leases: &mut Leases) {
                 step.event(EventKind::Host, &name, "its report is late");
             }
             HostCondition::Suspect { .. } if leases.is_over(&name, step.now) => {
-                let (fresh, voters) = leases.fresh_voters(step.state, step.now);
-                if leases.has_steady_majority(step.state, step.now) || step.planted.is(Mutant::IgnoreMajority) {
+                let (steady, (fresh, voters)) = *majority.get_or_insert_with(|| {
+                    (leases.has_steady_majority(step.state, step.now), leases.fresh_voters(step.state, step.now))
+                });
+                if steady || step.planted.is(Mutant::IgnoreMajority) {
                     healing::give_up(step, &name);
                 } else if fresh * 2 <= voters && leases.tell_of_stall(&name) {
                     let message = format!(

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use mayfly_model::{
-    Deployment, EventKind, HostName, Incarnation, Instance, InstanceKey, InstanceState, Scope, Spread, Then, Vm, VmId,
+    Deployment, EventKind, Health, HostName, Incarnation, Instance, InstanceKey, InstanceState, Scope, Spread, Then, Vm, VmId,
     VmPhase,
 };
 
@@ -28,7 +28,9 @@ pub(crate) fn reboot(step: &mut Step<'_>, key: &InstanceKey) -> Result<(), Rejec
         return Err(no_vm(&instance, "rebooted"));
     }
     step.event(EventKind::Command, key, "reboot: the guest restarts and keeps its disk");
-    restart(step, instance);
+    // A reboot by hand is a new beginning: earlier crashes must not make it one of many.
+    let health = instance.health.clone().map(|health| Box::new(Health { crashes: Vec::new(), ..*health }));
+    restart(step, Instance { health, ..instance });
     Ok(())
 }
 
@@ -139,13 +141,17 @@ pub(crate) fn refuse_what_waits(step: &Step<'_>, before: &BTreeSet<InstanceKey>)
     }))
 }
 
-/// Instances whose new VM is the work of healing, and is not ready yet.
+/// Instances that healing is at work on: they are on their way, and neither sick again nor given up.
 pub(crate) fn being_healed(step: &Step<'_>) -> usize {
     let instances = step.state.index.sick.iter().filter_map(|key| step.state.instances.get(key));
-    let healing = |one: &&Arc<Instance>| {
-        one.health.is_some() && !one.is_ready() && !matches!(one.state, InstanceState::Waiting { .. })
+    let on_its_way = |one: &&Arc<Instance>| match &one.state {
+        InstanceState::Placed { phase, .. } => {
+            !phase.is_sick() && !matches!(phase, VmPhase::Ready | VmPhase::Busy { .. } | VmPhase::Stopped)
+        }
+        InstanceState::Retiring { then: Then::Replace { .. }, .. } => true,
+        InstanceState::Retiring { then: Then::Remove, .. } | InstanceState::Waiting { .. } => false,
     };
-    instances.filter(healing).count()
+    instances.filter(|one| one.health.is_some()).filter(on_its_way).count()
 }
 
 fn place_waiting(step: &mut Step<'_>) {
@@ -156,15 +162,16 @@ fn place_waiting(step: &mut Step<'_>) {
     let waiting: Vec<InstanceKey> = step.state.index.waiting.iter().cloned().collect();
     let mut healed = being_healed(step);
     let mut placed: BTreeMap<RoleRef, Vec<String>> = BTreeMap::new();
-    let mut refused: BTreeMap<(RoleRef, u32), String> = BTreeMap::new();
+    let mut refused: BTreeMap<(RoleRef, u32, bool), String> = BTreeMap::new();
     let mut told = 0;
     for key in waiting {
         let Some(instance) = step.instance(&key) else { continue };
         let InstanceState::Waiting { heals, .. } = &instance.state else { continue };
         let role = (key.deployment.clone(), key.role.clone());
-        let asked = (role.clone(), instance.version);
+        let asked = (role.clone(), instance.version, *heals);
+        let has_failed = instance.health.as_ref().is_some_and(|health| !health.failed_on.is_empty());
         let why = match refused.get(&asked) {
-            Some(why) if instance.health.is_none() => Some(why.clone()),
+            Some(why) if !has_failed => Some(why.clone()),
             _ => hold_back(step, &instance, *heals, healed),
         };
         let chosen = match why {
@@ -260,9 +267,14 @@ pub(crate) fn choose_in(
     chosen
 }
 
-/// Whether there is another place for an instance that has to move.
-pub(crate) fn has_place(step: &mut Step<'_>, instance: &Instance) -> bool {
-    choose(step, instance).is_ok()
+/// Takes an instance's VM away so that it gets one elsewhere, unless there is no place for it: the place that it has does
+/// not count, as it will not have it then.
+pub(crate) fn move_away(step: &mut Step<'_>, instance: &Instance) -> bool {
+    let moved = step.attempt(|step| {
+        retire(step, instance.clone(), Then::Replace { prefer: None });
+        choose(step, instance).map(drop)
+    });
+    moved.is_ok()
 }
 
 /// Whether an instance may be taken down by plan now: it is down anyway, or all of the deployment's other update domains
@@ -290,7 +302,7 @@ fn place(step: &mut Step<'_>, instance: &Instance, host: HostName) -> Option<Str
     let same = step.planted.is(Mutant::SameGeneration) && instance.generation > 0;
     let generation = if same { instance.generation } else { instance.generation + 1 };
     let message = format!("{id} on {host} as {computer_name} at {dip}, disk generation {generation}");
-    let vm = Vm { id, host, computer_name, dip, size, reboots: 0, placed: step.now, started: step.now };
+    let vm = Vm { id, host, computer_name, dip, size, reboots: 0, restarts: 0, placed: step.now, started: step.now };
     let phase = VmPhase::Creating { detail: "waiting for its host".to_owned() };
     let state = InstanceState::Placed { vm, phase, since: step.now };
     step.put_instance(Instance { generation, state, ..instance.clone() });

@@ -65,6 +65,8 @@ pub(crate) fn next(
 
 /// Looks after all instances that are sick or have been lately.
 pub(crate) fn run(step: &mut Step<'_>) {
+    // What is under way already; what is begun here comes on top.
+    let mut healed = None;
     let sick: Vec<_> = step.state.index.sick.iter().filter_map(|key| step.state.instances.get(key)).cloned().collect();
     for instance in sick {
         let InstanceState::Placed { vm, phase, since } = &instance.state else { continue };
@@ -74,16 +76,22 @@ pub(crate) fn run(step: &mut Step<'_>) {
             Act::Wait => {}
             Act::Forget => step.put_instance(Instance { health: None, ..Instance::clone(&instance) }),
             Act::Blame => blame(step, &instance, vm),
-            Act::Try(rung) => attempt(step, &instance, vm, rung),
+            Act::Try(rung) => {
+                let busy = *healed.get_or_insert_with(|| instances::being_healed(step));
+                if busy < step.config.healing.concurrent && attempt(step, &instance, vm, rung) {
+                    healed = Some(busy + 1);
+                }
+            }
         }
     }
 }
 
-fn attempt(step: &mut Step<'_>, instance: &Instance, vm: &Vm, rung: Rung) {
+/// Tries a rung with an instance. Returns whether that may be done now.
+fn attempt(step: &mut Step<'_>, instance: &Instance, vm: &Vm, rung: Rung) -> bool {
     let key = &instance.key;
     let unseen = step.state.hosts.get(&vm.host).is_none_or(|host| host.condition != mayfly_model::HostCondition::Up);
-    if unseen || step.is_halted(&key.deployment.service, key.deployment.slot) || is_busy(step) {
-        return;
+    if unseen || step.is_halted(&key.deployment.service, key.deployment.slot) {
+        return false;
     }
     let mut health = instance.health.as_deref().cloned().unwrap_or_default();
     (health.rung, health.acted, health.tries) = (Some(rung), step.now, health.tries + 1);
@@ -103,11 +111,7 @@ fn attempt(step: &mut Step<'_>, instance: &Instance, vm: &Vm, rung: Rung) {
             suspect(step, &host);
         }
     }
-}
-
-/// Whether so much is being healed that this has to wait.
-fn is_busy(step: &Step<'_>) -> bool {
-    instances::being_healed(step) >= step.config.healing.concurrent
+    true
 }
 
 fn blame(step: &mut Step<'_>, instance: &Instance, vm: &Vm) {
@@ -120,6 +124,9 @@ fn blame(step: &mut Step<'_>, instance: &Instance, vm: &Vm) {
 
 /// A host on which instances of several deployments have failed takes no more until a person has looked.
 fn suspect(step: &mut Step<'_>, name: &HostName) {
+    if step.state.hosts.get(name).is_none_or(|host| host.admission != Admission::Open) {
+        return;
+    }
     let failed = step.state.index.sick.iter().filter(|key| {
         let health = step.state.instances.get(*key).and_then(|one| one.health.as_deref());
         health.is_some_and(|health| health.failed_on.contains(name))

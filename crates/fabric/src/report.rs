@@ -100,8 +100,11 @@ fn tell_incidents(step: &mut Step<'_>, report: &HostReport) {
 fn observe(step: &mut Step<'_>, instance: &Instance, seen: &VmReport) {
     let InstanceState::Placed { vm, phase, since } = &instance.state else { return };
     step.state.index.cpu.insert(instance.key.clone(), seen.cpu_milli);
-    let health = crashes(step, instance, seen);
-    let recent = health.as_ref().or(instance.health.as_deref()).map_or(0, |health| health.crashes.len());
+    let health = crashes(step, instance, vm, seen);
+    let window = step.config.healing.window;
+    let recent = health.as_ref().or(instance.health.as_deref()).map_or(0, |health| {
+        health.crashes.iter().filter(|at| step.now.since(**at) <= window).count()
+    });
     let expected = Expectation {
         reboots: vm.reboots,
         on: step.state.deployments.get(&instance.key.deployment).is_none_or(|one| one.is_on()),
@@ -110,7 +113,7 @@ fn observe(step: &mut Step<'_>, instance: &Instance, seen: &VmReport) {
         start_timeout: step.state.start_timeout(instance),
     };
     let next = phase.apply(seen, expected);
-    if next == *phase && health.is_none() {
+    if next == *phase && vm.restarts == seen.restarts {
         return;
     }
     if next.status() != phase.status() {
@@ -126,30 +129,23 @@ fn observe(step: &mut Step<'_>, instance: &Instance, seen: &VmReport) {
     }
     let since = if next.status() == phase.status() { *since } else { step.now };
     let started = if phase.has_been_up() && !next.has_been_up() { step.now } else { vm.started };
-    let vm = Vm { started, ..vm.clone() };
+    let vm = Vm { started, restarts: seen.restarts, ..vm.clone() };
     let health = health.map(Box::new).or_else(|| instance.health.clone());
     let state = InstanceState::Placed { vm, phase: next, since };
     step.put_instance(Instance { state, health, ..instance.clone() });
 }
 
-/// What is known of an instance's crashes now, if that is news.
-fn crashes(step: &Step<'_>, instance: &Instance, seen: &VmReport) -> Option<Health> {
-    let known = instance.health.as_deref();
-    let before = known.map_or(0, |health| health.restarts);
-    if seen.restarts == before {
+/// What is known of an instance's crashes now, if it has crashed again.
+fn crashes(step: &Step<'_>, instance: &Instance, vm: &Vm, seen: &VmReport) -> Option<Health> {
+    if seen.restarts <= vm.restarts {
         return None;
     }
-    let mut health = known.cloned().unwrap_or_default();
-    let window = step.config.healing.window;
+    let mut health = instance.health.as_deref().cloned().unwrap_or_default();
+    let (window, most) = (step.config.healing.window, step.config.healing.crashes);
     health.crashes.retain(|at| step.now.since(*at) <= window);
-    // A new VM counts from zero.
-    if seen.restarts > before {
-        health.crashes.push(step.now);
-    }
-    let most = step.config.healing.crashes;
+    health.crashes.push(step.now);
     if health.crashes.len() > most {
         health.crashes.drain(..health.crashes.len() - most);
     }
-    health.restarts = seen.restarts;
     Some(health)
 }

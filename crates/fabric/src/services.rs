@@ -42,6 +42,10 @@ pub(crate) fn create(step: &mut Step<'_>, name: ServiceName) -> Result<(), Rejec
     if step.state.services.contains_key(&name) {
         return Err(Rejected::AlreadyExists { kind: "service", name: name.to_string() });
     }
+    // The breaker knows a service by its name, and everything by this one.
+    if name.as_str() == "fleet" {
+        return Err(Rejected::Conflict("a service cannot be called `fleet`".to_owned()));
+    }
     step.event(EventKind::Command, &name, "service created");
     step.put(Record::Service(Arc::new(Service { name, created: step.now, deleting: false })));
     Ok(())

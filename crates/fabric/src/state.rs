@@ -42,6 +42,8 @@ pub(crate) struct Index {
     pub(crate) sick: BTreeSet<InstanceKey>,
     /// Deployments that are on their way somewhere: deploying, starting, suspending, being updated or deleted.
     pub(crate) moving: BTreeSet<DeploymentKey>,
+    /// Deployments that are being deleted.
+    pub(crate) ending: BTreeSet<DeploymentKey>,
     /// Services that are being deleted.
     pub(crate) dying: BTreeSet<ServiceName>,
     /// Hosts that are being drained.
@@ -56,6 +58,8 @@ pub(crate) struct Index {
     pub(crate) tried: Option<u64>,
     /// The last deployment whose spread was looked at.
     pub(crate) rebalanced: Option<DeploymentKey>,
+    /// When a role's rules last wanted what there was no room for.
+    pub(crate) refused: BTreeMap<(DeploymentKey, RoleName), mayfly_model::Time>,
     /// When the rules for scaling were looked at last.
     pub(crate) scaled: mayfly_model::Time,
     /// A planted mistake: what is going takes no room.
@@ -229,6 +233,7 @@ impl State {
             RecordId::Deployment(key) => {
                 let deployment = self.deployments.remove(key)?;
                 self.index.moving.remove(key);
+                self.index.ending.remove(key);
                 self.index.scaling.remove(key);
                 self.index.vips.remove(&deployment.vip);
                 Some(Record::Deployment(deployment))
@@ -268,6 +273,7 @@ impl State {
         let moving = !matches!(deployment.status, DeploymentStatus::Running | DeploymentStatus::Suspended)
             || deployment.upgrade.is_some();
         set(&mut self.index.moving, &deployment.key, moving);
+        set(&mut self.index.ending, &deployment.key, deployment.is_deleting());
         let scales = deployment.version.configuration.roles.iter().any(|role| role.autoscale().is_some());
         set(&mut self.index.scaling, &deployment.key, scales);
         if let Some(before) = self.deployments.get(&deployment.key) {

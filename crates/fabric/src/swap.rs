@@ -49,6 +49,7 @@ fn inputs(deployment: &Deployment) -> usize {
 
 fn exchange(step: &mut Step<'_>, production: Option<Deployment>, staging: Deployment) {
     let (front, back) = (production.as_ref().map_or(staging.vip, |one| one.vip), staging.vip);
+    breaker::exchange_slots(step, &staging.key.service);
     let rising = take_out(step, &staging);
     let sinking = production.map(|one| (take_out(step, &one), one));
     put_in(step, staging, Slot::Production, front, rising);
@@ -74,5 +75,4 @@ fn put_in(step: &mut Step<'_>, deployment: Deployment, slot: Slot, vip: Ipv4Addr
         let key = InstanceKey { deployment: key.clone(), ..instance.key.clone() };
         step.put_instance(Instance { key, ..instance });
     }
-    breaker::clear(step, &breaker::scope(&key));
 }

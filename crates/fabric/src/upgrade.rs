@@ -36,7 +36,9 @@ pub(crate) fn begin(
         return Err(Rejected::Conflict(format!("{key} is like that already: nothing would change")));
     }
     let number = deployment.newest + 1;
-    let from = deployment.number;
+    // What follows an update that has stopped goes back to what was before that.
+    let stopped = deployment.upgrade.as_ref().filter(|upgrade| !upgrade.rollback).map(|upgrade| upgrade.from);
+    let from = stopped.unwrap_or(deployment.number);
     let deployment = Deployment { newest: number, ..deployment };
     lead_to(step, deployment, number, version, Upgrade { mode, ..new_upgrade(step, from, false) })
 }
@@ -159,8 +161,9 @@ fn advance(step: &mut Step<'_>, key: &DeploymentKey) {
 
 /// The deployment after the next turn of its update, if there is one now.
 fn turn(step: &mut Step<'_>, key: &DeploymentKey) -> Option<Deployment> {
-    let deployment = Deployment::clone(step.state.deployments.get(key)?);
+    let deployment = step.state.deployments.get(key)?;
     let upgrade = deployment.upgrade.clone()?;
+    let deployment = Deployment::clone(deployment);
     if upgrade.stuck.is_some() {
         return None;
     }
@@ -265,6 +268,10 @@ fn is_well(step: &Step<'_>, instance: &Instance) -> bool {
 
 /// Whether an instance has had the time that its role gives it to become ready.
 fn is_overdue(step: &Step<'_>, instance: &Instance) -> bool {
+    // The walk forgets what was before; so whatever the ladder has tried since, it tried in vain.
+    if instance.health.as_ref().is_some_and(|health| health.tries > 0) {
+        return true;
+    }
     let since = match &instance.state {
         InstanceState::Placed { vm, .. } => vm.started,
         InstanceState::Waiting { since, .. } => *since,

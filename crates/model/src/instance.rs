@@ -25,6 +25,9 @@ pub struct Vm {
     pub size: VmSize,
     /// How many reboots have been asked for.
     pub reboots: u32,
+    /// How often it had restarted by itself when its host last said.
+    #[serde(default)]
+    pub restarts: u32,
     /// When it was placed; it is metered from here on.
     pub placed: Time,
     /// Since when it has been trying to become ready: when it was placed, was asked to reboot, or was lost to sight.
@@ -58,8 +61,6 @@ pub struct Health {
     pub acted: Time,
     /// How many things have been tried.
     pub tries: u32,
-    /// How often its VM had restarted by itself when the host last said.
-    pub restarts: u32,
     /// The last restarts that nobody asked for.
     pub crashes: Vec<Time>,
     /// Hosts on which a new VM of it never became ready.

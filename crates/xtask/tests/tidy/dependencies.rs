@@ -10,7 +10,7 @@ const ALL: &[&str] =
 /// What each crate may use of the others.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("api", &["model"]),
-    ("bench", &["disk", "vhd", "xtask"]),
+    ("bench", &["api", "disk", "fabric", "model", "sim", "store", "vhd", "xtask"]),
     ("cli", ALL),
     ("controller", &["api", "fabric", "model", "service-model", "store"]),
     ("disk", &["model", "vhd"]),
