@@ -38,6 +38,11 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// Whether it may be otherwise in a moment: the controller is not there, or is being followed by another.
+    pub fn is_passing(&self) -> bool {
+        self.may_be_elsewhere()
+    }
+
     /// Whether another controller may be the one to ask.
     fn may_be_elsewhere(&self) -> bool {
         match self {
@@ -65,12 +70,12 @@ pub struct Client {
     token: String,
 }
 
-/// How long a request may take that does no work to speak of.
-const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a request may take that does no work to speak of; a question for news is held for ten seconds.
+const TIMEOUT: Duration = Duration::from_secs(14);
 /// How long a request may take that carries much.
 const TRANSFER: Duration = Duration::from_secs(300);
 /// How long several controllers are asked in turn until one leads.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(32);
 /// Between two rounds.
 const ROUND: Duration = Duration::from_millis(150);
 
@@ -305,10 +310,11 @@ impl Client {
         self.urls.get(current).or(self.urls.first()).map_or("", String::as_str)
     }
 
-    /// Asks the next controller from now on.
-    fn turn(&self) {
-        let next = (self.current.load(Ordering::Relaxed) + 1) % self.urls.len().max(1);
-        self.current.store(next, Ordering::Relaxed);
+    /// Asks the next controller from now on, unless somebody has turned away from this one already.
+    fn turn_from(&self, asked: usize) {
+        let next = (asked + 1) % self.urls.len().max(1);
+        // Whoever was quicker has turned to the same one.
+        let _ = self.current.compare_exchange(asked, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     async fn send(&self, path: &str, body: &impl Serialize) -> Result<(), ClientError> {
@@ -348,7 +354,12 @@ impl Client {
         loop {
             let Some(copy) = request.try_clone() else { return self.once(request).await };
             match self.once(copy).await {
-                Err(error) if self.urls.len() > 1 && error.may_be_elsewhere() && Instant::now() < deadline => {
+                // A single controller that is starting will lead; one that is not there is for the caller to judge.
+                Err(error)
+                    if Instant::now() < deadline
+                        && (error.code() == Some(ErrorCode::NotLeader)
+                            || self.urls.len() > 1 && error.may_be_elsewhere()) =>
+                {
                     tokio::time::sleep(ROUND).await;
                 }
                 answer => return answer,
@@ -358,10 +369,11 @@ impl Client {
 
     /// Sends a request to the present controller; if that does not lead, another one is asked next time.
     async fn once(&self, mut request: Request) -> Result<Response, ClientError> {
+        let asked = self.current.load(Ordering::Relaxed);
         redirect(&mut request, self.url());
         let answer = self.answer(request).await;
         if answer.as_ref().is_err_and(ClientError::may_be_elsewhere) {
-            self.turn();
+            self.turn_from(asked);
         }
         answer
     }

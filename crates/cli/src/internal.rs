@@ -14,8 +14,16 @@ pub fn run(command: InternalCommand) -> anyhow::Result<()> {
             .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
     }
+    // A supervisor waits for signals by blocking them, which its children inherit.
+    nix::sys::signal::SigSet::all().thread_unblock().context("cannot unblock signals")?;
     match command {
-        InternalCommand::Controller { config } => runtime()?.block_on(mayfly_controller::run(read(&config)?)),
+        InternalCommand::Controller { config } => {
+            let runtime = runtime()?;
+            let ended = runtime.block_on(mayfly_controller::run(read(&config)?));
+            // One that stands by waits for its election in a thread that nobody can call off.
+            runtime.shutdown_background();
+            ended
+        }
         InternalCommand::ControllerSupervisor { folder } => dev::supervise_controller(&folder),
         InternalCommand::EtcdSupervisor { folder } => dev::supervise_etcd(&folder),
         InternalCommand::HostBoot { folder } => dev::boot_host(&folder),

@@ -35,7 +35,7 @@ where
                 return Ok(());
             }
             Ok(Seen::NotYet(state)) => state,
-            Err(error) if matches!(error.downcast_ref(), Some(ClientError::Unreachable { .. })) => {
+            Err(error) if error.downcast_ref().is_some_and(ClientError::is_passing) => {
                 "the controller does not answer".to_owned()
             }
             Err(error) => {

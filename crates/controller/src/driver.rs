@@ -268,9 +268,9 @@ fn is_meta(change: &Change) -> bool {
 }
 
 fn start_core(store: &mut dyn Store, config: &Config, clock: Clock) -> anyhow::Result<Core> {
-    let (core, changes) = Core::start(records(store)?, config.clone(), clock.now());
-    let epoch = core.state().meta().epoch;
-    store.fence(epoch)?;
+    // First the store is taken over, then it is read: what another controller still writes in between would be lost.
+    let epoch = store.take_over()?;
+    let (core, changes) = Core::start(records(store)?, epoch, config.clone(), clock.now());
     commit(store, epoch, &changes)?;
     Ok(core)
 }

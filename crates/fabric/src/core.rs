@@ -92,10 +92,15 @@ pub struct Core {
 }
 
 impl Core {
-    /// A core that goes on from these records, and the changes to commit before its first step.
-    pub fn start(records: impl IntoIterator<Item = Record>, config: Config, now: Time) -> (Core, Vec<Change>) {
+    /// A core that goes on from these records as the `epoch`th controller, and the changes to commit before its first step.
+    pub fn start(
+        records: impl IntoIterator<Item = Record>,
+        epoch: u64,
+        config: Config,
+        now: Time,
+    ) -> (Core, Vec<Change>) {
         let mut state = State::load(records);
-        state.meta.epoch += 1;
+        state.meta.epoch = epoch;
         let changes = vec![Change::Put(Record::Meta(state.meta.clone()))];
         let leases = Leases::new(config.timings, state.meta.epoch, state.hosts.keys().cloned(), now);
         (Core { state, leases, config, planted: Planted::default() }, changes)

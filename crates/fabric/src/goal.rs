@@ -136,13 +136,16 @@ fn input_endpoint(
         let own = role.endpoints.iter().find(|own| own.name() == endpoint.name())?;
         probe(&state.version_of(one)?.definition, own)
     };
-    let backends = state.members(&deployment.key, &role.name).filter_map(|one| Some((one, one.wanted_vm()?))).map(|(one, vm)| Backend {
-        vm: vm.id,
-        dip: vm.dip,
-        host: vm.host.clone(),
-        probe: probe_of(one),
-        always: *ignore_role_instance_status,
-    });
+    let backends =
+        state.members(&deployment.key, &role.name).filter_map(|one| Some((one, one.wanted_vm()?))).map(|(one, vm)| {
+            Backend {
+                vm: vm.id,
+                dip: vm.dip,
+                host: vm.host.clone(),
+                probe: probe_of(one),
+                always: *ignore_role_instance_status,
+            }
+        });
     Some(EndpointGoal { udp: protocol.is_udp(), port: *port, local_port: *local_port, backends: backends.collect() })
 }
 

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use mayfly_model::{
-    Deployment, EventKind, Health, HostName, Incarnation, Instance, InstanceKey, InstanceState, Scope, Spread, Then, Vm, VmId,
-    VmPhase,
+    Deployment, EventKind, Health, HostName, Incarnation, Instance, InstanceKey, InstanceState, Scope, Spread, Then,
+    Vm, VmId, VmPhase,
 };
 
 use crate::address::next_free;

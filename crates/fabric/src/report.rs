@@ -102,9 +102,10 @@ fn observe(step: &mut Step<'_>, instance: &Instance, seen: &VmReport) {
     step.state.index.cpu.insert(instance.key.clone(), seen.cpu_milli);
     let health = crashes(step, instance, vm, seen);
     let window = step.config.healing.window;
-    let recent = health.as_ref().or(instance.health.as_deref()).map_or(0, |health| {
-        health.crashes.iter().filter(|at| step.now.since(**at) <= window).count()
-    });
+    let recent = health
+        .as_ref()
+        .or(instance.health.as_deref())
+        .map_or(0, |health| health.crashes.iter().filter(|at| step.now.since(**at) <= window).count());
     let expected = Expectation {
         reboots: vm.reboots,
         on: step.state.deployments.get(&instance.key.deployment).is_none_or(|one| one.is_on()),

@@ -113,7 +113,7 @@ fn version(roles: &[(&str, u32, VmSize)], settings: &[(&str, &str)]) -> Version 
 impl Fabric {
     /// A fabric with `hosts` hosts, each in a fault domain of its own, an image `hello` and a service `shop`.
     fn new(hosts: usize) -> Fabric {
-        let (core, changes) = Core::start([], config(), Time(1000));
+        let (core, changes) = Core::start([], 1, config(), Time(1000));
         let mut fabric = Fabric {
             core,
             now: Time(1000),
@@ -290,7 +290,7 @@ fn a_controller_that_starts_waits_a_whole_lease() {
     fabric.run(5000);
     fabric.dead.push(name("host-1"));
     fabric.run(3000);
-    let (core, changes) = Core::start(fabric.committed.values().cloned().collect::<Vec<_>>(), config(), fabric.now);
+    let (core, changes) = Core::start(fabric.committed.values().cloned().collect::<Vec<_>>(), 2, config(), fabric.now);
     fabric.core = core;
     fabric.commit(changes);
     fabric.run(3000);

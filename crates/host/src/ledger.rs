@@ -10,11 +10,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The ledger of a host.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Ledger {
     folder: PathBuf,
     /// Changes with each start of the host: a lease from before does not count.
     boot_id: u64,
+    /// The lease that was written last: its number, and until when the host was entitled.
+    written: std::sync::Mutex<(u64, Time)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -44,7 +46,7 @@ pub(crate) struct VmNote {
 
 impl Ledger {
     pub(crate) fn new(folder: &Path, boot_id: u64) -> Ledger {
-        Ledger { folder: folder.to_owned(), boot_id }
+        Ledger { folder: folder.to_owned(), boot_id, written: Default::default() }
     }
 
     /// The goal state of before, if there is one.
@@ -67,6 +69,12 @@ impl Ledger {
     }
 
     pub(crate) fn write_lease(&self, lease: &HostLease) -> anyhow::Result<()> {
+        // Two tasks write it, and an older one must not come after a newer one.
+        let mut last = self.written.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if (lease.number(), lease.entitled_until()) < *last {
+            return Ok(());
+        }
+        *last = (lease.number(), lease.entitled_until());
         let note = LeaseNote {
             boot_id: self.boot_id,
             number: lease.number(),

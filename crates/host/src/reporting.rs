@@ -17,6 +17,7 @@ const SPACING: Duration = Duration::from_millis(50);
 pub(crate) async fn run(agent: Arc<Agent>) {
     let renew = Duration::from_millis(agent.config.timings.renew);
     let mut reachable = true;
+    let searches = agent.config.controller.contains(',');
     loop {
         let answered = report(&agent).await;
         match &answered {
@@ -28,6 +29,10 @@ pub(crate) async fn run(agent: Arc<Agent>) {
         }
         reachable = answered.is_ok();
         tokio::time::sleep(SPACING).await;
+        if !reachable && searches {
+            // Another controller may lead, and this host's lease runs: no time to lose.
+            continue;
+        }
         // Either it is time, or there is news.
         let _ = tokio::time::timeout(renew - SPACING, agent.report_now.notified()).await;
     }

@@ -430,6 +430,7 @@ impl World {
         if self.core.is_some() {
             return Ok(());
         }
+        let epoch = self.store.take_over().map_err(|error| error.to_string())?;
         let records: Result<Vec<Record>, _> = self
             .store
             .load()
@@ -442,11 +443,10 @@ impl World {
         if !first && self.faults.contains(&Fault::ControllerCrash) {
             self.clock_ahead += self.rng.faults.random_range(-500..20_000);
         }
-        let (mut core, changes) = Core::start(records, self.config(), self.core_time());
+        let (mut core, changes) = Core::start(records, epoch, self.config(), self.core_time());
         if let Some(Plant::Core(mutant)) = self.options.mutant {
             core.plant(mutant);
         }
-        self.store.fence(core.state().meta().epoch).map_err(|error| error.to_string())?;
         self.core = Some(core);
         self.goals.clear();
         self.commit(&changes)?;

@@ -87,10 +87,11 @@ impl EmbeddedStore {
 }
 
 impl Store for EmbeddedStore {
-    fn fence(&mut self, epoch: u64) -> Result<(), StoreError> {
+    fn take_over(&mut self) -> Result<u64, StoreError> {
         self.transact(|tables| {
-            check(&tables.fence, epoch)?;
-            tables.fence.insert(EPOCH, epoch).map_err(engine("write its fence")).map(drop)
+            let epoch = current(&tables.fence)? + 1;
+            tables.fence.insert(EPOCH, epoch).map_err(engine("write its fence"))?;
+            Ok(epoch)
         })
     }
 
@@ -144,8 +145,12 @@ fn fold(tables: &mut Tables<'_>) -> Result<(), StoreError> {
 }
 
 fn check(fence: &Table<'_, &'static str, u64>, own: u64) -> Result<(), StoreError> {
-    let current = fence.get(EPOCH).map_err(engine("read its fence"))?.map_or(0, |value| value.value());
+    let current = current(fence)?;
     if own < current { Err(StoreError::Fenced { own, current }) } else { Ok(()) }
+}
+
+fn current(fence: &Table<'_, &'static str, u64>) -> Result<u64, StoreError> {
+    Ok(fence.get(EPOCH).map_err(engine("read its fence"))?.map_or(0, |value| value.value()))
 }
 
 fn engine<E: std::error::Error + Send + Sync + 'static>(action: &'static str) -> impl FnOnce(E) -> StoreError {

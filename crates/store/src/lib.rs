@@ -46,11 +46,12 @@ pub enum StoreError {
 
 /// A store.
 pub trait Store: Send {
-    /// Takes the store over: from now on only `epoch` or later may write. Fails if a later epoch is in force.
+    /// Takes the store over: from now on only who has taken it over with the epoch that is returned, one higher than any
+    /// before, may write. What is loaded after this is all that was ever committed.
     ///
     /// # Errors
     /// [`StoreError`].
-    fn fence(&mut self, epoch: u64) -> Result<(), StoreError>;
+    fn take_over(&mut self) -> Result<u64, StoreError>;
 
     /// All keys and values, in the order of the keys.
     ///

@@ -12,10 +12,9 @@ pub struct MemoryStore {
 }
 
 impl Store for MemoryStore {
-    fn fence(&mut self, epoch: u64) -> Result<(), StoreError> {
-        self.check(epoch)?;
-        self.epoch = epoch;
-        Ok(())
+    fn take_over(&mut self) -> Result<u64, StoreError> {
+        self.epoch += 1;
+        Ok(self.epoch)
     }
 
     fn load(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {

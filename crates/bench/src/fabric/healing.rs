@@ -6,7 +6,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use mayfly_fabric::{Config, Core, Input};
-use mayfly_model::{HostCondition, HostFacts, HostName, HostReport, Incarnation, LeaseTimings, Resources, Time, VmSize};
+use mayfly_model::{
+    HostCondition, HostFacts, HostName, HostReport, Incarnation, LeaseTimings, Resources, Time, VmSize,
+};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -57,7 +59,7 @@ fn report_of(host: &HostName, number: usize, now: u64, ack: u64, revision: Incar
 fn deaths() -> anyhow::Result<Vec<f64>> {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
     let hosts: Vec<HostName> = (0..HOSTS).map(|number| name(&format!("host-{number}"))).collect::<Result<_, _>>()?;
-    let (mut core, _) = Core::start([], Config { timings: TIMINGS, ..config() }, Time(0));
+    let (mut core, _) = Core::start([], 1, Config { timings: TIMINGS, ..config() }, Time(0));
     let mut acks = vec![0; HOSTS];
     let phases: Vec<u64> = (0..HOSTS).map(|_| rng.random_range(0..TIMINGS.renew)).collect();
     let (mut times, mut victim, mut next) = (Vec::new(), None::<(usize, u64)>, 10_000);

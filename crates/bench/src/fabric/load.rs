@@ -43,10 +43,11 @@ pub fn load(file: &Path) -> anyhow::Result<()> {
     let store = EmbeddedStore::open(file)?;
     let stored = store.load()?;
     let records = stored.into_iter().map(|(_, bytes)| Record::decode(&bytes)).collect::<Result<Vec<_>, _>>()?;
-    let (core, _) = Core::start(records, config(), Time(1));
+    let (core, _) = Core::start(records, 1, config(), Time(1));
     let took = began.elapsed().as_secs_f64();
     let status = std::fs::read_to_string("/proc/self/status")?;
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    let resident =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix("kB")?.trim().parse().ok());
     let resident: f64 = resident.context("no VmHWM")?;
     println!("{took:.3} {:.1} {}", resident / 1024.0, core.state().instances().len());
     Ok(())

@@ -83,11 +83,10 @@ impl Region {
         let records = hosts.into_iter().chain([Record::Image(Arc::new(image))]);
         let records: Vec<Record> = records.collect();
         let mut changes: Vec<Change> = records.iter().cloned().map(Change::Put).collect();
-        let (core, first) = Core::start(records, config(), Time(1000));
+        let mut store = EmbeddedStore::open(file)?;
+        let (core, first) = Core::start(records, store.take_over()?, config(), Time(1000));
         changes.extend(first);
-        let store = EmbeddedStore::open(file)?;
-        let mut region =
-            Region { core, store, now: 1000, rng: ChaCha8Rng::seed_from_u64(1), services: 0, changes };
+        let mut region = Region { core, store, now: 1000, rng: ChaCha8Rng::seed_from_u64(1), services: 0, changes };
         region.commit()?;
         Ok(region)
     }

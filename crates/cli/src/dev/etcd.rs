@@ -18,13 +18,19 @@ fn supervisor_file(folder: &Path) -> PathBuf {
     folder.join("supervisor.json")
 }
 
-/// Starts the members. Their data stays where it is.
-pub(super) fn start(layout: &Layout, fabric: &Fabric) -> anyhow::Result<()> {
+/// An error where there is no etcd.
+pub(super) fn check_installed() -> anyhow::Result<()> {
     let found = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(PROGRAM).exists()));
     if !found {
         bail!("`{PROGRAM}` is not installed (Debian: apt install etcd-server); or use `--store embedded`");
     }
+    Ok(())
+}
+
+/// Starts the members. Their data stays where it is.
+pub(super) fn start(layout: &Layout, fabric: &Fabric) -> anyhow::Result<()> {
+    check_installed()?;
     let folder = layout.etcd();
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let commands: Vec<Vec<String>> = (0..ETCD_MEMBERS).map(|member| command(&folder, fabric, member)).collect();

@@ -58,6 +58,9 @@ impl Wanted {
 pub(super) async fn up(layout: &Layout, wanted: Wanted) -> anyhow::Result<()> {
     let shape = wanted.shape()?;
     check_machine()?;
+    if shape.1 {
+        etcd::check_installed()?;
+    }
     let _lock = layout.lock()?;
     if let Some(fabric) = layout.read_fabric()? {
         wanted.check(&fabric)?;

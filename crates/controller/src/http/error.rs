@@ -54,7 +54,7 @@ impl From<DriverError> for Failure {
             DriverError::Rejected(rejected) => (code(&rejected), rejected.to_string()),
             DriverError::Store(error) => {
                 let mut cause: Option<&dyn std::error::Error> = Some(&*error);
-                let mut text = "nothing was changed: the controller cannot store it".to_owned();
+                let mut text = "it is not known whether this was done, as the controller could not store it; look before you repeat it".to_owned();
                 while let Some(error) = cause {
                     text = format!("{text}: {error}");
                     cause = error.source();

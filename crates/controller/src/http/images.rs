@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
+use axum::http::HeaderMap;
 use mayfly_api::{ApiError, ErrorCode, ImageView};
 use mayfly_fabric::{Command, Input};
 use mayfly_model::{ChunkDigest, Digest, Image, ImageName, Manifest, Time};
@@ -102,15 +103,19 @@ fn now() -> Time {
     Time(u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0))
 }
 
-pub(super) async fn delete(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Result<(), Failure> {
+pub(super) async fn delete(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<(), Failure> {
     let name = ImageName::new(name)?;
-    tokio::spawn(async move { delete_image(&shared, name).await }).await.map_err(broken)?
+    tokio::spawn(async move { delete_image(&shared, name, &headers).await }).await.map_err(broken)?
 }
 
-async fn delete_image(shared: &Shared, name: ImageName) -> Result<(), Failure> {
+async fn delete_image(shared: &Shared, name: ImageName, headers: &HeaderMap) -> Result<(), Failure> {
     let _turn = shared.images.turn.lock().await;
     let before = named(shared, &name).await?;
-    shared.driver.submit(Input::Command(Command::DeleteImage(name.clone()))).await?;
+    shared.command(headers, Command::DeleteImage(name.clone())).await?;
     let Some(image) = before else { return Ok(()) };
     let others = shared.image_digests().await?;
     if !others.contains(&image.digest) {

@@ -16,6 +16,8 @@ const TTL: Duration = Duration::from_secs(2);
 /// What the leader takes off it.
 const MARGIN: Duration = Duration::from_millis(200);
 const RENEW: Duration = Duration::from_millis(350);
+/// How long members are asked in turn to renew it.
+const RENEWAL: Duration = Duration::from_millis(700);
 /// Between two looks of one that does not lead.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -85,11 +87,11 @@ impl Election {
         let sent = Instant::now();
         let granted = self.gateway.call("/v3/lease/grant", &json!({ "TTL": TTL.as_secs().to_string() }))?;
         let lease = number(&granted["ID"]);
-        let leads = self
-            .gateway
-            .transact(&[Compare::Missing(&self.key)], &[Act::PutLeased(&self.key, self.name.as_bytes(), lease)])?;
-        // A repeated request finds its own name; another of the same name there is not.
-        let leads = leads || self.leader()?.as_deref() == Some(self.name.as_str());
+        // The lease is part of the name: a request of an earlier attempt that arrives late is not taken for this one's.
+        let name = format!("{} by lease {lease:x}", self.name);
+        let put = [Act::PutLeased(&self.key, name.as_bytes(), lease)];
+        let leads = self.gateway.transact(&[Compare::Missing(&self.key)], &put)?;
+        let leads = leads || self.leader()?.as_deref() == Some(name.as_str());
         Ok(leads.then(|| (lease, sent + TTL - MARGIN)))
     }
 
@@ -100,7 +102,8 @@ impl Election {
             while shared.holds() {
                 let sent = Instant::now();
                 let answer =
-                    self.gateway.call_within("/v3/lease/keepalive", &json!({ "ID": lease.to_string() }), RENEW);
+                    self.gateway.call_within("/v3/lease/keepalive", &json!({ "ID": lease.to_string() }), RENEWAL);
+                let failed = answer.is_err();
                 if answer.is_ok_and(|answer| number(&answer["result"]["TTL"]) > 0) {
                     let mut until = shared.until.lock().unwrap_or_else(PoisonError::into_inner);
                     // One that has given up meanwhile does not come back.
@@ -108,7 +111,9 @@ impl Election {
                         *until = sent + TTL - MARGIN;
                     }
                 }
-                std::thread::sleep(RENEW);
+                if !failed {
+                    std::thread::sleep(RENEW);
+                }
             }
         };
         if let Err(error) = std::thread::Builder::new().name("leader".to_owned()).spawn(work) {

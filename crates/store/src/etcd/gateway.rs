@@ -16,6 +16,8 @@ const ANSWER: Duration = Duration::from_millis(1500);
 /// How long members are asked in turn.
 const PATIENCE: Duration = Duration::from_secs(8);
 const ROUND: Duration = Duration::from_millis(50);
+/// The shortest time that a member is given.
+const SHORTEST: Duration = Duration::from_millis(100);
 
 /// Where etcd is, and how it is spoken to.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -119,7 +121,8 @@ impl Gateway {
         loop {
             let number = self.current.load(Ordering::Relaxed);
             let endpoint = self.endpoints.get(number % self.endpoints.len().max(1)).map_or("", String::as_str);
-            let last = match self.once(endpoint, path, body) {
+            let left = deadline.saturating_duration_since(Instant::now()).clamp(SHORTEST, ANSWER);
+            let last = match self.once(endpoint, path, body, left.min(patience / 2)) {
                 Ok(answer) => return Ok(answer),
                 Err(Attempt::Refused(why)) => return Err(EtcdError::Refused(why)),
                 Err(Attempt::Elsewhere(why)) => why,
@@ -133,9 +136,10 @@ impl Gateway {
         }
     }
 
-    fn once(&self, endpoint: &str, path: &str, body: &Value) -> Result<Value, Attempt> {
+    fn once(&self, endpoint: &str, path: &str, body: &Value, limit: Duration) -> Result<Value, Attempt> {
         let elsewhere = |error: reqwest::Error| Attempt::Elsewhere(error.to_string());
-        let response = self.http.post(format!("{endpoint}{path}")).json(body).send().map_err(elsewhere)?;
+        let response =
+            self.http.post(format!("{endpoint}{path}")).timeout(limit).json(body).send().map_err(elsewhere)?;
         let status = response.status();
         let text = response.text().map_err(elsewhere)?;
         if status.is_success() {

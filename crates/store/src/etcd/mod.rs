@@ -24,16 +24,23 @@ const FOLD_OPERATIONS: usize = 100;
 const FOLD_BYTES: usize = 500 << 10;
 /// Entries of the journal at which it is folded.
 const JOURNAL_ENTRIES: u64 = 2000;
+const JOURNAL_BYTES: usize = 16 << 20;
+/// Keys of one answer: small records, and entries or parts of the journal, which may be large.
 const PAGE: u32 = 500;
+const LARGE_PAGE: u32 = 8;
 
 /// Records in etcd.
 pub struct EtcdStore {
     gateway: Gateway,
     prefix: String,
     epoch: u64,
+    /// What stands under the fence's key while this controller has the store.
+    fence: String,
     /// The next entry of the journal, and the first that has not been folded.
     next: u64,
     first: u64,
+    /// Bytes of the journal since it was folded, as far as this controller has written them.
+    bytes: usize,
 }
 
 impl EtcdStore {
@@ -43,7 +50,15 @@ impl EtcdStore {
     /// [`StoreError::Engine`].
     pub fn open(config: &EtcdConfig) -> Result<EtcdStore, StoreError> {
         let gateway = Gateway::connect(config).map_err(engine("connect"))?;
-        let mut store = EtcdStore { gateway, prefix: config.prefix.clone(), epoch: 0, next: 0, first: 0 };
+        let mut store = EtcdStore {
+            gateway,
+            prefix: config.prefix.clone(),
+            epoch: 0,
+            fence: String::new(),
+            next: 0,
+            first: 0,
+            bytes: 0,
+        };
         store.find_journal()?;
         Ok(store)
     }
@@ -82,7 +97,8 @@ impl EtcdStore {
         let (mut from, to) = (self.key(name), end_of(&self.key(name)));
         let (mut all, mut revision) = (Vec::new(), 0);
         loop {
-            let (pairs, more, read) = self.gateway.range(&from, &to, PAGE, revision)?;
+            let page = if name.starts_with("record/") { PAGE } else { LARGE_PAGE };
+            let (pairs, more, read) = self.gateway.range(&from, &to, page, revision)?;
             revision = read;
             if let Some(last) = pairs.last() {
                 from = format!("{}\0", last.key);
@@ -96,10 +112,10 @@ impl EtcdStore {
     }
 
     /// Why a transaction was not done, or that it was, by an attempt whose answer was lost.
-    fn look_again(&self, epoch: u64, entry: &[u8]) -> Result<(), StoreError> {
-        let fence = self.current_epoch()?;
-        if fence != epoch {
-            return Err(StoreError::Fenced { own: epoch, current: fence });
+    fn look_again(&self, entry: &[u8]) -> Result<(), StoreError> {
+        let fence = self.gateway.get(&self.key("fence")).map_err(engine("read its fence"))?;
+        if fence.as_deref() != Some(self.fence.as_bytes()) {
+            return Err(StoreError::Fenced { own: self.epoch, current: fence.as_deref().map_or(0, epoch_of) });
         }
         let found = self.gateway.get(&self.entry_key(self.next)).map_err(engine("read its journal"))?;
         if found.as_deref() == Some(entry) {
@@ -110,7 +126,7 @@ impl EtcdStore {
 
     fn current_epoch(&self) -> Result<u64, StoreError> {
         let value = self.gateway.get(&self.key("fence")).map_err(engine("read its fence"))?;
-        Ok(value.and_then(|bytes| String::from_utf8(bytes).ok()?.parse().ok()).unwrap_or(0))
+        Ok(value.as_deref().map_or(0, epoch_of))
     }
 
     /// Puts what is too large for one request into parts, and returns what stands for it in the journal.
@@ -156,7 +172,7 @@ impl EtcdStore {
             let number = key.parse().unwrap_or(0);
             journal::fold(&mut changes, self.read_entry(number, &value)?);
         }
-        let fence = self.epoch.to_string();
+        let fence = self.fence.clone();
         let fence_key = self.key("fence");
         let changes: Vec<(String, Option<Vec<u8>>)> =
             changes.into_iter().map(|(key, value)| (self.key(&format!("record/{key}")), value)).collect();
@@ -186,7 +202,7 @@ impl EtcdStore {
             Act::Put(&folded_key, folded.as_bytes()),
         ];
         self.fenced(&fence_key, &fence, &acts)?;
-        self.first = self.next;
+        (self.first, self.bytes) = (self.next, 0);
         Ok(())
     }
 
@@ -201,20 +217,22 @@ impl EtcdStore {
 }
 
 impl Store for EtcdStore {
-    fn fence(&mut self, epoch: u64) -> Result<(), StoreError> {
+    fn take_over(&mut self) -> Result<u64, StoreError> {
         let key = self.key("fence");
         loop {
-            let current = self.current_epoch()?;
-            if epoch < current {
-                return Err(StoreError::Fenced { own: epoch, current });
-            }
-            let (old, new) = (current.to_string(), epoch.to_string());
-            let is = if current == 0 { Compare::Missing(&key) } else { Compare::Is(&key, old.as_bytes()) };
-            let done = self.gateway.transact(&[is], &[Act::Put(&key, new.as_bytes())]);
-            if done.map_err(engine("write its fence"))? || self.current_epoch()? == epoch {
-                self.epoch = epoch;
+            let before = self.gateway.get(&key).map_err(engine("read its fence"))?;
+            let epoch = before.as_deref().map_or(0, epoch_of) + 1;
+            // The name tells this controller's fence from another's of the same epoch, and its own when an answer was lost.
+            let fence = format!("{epoch} {:032x}", rand::random::<u128>());
+            let is = before.as_deref().map_or(Compare::Missing(&key), |before| Compare::Is(&key, before));
+            let done =
+                self.gateway.transact(&[is], &[Act::Put(&key, fence.as_bytes())]).map_err(engine("write its fence"))?;
+            let now = if done { None } else { self.gateway.get(&key).map_err(engine("read its fence"))? };
+            if done || now.as_deref() == Some(fence.as_bytes()) {
+                (self.epoch, self.fence) = (epoch, fence);
                 // Whoever wrote before can write no more; where the journal ends is known now.
-                return self.find_journal();
+                self.find_journal()?;
+                return Ok(epoch);
             }
         }
     }
@@ -231,17 +249,37 @@ impl Store for EtcdStore {
     }
 
     fn commit(&mut self, epoch: u64, writes: &[Write]) -> Result<(), StoreError> {
-        let entry = self.write_parts(journal::encode(writes))?;
-        let (fence_key, fence, key) = (self.key("fence"), epoch.to_string(), self.entry_key(self.next));
-        let compares = [Compare::Is(&fence_key, fence.as_bytes()), Compare::Missing(&key)];
+        if epoch != self.epoch {
+            return Err(StoreError::Fenced { own: epoch, current: self.current_epoch()? });
+        }
+        let entry = journal::encode(writes);
+        let length = entry.len();
+        let entry = self.write_parts(entry)?;
+        let (fence_key, key) = (self.key("fence"), self.entry_key(self.next));
+        let compares = [Compare::Is(&fence_key, self.fence.as_bytes()), Compare::Missing(&key)];
         let done = self.gateway.transact(&compares, &[Act::Put(&key, &entry)]).map_err(engine("commit"))?;
         if !done {
-            self.look_again(epoch, &entry)?;
+            self.look_again(&entry)?;
         }
         self.next += 1;
-        self.epoch = epoch;
-        if self.next - self.first >= JOURNAL_ENTRIES { self.fold() } else { Ok(()) }
+        self.bytes += length;
+        if self.next - self.first < JOURNAL_ENTRIES && self.bytes < JOURNAL_BYTES {
+            return Ok(());
+        }
+        match self.fold() {
+            Err(StoreError::Engine { action, source }) => {
+                // The transaction is durable; the journal is folded another time.
+                tracing::warn!(action, %source, "the journal cannot be folded yet");
+                Ok(())
+            }
+            other => other,
+        }
     }
+}
+
+/// The epoch of a fence, which the name of its writer follows.
+fn epoch_of(fence: &[u8]) -> u64 {
+    String::from_utf8_lossy(fence).split(' ').next().and_then(|epoch| epoch.parse().ok()).unwrap_or(0)
 }
 
 /// The first key after all that begin with `prefix`.

@@ -78,13 +78,13 @@ fn a_power_cut_at_any_byte_loses_nothing_that_was_acknowledged() {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let disk = Disk::default();
     let mut store = EmbeddedStore::over(disk.clone()).unwrap();
-    store.fence(1).unwrap();
+    let epoch = store.take_over().unwrap();
     // How many acts had been done when each transaction was acknowledged.
     let mut acknowledged = vec![disk.acts.lock().unwrap().len()];
     for number in 1..=150u32 {
         let value = vec![number as u8; rng.random_range(0..3000)];
         let spread = Write::Put(format!("key-{:02}", rng.random_range(0..20)), value);
-        store.commit(1, &[spread, Write::Put("number".into(), number.to_string().into_bytes())]).unwrap();
+        store.commit(epoch, &[spread, Write::Put("number".into(), number.to_string().into_bytes())]).unwrap();
         acknowledged.push(disk.acts.lock().unwrap().len());
     }
     let acts = disk.acts.lock().unwrap().clone();
