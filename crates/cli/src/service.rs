@@ -36,6 +36,46 @@ pub async fn run(connection: &Connection, command: ServiceCommand) -> anyhow::Re
             client.deploy(&name, slot, &request).await?;
             settle(connection, &name, slot, &wait).await
         }
+        ServiceCommand::Scale { name, roles, slot, dry_run, wait } => {
+            let mut instances = BTreeMap::new();
+            for (role, count) in roles {
+                ensure!(instances.insert(role.clone(), count).is_none(), "the role `{role}` is named twice");
+            }
+            let request = ScaleRequest { instances };
+            if dry_run {
+                return show_plan(connection.output, &client.scale_plan(&name, slot, &request).await?);
+            }
+            client.scale(&name, slot, &request).await?;
+            settle(connection, &name, slot, &wait).await
+        }
+        ServiceCommand::Delete { name, slot: None, wait } => {
+            client.service_delete(&name).await?;
+            if !wait.wait {
+                return output::line(&format!("{name} is being deleted"));
+            }
+            until(&wait, || async {
+                match client.service_show(&name).await {
+                    Err(error) if error.code() == Some(ErrorCode::NotFound) => Ok(Seen::Done),
+                    Err(error) => Err(error.into()),
+                    Ok(_) => {
+                        // All instances: those of a service that is gone by now would be an error.
+                        let left = client.instance_list(None).await?;
+                        let left = left.iter().filter(|one| one.service == name.as_str()).count();
+                        Ok(Seen::NotYet(format!("{left} VMs left")))
+                    }
+                }
+            })
+            .await?;
+            output::line(&format!("{name} is gone"))
+        }
+        other => change(connection, other).await,
+    }
+}
+
+/// What changes a deployment that is there.
+async fn change(connection: &Connection, command: ServiceCommand) -> anyhow::Result<()> {
+    let client = &connection.client;
+    match command {
         ServiceCommand::Upgrade { name, definition, configuration, slot, mode, dry_run, wait } => {
             let request = UpgradeRequest { files: read_files(&definition, &configuration)?, mode: mode.into() };
             if dry_run {
@@ -76,18 +116,6 @@ pub async fn run(connection: &Connection, command: ServiceCommand) -> anyhow::Re
                 vec![one.day.clone(), one.service.clone(), hours.collect::<Vec<_>>().join(", ")]
             })
         }
-        ServiceCommand::Scale { name, roles, slot, dry_run, wait } => {
-            let mut instances = BTreeMap::new();
-            for (role, count) in roles {
-                ensure!(instances.insert(role.clone(), count).is_none(), "the role `{role}` is named twice");
-            }
-            let request = ScaleRequest { instances };
-            if dry_run {
-                return show_plan(connection.output, &client.scale_plan(&name, slot, &request).await?);
-            }
-            client.scale(&name, slot, &request).await?;
-            settle(connection, &name, slot, &wait).await
-        }
         ServiceCommand::Delete { name, slot: Some(slot), wait } => {
             client.deployment_delete(&name, slot).await?;
             if !wait.wait {
@@ -103,26 +131,12 @@ pub async fn run(connection: &Connection, command: ServiceCommand) -> anyhow::Re
             .await?;
             output::line(&format!("{slot} of {name} is empty"))
         }
-        ServiceCommand::Delete { name, slot: None, wait } => {
-            client.service_delete(&name).await?;
-            if !wait.wait {
-                return output::line(&format!("{name} is being deleted"));
-            }
-            until(&wait, || async {
-                match client.service_show(&name).await {
-                    Err(error) if error.code() == Some(ErrorCode::NotFound) => Ok(Seen::Done),
-                    Err(error) => Err(error.into()),
-                    Ok(_) => {
-                        // All instances: those of a service that is gone by now would be an error.
-                        let left = client.instance_list(None).await?;
-                        let left = left.iter().filter(|one| one.service == name.as_str()).count();
-                        Ok(Seen::NotYet(format!("{left} VMs left")))
-                    }
-                }
-            })
-            .await?;
-            output::line(&format!("{name} is gone"))
-        }
+        ServiceCommand::Create { .. }
+        | ServiceCommand::List
+        | ServiceCommand::Show { .. }
+        | ServiceCommand::Deploy { .. }
+        | ServiceCommand::Scale { .. }
+        | ServiceCommand::Delete { slot: None, .. } => Ok(()),
     }
 }
 

@@ -64,7 +64,7 @@ pub fn check_quiet(state: &State) -> Vec<Violation> {
             // One that finds no place waits, and says why.
             let finds = |one: &&Arc<Instance>| choose_in(state, one, &mut Entropy(1), Rule::default()).is_ok();
             let waits = members.iter().filter(|one| matches!(one.state, InstanceState::Waiting { .. }));
-            let stuck = placed != members.len() && (waits.clone().count() == 0 || waits.clone().any(|one| finds(&one)));
+            let stuck = placed != members.len() && (waits.clone().count() == 0 || waits.clone().any(finds));
             if members.len() != role.instances as usize || stuck {
                 let reasons: Vec<_> = members.iter().filter_map(|one| one.state.detail()).collect();
                 let what = format!(

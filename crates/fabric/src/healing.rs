@@ -6,7 +6,7 @@ use crate::mutant::Mutant;
 use crate::step::Step;
 use crate::{breaker, meter};
 
-/// Events about single instances of one lost host; for more, one event tells how many.
+/// Events about single instances in one step; for more, the hosts' events tell how many.
 const TOLD: usize = 20;
 
 /// Gives up a host whose lease is certainly over: its VMs count as gone, as it has stopped them itself.
@@ -23,13 +23,13 @@ pub(crate) fn give_up(step: &mut Step<'_>, name: &HostName) {
         format!("lost: no report for {silent:.1} s; instances to be made anew elsewhere: {}", instances.len());
     step.event(EventKind::Host, name, message);
     breaker::note_loss(step, &host, &instances);
-    for (number, instance) in instances.into_iter().enumerate() {
-        lose(step, &instance, name, number < TOLD);
+    for instance in instances {
+        lose(step, &instance, name);
     }
 }
 
 /// An instance has lost its VM with its host.
-fn lose(step: &mut Step<'_>, instance: &Instance, host: &HostName, tell: bool) {
+fn lose(step: &mut Step<'_>, instance: &Instance, host: &HostName) {
     let Some(vm) = instance.vm() else { return };
     if !step.planted.is(Mutant::LoseUsage) {
         meter::close(step, &instance.key.deployment.service, vm);
@@ -38,7 +38,8 @@ fn lose(step: &mut Step<'_>, instance: &Instance, host: &HostName, tell: bool) {
         crate::instances::bury(step, instance);
         return;
     }
-    if tell {
+    step.told += 1;
+    if step.told <= TOLD {
         step.event(EventKind::Healing, &instance.key, format!("its VM is lost with {host}"));
     }
     let mut health = instance.health.as_deref().cloned().unwrap_or_else(Health::default);

@@ -18,8 +18,10 @@ use crate::record::RecordId;
 use crate::state::State;
 use crate::step::Step;
 
-/// Placements of one step that are told one by one; for more, one event tells how many.
+/// Placements of one step that are told one by one; for more, one event tells how many. Those of new instances are less
+/// of a surprise than those of instances that had a VM before.
 const TOLD: usize = 20;
+const TOLD_OF_NEW: usize = 4;
 
 /// Asks for a restart of the guest that keeps its disk.
 pub(crate) fn reboot(step: &mut Step<'_>, key: &InstanceKey) -> Result<(), Rejected> {
@@ -163,7 +165,7 @@ fn place_waiting(step: &mut Step<'_>) {
     let mut healed = being_healed(step);
     let mut placed: BTreeMap<RoleRef, Vec<String>> = BTreeMap::new();
     let mut refused: BTreeMap<(RoleRef, u32, bool), String> = BTreeMap::new();
-    let mut told = 0;
+    let (mut told, few) = (0, waiting.len() <= TOLD_OF_NEW);
     for key in waiting {
         let Some(instance) = step.instance(&key) else { continue };
         let InstanceState::Waiting { heals, .. } = &instance.state else { continue };
@@ -183,7 +185,7 @@ fn place_waiting(step: &mut Step<'_>) {
                 Some(message) => {
                     healed += usize::from(*heals);
                     told += 1;
-                    if told <= TOLD {
+                    if told <= TOLD && (few || instance.generation > 0) {
                         step.event(EventKind::Placed, &key, message);
                     } else {
                         placed.entry(role).or_default().push(key.name());
@@ -198,7 +200,7 @@ fn place_waiting(step: &mut Step<'_>) {
         }
     }
     for ((deployment, _), names) in placed {
-        let message = format!("{} more placed, from {} to {}", names.len(), names[0], names[names.len() - 1]);
+        let message = format!("{} placed, from {} to {}", names.len(), names[0], names[names.len() - 1]);
         step.event(EventKind::Placed, deployment, message);
     }
     step.state.index.tried = Some(step.state.index.inventory.gains);

@@ -20,6 +20,8 @@ pub(crate) struct Step<'s> {
     pub(crate) entropy: Entropy,
     pub(crate) now: Time,
     pub(crate) planted: Planted,
+    /// Single instances that events of this step tell of; of many, some are examples.
+    pub(crate) told: usize,
     changes: Vec<Change>,
     undo: Vec<(RecordId, Option<Record>)>,
     meta: Meta,
@@ -34,7 +36,7 @@ impl<'s> Step<'s> {
         planted: Planted,
     ) -> Step<'s> {
         let meta = state.meta.clone();
-        Step { state, config, entropy, now, planted, changes: Vec::new(), undo: Vec::new(), meta }
+        Step { state, config, entropy, now, planted, told: 0, changes: Vec::new(), undo: Vec::new(), meta }
     }
 
     /// The step's changes, with the counters last.

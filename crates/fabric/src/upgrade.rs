@@ -211,7 +211,14 @@ fn end_of_domain(
             InstanceState::Placed { phase: VmPhase::Cycling { .. } | VmPhase::FailedStartingVm { .. }, .. }
         )
     });
-    let hopeless = !touched.is_empty() && touched.iter().all(|one| is_overdue(step, one) && !is_well(step, one));
+    // The ladder may have begun anew with an instance; the time that its role gives it is over all the same.
+    let had_its_time = |one: &Instance| is_overdue(step, one) || step.now.since(since) > step.state.start_timeout(one);
+    // The walk forgets what was before; so whatever the ladder has tried since, it had reason to.
+    let failed = |one: &Instance| {
+        !is_well(step, one) && (had_its_time(one) || one.health.as_ref().is_some_and(|health| health.tries > 0))
+    };
+    let hopeless = !touched.is_empty() && touched.iter().all(|one| failed(one));
+    let done = touched.iter().all(|one| is_well(step, one) || had_its_time(one));
     let why = match crashing {
         Some(one) => Some(format!("{} is {}", one.key.name(), one.state.status())),
         None if hopeless => Some(format!("none of update domain {domain} became ready in time")),
@@ -223,7 +230,6 @@ fn end_of_domain(
         upgrade.stuck = Some(why);
         return Some(Deployment { upgrade: Some(upgrade), ..deployment });
     }
-    let done = touched.iter().all(|one| is_well(step, one) || is_overdue(step, one));
     if !done && !step.planted.is(Mutant::HastyWalk) {
         return None;
     }
@@ -268,10 +274,6 @@ fn is_well(step: &Step<'_>, instance: &Instance) -> bool {
 
 /// Whether an instance has had the time that its role gives it to become ready.
 fn is_overdue(step: &Step<'_>, instance: &Instance) -> bool {
-    // The walk forgets what was before; so whatever the ladder has tried since, it tried in vain.
-    if instance.health.as_ref().is_some_and(|health| health.tries > 0) {
-        return true;
-    }
     let since = match &instance.state {
         InstanceState::Placed { vm, .. } => vm.started,
         InstanceState::Waiting { since, .. } => *since,

@@ -23,7 +23,7 @@ impl Processor {
         let now = Instant::now();
         let Some((then, before)) = self.last.replace((now, ticks)) else { return 0 };
         let millis = now.duration_since(then).as_millis() as u64;
-        if millis == 0 { 0 } else { ticks.saturating_sub(before) * (1_000_000 / TICKS) / millis }
+        (ticks.saturating_sub(before) * (1_000_000 / TICKS)).checked_div(millis).unwrap_or(0)
     }
 }
 

@@ -40,9 +40,8 @@ impl Network {
         let said = now.saturating_sub(lag);
         // A word that was said before the cut arrives none the less.
         let (before, until) = (&self.before.0, self.before.1);
-        let heard = if said >= until && self.now.hears(listener, speaker) {
-            said
-        } else if said < until && before.hears(listener, speaker) {
+        let then = if said >= until { &self.now } else { before };
+        let heard = if then.hears(listener, speaker) {
             said
         } else if before.hears(listener, speaker) {
             until

@@ -280,11 +280,11 @@ fn check_survivors(state: &State, deployment: &Deployment) -> Checked {
         let most = counts.values().max().copied().unwrap_or(0);
         let needed =
             deployment.version.definition.role(&role.name).map(|role| role.size.resources()).unwrap_or_default();
-        let has_room = |domain: &&str| {
-            let hosts = state.hosts().values().filter(|host| host.is_open() && host.fault_domain == **domain);
+        let has_room = |domain: &str| {
+            let hosts = state.hosts().values().filter(|host| host.is_open() && host.fault_domain == domain);
             hosts.into_iter().any(|host| host.capacity.minus(state.used_on(&host.name)).holds(needed))
         };
-        if domains > 1 && all - most < all * (domains - 1) / domains && counts.keys().all(|domain| has_room(&domain)) {
+        if domains > 1 && all - most < all * (domains - 1) / domains && counts.keys().all(|domain| has_room(domain)) {
             return Err(format!("invariant 3: of {all} `{}` {most} stand in one of {domains} domains", role.name));
         }
     }

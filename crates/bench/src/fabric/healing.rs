@@ -60,13 +60,13 @@ fn deaths() -> anyhow::Result<Vec<f64>> {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
     let hosts: Vec<HostName> = (0..HOSTS).map(|number| name(&format!("host-{number}"))).collect::<Result<_, _>>()?;
     let (mut core, _) = Core::start([], 1, Config { timings: TIMINGS, ..config() }, Time(0));
-    let mut acks = vec![0; HOSTS];
+    let mut acks = [0; HOSTS];
     let phases: Vec<u64> = (0..HOSTS).map(|_| rng.random_range(0..TIMINGS.renew)).collect();
     let (mut times, mut victim, mut next) = (Vec::new(), None::<(usize, u64)>, 10_000);
     for now in 1.. {
         for number in 0..HOSTS {
             // A report takes 1 to 20 ms, and one in two hundred is lost.
-            let due = (now + phases[number]) % TIMINGS.renew == 0;
+            let due = (now + phases[number]).is_multiple_of(TIMINGS.renew);
             let dead = victim.is_some_and(|(dead, since)| dead == number && since <= now);
             if due && !dead && !rng.random_ratio(1, 200) {
                 let arrival = now + rng.random_range(1..20);
@@ -77,7 +77,7 @@ fn deaths() -> anyhow::Result<Vec<f64>> {
                 }
             }
         }
-        if now % 100 == 0 {
+        if now.is_multiple_of(100) {
             core.step(Time(now + 20), rng.random(), Input::Tick)?;
         }
         match victim {
