@@ -46,21 +46,27 @@ pub(crate) fn next(
     if *phase == VmPhase::Unresponsive && quiet < patience {
         return Act::Wait;
     }
+    let by_host = matches!(phase, VmPhase::FailedStartingVm { .. });
+    // The host keeps trying, and may succeed: a full disk is emptied, an image arrives.
+    if by_host && quiet < policy.backoff * 2 {
+        return Act::Wait;
+    }
     let (last, tries, acted) = health.map_or((None, 0, Time(0)), |health| (health.rung, health.tries, health.acted));
     let pause = policy.backoff.saturating_mul(1 << tries.min(10)).min(PAUSE_MAX);
     if tries > 0 && now.since(acted) < pause {
         return Act::Wait;
     }
     let rung = match (phase, last) {
-        // The host cannot start it; nothing that is done on this host helps.
-        (VmPhase::FailedStartingVm { .. }, _) => Rung::Move,
+        // Nothing that is done on this host helps.
+        _ if by_host => Rung::Move,
         // It has been rebooted often enough.
         (VmPhase::Cycling { .. }, None) | (_, Some(Rung::Reboot)) => Rung::Reimage,
         (_, None) => Rung::Reboot,
         (_, Some(Rung::Reimage | Rung::Move)) => Rung::Move,
     };
     let failed = health.map_or(0, |health| health.failed_on.len());
-    if rung == Rung::Move && failed + 1 >= policy.hosts { Act::Blame } else { Act::Try(rung) }
+    // What a host cannot start is no fault of the package.
+    if rung == Rung::Move && !by_host && failed + 1 >= policy.hosts { Act::Blame } else { Act::Try(rung) }
 }
 
 /// Looks after all instances that are sick or have been lately.

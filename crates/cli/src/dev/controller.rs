@@ -1,9 +1,7 @@
 //! The dev fabric's controller, and the process that keeps it running.
 
 use std::fs::{self, File};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use anyhow::Context;
 use mayfly_controller::{ControllerConfig, FabricConfig, ObjectStoreConfig};
@@ -54,17 +52,8 @@ pub(super) fn start(layout: &Layout, fabric: &Fabric, index: u8) -> anyhow::Resu
     };
     write_json(&config_file(&folder), &config)?;
     let log = File::options().create(true).append(true).open(log_file(&folder))?;
-    let child = Command::new(std::env::current_exe()?)
-        .args(["internal", "controller-supervisor"])
-        .arg(&folder)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .process_group(0)
-        .spawn()
-        .context("cannot start the controller")?;
-    let process = Process::of(child.id() as i32).context("the controller's supervisor ended at once")?;
-    process.write(&supervisor_file(&folder))
+    let arguments = ["internal".as_ref(), "controller-supervisor".as_ref(), folder.as_os_str()];
+    Process::start(arguments, log, &supervisor_file(&folder)).map(drop).context("cannot start the controller")
 }
 
 /// Kills the controller and its supervisor.

@@ -1,9 +1,7 @@
 //! The dev fabric's etcd: three members on the loopback, under a supervisor.
 
 use std::fs::{self, File};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 use mayfly_host::supervise::{Keep, keep_running};
@@ -36,17 +34,8 @@ pub(super) fn start(layout: &Layout, fabric: &Fabric) -> anyhow::Result<()> {
     let commands: Vec<Vec<String>> = (0..ETCD_MEMBERS).map(|member| command(&folder, fabric, member)).collect();
     write_json(&folder.join("members.json"), &commands)?;
     let log = File::options().create(true).append(true).open(folder.join("supervisor.log"))?;
-    let child = Command::new(std::env::current_exe()?)
-        .args(["internal", "etcd-supervisor"])
-        .arg(&folder)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .process_group(0)
-        .spawn()
-        .context("cannot start etcd")?;
-    let process = Process::of(child.id() as i32).context("etcd's supervisor ended at once")?;
-    process.write(&supervisor_file(&folder))
+    let arguments = ["internal".as_ref(), "etcd-supervisor".as_ref(), folder.as_os_str()];
+    Process::start(arguments, log, &supervisor_file(&folder)).map(drop).context("cannot start etcd")
 }
 
 fn command(folder: &Path, fabric: &Fabric, member: u8) -> Vec<String> {

@@ -1,7 +1,10 @@
 //! Processes that outlive the command that started them, found again without mistaking another for them.
 
-use std::fs;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -22,6 +25,20 @@ impl Process {
     /// The process that has this id now.
     pub fn of(pid: i32) -> Option<Process> {
         started(pid).map(|started| Process { pid, started })
+    }
+
+    /// Starts this program with `arguments` as a process that outlives this one, and writes down which it is.
+    pub fn start(arguments: [&OsStr; 3], log: File, note: &Path) -> anyhow::Result<Process> {
+        let child = Command::new(std::env::current_exe()?)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()?;
+        let process = Process::of(child.id() as i32).context("it ended at once")?;
+        process.write(note)?;
+        Ok(process)
     }
 
     /// The process that a file names, if it still runs.
