@@ -38,13 +38,8 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// Whether it may be otherwise in a moment: the controller is not there, or is being followed by another.
+    /// Whether it may be otherwise in a moment, or at another controller: this one is not there, or does not lead.
     pub fn is_passing(&self) -> bool {
-        self.may_be_elsewhere()
-    }
-
-    /// Whether another controller may be the one to ask.
-    fn may_be_elsewhere(&self) -> bool {
         match self {
             ClientError::Refused(error) => matches!(error.code, ErrorCode::NotLeader | ErrorCode::Unavailable),
             ClientError::Unreachable { .. } => true,
@@ -358,7 +353,7 @@ impl Client {
                 Err(error)
                     if Instant::now() < deadline
                         && (error.code() == Some(ErrorCode::NotLeader)
-                            || self.urls.len() > 1 && error.may_be_elsewhere()) =>
+                            || self.urls.len() > 1 && error.is_passing()) =>
                 {
                     tokio::time::sleep(ROUND).await;
                 }
@@ -372,7 +367,7 @@ impl Client {
         let asked = self.current.load(Ordering::Relaxed);
         redirect(&mut request, self.url());
         let answer = self.answer(request).await;
-        if answer.as_ref().is_err_and(ClientError::may_be_elsewhere) {
+        if answer.as_ref().is_err_and(ClientError::is_passing) {
             self.turn_from(asked);
         }
         answer

@@ -111,13 +111,11 @@ impl Core {
     pub fn plant(&mut self, mutant: Mutant) {
         self.planted = Planted::new(mutant);
         self.leases.plant(self.planted);
-        self.state.index.forget_retiring = mutant == Mutant::ForgetRetiring;
-        self.state = {
-            let mut state = State { index: Default::default(), ..self.state.clone() };
-            state.index.forget_retiring = mutant == Mutant::ForgetRetiring;
-            state.index_again();
-            state
-        };
+        // What is derived from the records is wrong from the start, so it is derived again.
+        let mut state = State { index: Default::default(), ..self.state.clone() };
+        state.index.forget_retiring = mutant == Mutant::ForgetRetiring;
+        state.index_again();
+        self.state = state;
     }
 
     /// The records.

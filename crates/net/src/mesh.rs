@@ -75,3 +75,32 @@ pub async fn listen(socket: &UdpSocket) -> std::io::Result<(Ipv4Addr, Word)> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn word(host: &str, fresh_for: u64, votes: bool) -> Word {
+        let host = HostName::new(host).unwrap();
+        Word { host, fresh_for, votes, serving: true, healthy: Vec::new() }
+    }
+
+    #[test]
+    fn an_old_word_of_a_fresh_lease_is_not_a_word_of_a_lost_one() {
+        let mut peers = Peers::default();
+        peers.hear(1000, word("a", 100, true));
+        assert_eq!(peers.voters(1500, 1000, |_| true), (1, true), "it may have been renewed since");
+        peers.hear(1600, word("a", 0, true));
+        assert_eq!(peers.voters(1700, 1000, |_| true), (1, false));
+        assert_eq!(peers.voters(2600, 1000, |_| true), (0, false), "nothing has been heard for too long");
+    }
+
+    #[test]
+    fn only_voters_count() {
+        let mut peers = Peers::default();
+        peers.hear(1000, word("a", 0, true));
+        peers.hear(1000, word("b", 500, true));
+        peers.hear(1000, word("c", 500, false));
+        assert_eq!(peers.voters(1100, 1000, |host| host.as_str() != "b"), (1, false));
+    }
+}

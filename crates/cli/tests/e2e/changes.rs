@@ -44,7 +44,7 @@ impl Stage {
 }
 
 #[test]
-fn a_service_is_planned_updated_swapped_and_moved_without_a_failed_request() {
+fn a_service_is_planned_updated_moved_and_swapped_behind_its_address() {
     let stage = Stage::up();
     let wait = ["--wait", "--timeout", "300s"];
     stage.fabric.run(&["service", "create", "shop"]).unwrap();
@@ -75,6 +75,7 @@ fn a_service_is_planned_updated_swapped_and_moved_without_a_failed_request() {
     stage.until("all are ready", || stage.deployment("shop", "production")["roles"][0]["ready"] == 3);
     let visits = visitor.finish().unwrap();
     let failed: Vec<_> = visits.iter().filter_map(|visit| visit.page.as_ref().err()).collect();
+    // There is no draining yet: who is served by an instance at the moment when it is replaced loses that request.
     assert!(failed.len() * 50 < visits.len(), "{} of {} failed: {failed:?}", failed.len(), visits.len());
 
     swap(&stage, &vip);
@@ -171,6 +172,9 @@ fn live_through_it(stage: &Stage) {
     stage.fabric.run(&["service", "swap", "shop"]).unwrap();
     assert_eq!(stage.deployment("shop", "production")["id"], staging);
     assert_eq!(stage.fabric.instances("shop").unwrap().len(), 4);
+    // No host fenced itself, and none was given up, for want of a leader.
+    let events = stage.fabric.run(&["event", "list"]).unwrap();
+    assert!(!events.contains("lost: no report"), "{events}");
 }
 
 /// The number of the controller that leads, by its own log.

@@ -50,7 +50,7 @@ impl EtcdStore {
     /// [`StoreError::Engine`].
     pub fn open(config: &EtcdConfig) -> Result<EtcdStore, StoreError> {
         let gateway = Gateway::connect(config).map_err(engine("connect"))?;
-        let mut store = EtcdStore {
+        Ok(EtcdStore {
             gateway,
             prefix: config.prefix.clone(),
             epoch: 0,
@@ -58,9 +58,7 @@ impl EtcdStore {
             next: 0,
             first: 0,
             bytes: 0,
-        };
-        store.find_journal()?;
-        Ok(store)
+        })
     }
 
     fn key(&self, name: &str) -> String {
