@@ -1,7 +1,7 @@
 //! The client of the management and host APIs.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use mayfly_model::{
@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use crate::REQUEST_HEADER;
 use crate::error::{ApiError, ErrorCode};
 use crate::host_api::ReportAnswer;
+use crate::joining::{CertificateAnswer, JoinRequest, RenewRequest, TokenRequest, TokenView};
 use crate::view::{
     BreakerView, DeployRequest, EventView, HostView, ImageView, InstanceView, MetricRequest, PlanView, RollbackRequest,
     ScaleRequest, ServiceView, UpgradeRequest, UsageView, WalkRequest,
@@ -58,7 +59,7 @@ impl ClientError {
 /// A client of one controller, or of several of which one leads.
 #[derive(Clone, Debug)]
 pub struct Client {
-    http: reqwest::Client,
+    http: Arc<RwLock<reqwest::Client>>,
     urls: Arc<Vec<String>>,
     /// The one that answered last.
     current: Arc<AtomicUsize>,
@@ -77,11 +78,27 @@ const ROUND: Duration = Duration::from_millis(150);
 impl Client {
     /// A client of the controllers at `urls`, separated by commas, for example `http://10.77.0.1:7070`.
     pub fn new(urls: &str, token: &str) -> Client {
-        // Without TLS and proxies there is nothing in a client that could fail to be set up.
-        let http = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(3)).build();
+        let roots = rustls::RootCertStore::empty();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let tls = tls.map(|tls| tls.with_root_certificates(roots).with_no_client_auth());
+        Client { token: token.to_owned(), ..Client::over(urls, tls.ok()) }
+    }
+
+    /// A host's client of the controllers at `urls`, which begin with `https`.
+    pub fn with_tls(urls: &str, tls: rustls::ClientConfig) -> Client {
+        Client::over(urls, Some(tls))
+    }
+
+    fn over(urls: &str, tls: Option<rustls::ClientConfig>) -> Client {
         let urls = urls.split(',').map(|url| url.trim().trim_end_matches('/').to_owned()).collect();
         let current = Arc::new(AtomicUsize::new(0));
-        Client { http: http.unwrap_or_default(), urls: Arc::new(urls), current, token: token.to_owned() }
+        Client { http: Arc::new(RwLock::new(connector(tls))), urls: Arc::new(urls), current, token: String::new() }
+    }
+
+    /// Shows another certificate from now on, on new connections.
+    pub fn replace_tls(&self, tls: rustls::ClientConfig) {
+        *self.http.write().unwrap_or_else(PoisonError::into_inner) = connector(Some(tls));
     }
 
     /// All images.
@@ -286,6 +303,31 @@ impl Client {
         answer.json().await.map_err(|source| self.unreachable(source))
     }
 
+    /// Comes in as a host, with a join token.
+    pub async fn join(&self, request: &JoinRequest) -> Result<CertificateAnswer, ClientError> {
+        self.ask("/host/v1/join", request).await
+    }
+
+    /// Gets a new certificate.
+    pub async fn renew(&self, request: &RenewRequest) -> Result<CertificateAnswer, ClientError> {
+        self.ask("/host/v1/renew", request).await
+    }
+
+    /// Makes a join token.
+    pub async fn token_create(&self, request: &TokenRequest) -> Result<TokenView, ClientError> {
+        self.ask("/v1/tokens", request).await
+    }
+
+    /// The join tokens that have not expired.
+    pub async fn token_list(&self) -> Result<Vec<TokenView>, ClientError> {
+        self.json(self.request(Method::GET, "/v1/tokens")).await
+    }
+
+    /// Takes a join token back.
+    pub async fn token_delete(&self, id: &str) -> Result<(), ClientError> {
+        self.done(self.request(Method::DELETE, &format!("/v1/tokens/{id}"))).await
+    }
+
     /// Returns when there is a goal state for the host that is newer than `have`, or after a while.
     pub async fn wait_for_goal(&self, host: &HostName, have: Incarnation) -> Result<(), ClientError> {
         let request = self.request(Method::GET, &format!("/host/v1/wait?host={host}&have={}", have.0));
@@ -294,9 +336,14 @@ impl Client {
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let reads = method == Method::GET;
-        let request =
-            self.http.request(method, format!("{}{path}", self.url())).bearer_auth(&self.token).timeout(TIMEOUT);
+        let request = self.http().request(method, format!("{}{path}", self.url())).timeout(TIMEOUT);
+        // Hosts show a certificate instead.
+        let request = if self.token.is_empty() { request } else { request.bearer_auth(&self.token) };
         if reads { request } else { request.header(REQUEST_HEADER, format!("{:032x}", rand::random::<u128>())) }
+    }
+
+    fn http(&self) -> reqwest::Client {
+        self.http.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The controller that is asked at present.
@@ -374,7 +421,7 @@ impl Client {
     }
 
     async fn answer(&self, request: Request) -> Result<Response, ClientError> {
-        let response = self.http.execute(request).await.map_err(|source| self.unreachable(source))?;
+        let response = self.http().execute(request).await.map_err(|source| self.unreachable(source))?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -388,6 +435,16 @@ impl Client {
     fn unreachable(&self, source: reqwest::Error) -> ClientError {
         ClientError::Unreachable { url: self.url().to_owned(), source }
     }
+}
+
+fn connector(tls: Option<rustls::ClientConfig>) -> reqwest::Client {
+    let builder = reqwest::Client::builder().no_proxy().connect_timeout(Duration::from_secs(3));
+    let builder = match tls {
+        Some(tls) => builder.tls_backend_preconfigured(tls),
+        None => builder,
+    };
+    // A configuration of TLS that was made leaves nothing that could fail.
+    builder.build().unwrap_or_default()
 }
 
 /// Sends a request to another controller than it was made for.

@@ -10,6 +10,8 @@ pub enum ErrorCode {
     Invalid,
     /// The token is missing or wrong (401).
     Unauthorized,
+    /// A host's certificate has ended; it has to be renewed (401).
+    CertificateEnded,
     /// There is no such thing (404).
     NotFound,
     /// The name is taken (409).
@@ -35,7 +37,7 @@ impl ErrorCode {
     pub fn status(self) -> u16 {
         match self {
             ErrorCode::Invalid => 400,
-            ErrorCode::Unauthorized => 401,
+            ErrorCode::Unauthorized | ErrorCode::CertificateEnded => 401,
             ErrorCode::NotFound => 404,
             ErrorCode::AlreadyExists | ErrorCode::Conflict | ErrorCode::NoRoom => 409,
             ErrorCode::Unsupported => 422,

@@ -3,11 +3,13 @@
 mod client;
 mod error;
 mod host_api;
+mod joining;
 mod view;
 
 pub use client::{Client, ClientError};
 pub use error::{ApiDiagnostic, ApiError, ErrorCode};
 pub use host_api::ReportAnswer;
+pub use joining::{CertificateAnswer, JoinRequest, RenewRequest, TokenRequest, TokenView};
 pub use view::{
     BreakerView, DeployRequest, DeploymentView, EndpointView, EventView, HostView, ImageView, InstanceView,
     MetricRequest, PlanStep, PlanView, RoleView, RollbackRequest, ScaleRequest, ServiceView, SourceFile, UpdateView,

@@ -92,6 +92,9 @@ pub enum Command {
     /// Hosts
     #[command(subcommand)]
     Host(HostCommand),
+    /// Join tokens: what lets a new host in, once
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// The breaker: what healing has been stopped for
     #[command(subcommand)]
     Breaker(BreakerCommand),
@@ -435,6 +438,26 @@ pub enum HostCommand {
     Forget {
         /// Its name
         name: HostName,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum TokenCommand {
+    /// Make a join token, and print it: write it under `join` in the new host's configuration
+    Create {
+        /// The only host that may use it [default: any one host]
+        #[arg(long, value_name = "NAME")]
+        host: Option<HostName>,
+        /// How many minutes it is good for
+        #[arg(long, value_name = "MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=10_080))]
+        minutes: u64,
+    },
+    /// List the join tokens that have not expired
+    List,
+    /// Take a join token back; a host that has used it stays
+    Delete {
+        /// Its id, as `token list` shows it
+        id: String,
     },
 }
 

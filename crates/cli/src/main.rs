@@ -12,6 +12,7 @@ mod instance;
 mod internal;
 mod output;
 mod service;
+mod token;
 mod vhd;
 mod wait;
 
@@ -48,6 +49,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             Command::Service(command) => service::run(&connection, command).await,
             Command::Instance(command) => instance::run(&connection, command).await,
             Command::Host(command) => host::run(&connection, command).await,
+            Command::Token(command) => token::run(&connection, command).await,
             Command::Breaker(command) => breaker::run(&connection, command).await,
             Command::Event(command) => event::run(&connection, command).await,
             Command::Dev(_) | Command::Internal(_) | Command::Vhd(_) => Ok(()),

@@ -1,6 +1,6 @@
 //! What a controller is started with, as a JSON file.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use mayfly_fabric::address::AddressRange;
@@ -16,12 +16,23 @@ use crate::images::ObjectStoreConfig;
 pub struct ControllerConfig {
     /// Where records and images are kept.
     pub folder: PathBuf,
-    /// Where the API is served, for users and for hosts.
+    /// Where the API is served to users, in clear text: loopback, or behind something that does TLS.
     pub listen: Vec<SocketAddr>,
+    /// Where it is served to hosts, by mutual TLS.
+    #[serde(default)]
+    pub listen_hosts: Vec<SocketAddr>,
+    /// Other addresses under which hosts reach this controller, for its certificate.
+    #[serde(default)]
+    pub advertise: Vec<IpAddr>,
+    /// The folder of the fabric's authority, `authority.pem` and `authority.key`; a folder beside the records unless this
+    /// says otherwise. Controllers of one fabric have the same.
+    #[serde(default)]
+    pub authority: Option<PathBuf>,
+    /// How many days a host's certificate lasts. It is renewed after a third of that.
+    #[serde(default = "host_certificate_days")]
+    pub host_certificate_days: u32,
     /// What users show to be let in.
     pub user_token: String,
-    /// What hosts show.
-    pub host_token: String,
     /// Where the records are kept.
     #[serde(default)]
     pub store: StoreConfig,
@@ -33,6 +44,10 @@ pub struct ControllerConfig {
     pub images: Option<ObjectStoreConfig>,
     /// The fabric's own settings.
     pub fabric: FabricConfig,
+}
+
+fn host_certificate_days() -> u32 {
+    (mayfly_identity::HOST_LIFE / 86_400) as u32
 }
 
 /// Where the records are kept.

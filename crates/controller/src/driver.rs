@@ -115,6 +115,11 @@ impl Driver {
         if self.shared.leads() { Ok(seen) } else { Err(DriverError::Stopped) }
     }
 
+    /// What `look` sees in the core at this moment, durable or not: for what only ever is looked at again.
+    pub fn peek<T>(&self, look: impl FnOnce(&Core) -> T) -> T {
+        look(&self.shared.core.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Tells of every commit.
     pub fn watch(&self) -> watch::Receiver<Committed> {
         self.committed.clone()

@@ -10,9 +10,25 @@ use axum::response::{IntoResponse, Response};
 use mayfly_api::{ApiError, ErrorCode};
 use tower::ServiceExt;
 
+/// From which side somebody comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Users.
+    Users,
+    /// Hosts.
+    Hosts,
+}
+
+/// The routes of a controller that leads.
+#[derive(Clone)]
+struct Routes {
+    users: Router,
+    hosts: Router,
+}
+
 /// What stands behind the gate: the routes of a controller that leads, or the name of another.
 pub struct Gate {
-    open: RwLock<Option<Router>>,
+    open: RwLock<Option<Routes>>,
     leader: RwLock<String>,
 }
 
@@ -23,8 +39,8 @@ impl Gate {
     }
 
     /// This controller leads.
-    pub fn open(&self, router: Router) {
-        *self.open.write().unwrap_or_else(PoisonError::into_inner) = Some(router);
+    pub fn open(&self, users: Router, hosts: Router) {
+        *self.open.write().unwrap_or_else(PoisonError::into_inner) = Some(Routes { users, hosts });
     }
 
     /// Another one leads.
@@ -36,15 +52,19 @@ impl Gate {
         }
     }
 
-    /// The routes in front.
-    pub fn router(self: &Arc<Gate>) -> Router {
-        Router::new().fallback(pass).with_state(Arc::clone(self))
+    /// The routes in front, on one side.
+    pub fn router(self: &Arc<Gate>, side: Side) -> Router {
+        Router::new().fallback(pass).with_state((Arc::clone(self), side))
     }
 }
 
-async fn pass(State(gate): State<Arc<Gate>>, request: Request) -> Response {
+async fn pass(State((gate, side)): State<(Arc<Gate>, Side)>, request: Request) -> Response {
     let open = gate.open.read().unwrap_or_else(PoisonError::into_inner).clone();
-    if let Some(router) = open {
+    if let Some(routes) = open {
+        let router = match side {
+            Side::Users => routes.users,
+            Side::Hosts => routes.hosts,
+        };
         return match router.oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},

@@ -5,19 +5,25 @@ mod config;
 mod driver;
 mod gate;
 mod http;
+mod identity;
 mod images;
+mod listener;
 mod usage;
 
 pub use config::{ControllerConfig, FabricConfig, StoreConfig};
 pub use images::ObjectStoreConfig;
 
 use std::future::IntoFuture;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use driver::Driver;
-use gate::Gate;
+use gate::{Gate, Side};
+use identity::Identity;
+use listener::{HostListener, Peer};
+use mayfly_fabric::{Command, Input};
 use mayfly_store::{Election, EmbeddedStore, EtcdStore, Leadership};
 use tokio::net::TcpListener;
 
@@ -28,9 +34,41 @@ use tokio::net::TcpListener;
 pub async fn run(config: ControllerConfig) -> anyhow::Result<()> {
     let folder = &config.folder;
     std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    if config.authority.is_none() && !matches!(config.store, StoreConfig::Embedded) {
+        bail!("controllers that share a store share an authority too: say under `authority` in which folder it is");
+    }
     // The ports first: a second controller must not get as far as the store.
+    let for_users = listen(&config.listen).await?;
+    let for_hosts = listen(&config.listen_hosts).await?;
+    let identity = Identity::open(&config)?;
+    tokio::spawn(Arc::clone(&identity).renew());
+    let gate = Gate::closed();
+    let (users, hosts) = (gate.router(Side::Users), gate.router(Side::Hosts));
+    let mut servers = Vec::new();
+    for listener in for_users {
+        let serve = axum::serve(listener, users.clone()).with_graceful_shutdown(terminated());
+        servers.push(tokio::spawn(serve.into_future()));
+    }
+    for listener in for_hosts {
+        let listener = HostListener::start(listener, identity.server_config()?);
+        let service = hosts.clone().into_make_service_with_connect_info::<Peer>();
+        let serve = axum::serve(listener, service).with_graceful_shutdown(terminated());
+        servers.push(tokio::spawn(serve.into_future()));
+    }
+    let servers = futures_util::future::try_join_all(servers);
+    let lead = async {
+        lead(&config, &gate, identity).await?;
+        std::future::pending::<anyhow::Result<()>>().await
+    };
+    tokio::select! {
+        ended = servers => ended?.into_iter().collect::<Result<(), _>>().context("the API server failed"),
+        failed = lead => failed,
+    }
+}
+
+async fn listen(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
     let mut listeners = Vec::new();
-    for address in &config.listen {
+    for address in addresses {
         let listener = TcpListener::bind(address).await.with_context(|| {
             format!(
                 "cannot listen on {address}; is another controller running there? `ss -ltnp` shows who has the port"
@@ -38,24 +76,11 @@ pub async fn run(config: ControllerConfig) -> anyhow::Result<()> {
         })?;
         listeners.push(listener);
     }
-    let gate = Gate::closed();
-    let router = gate.router();
-    let servers = listeners
-        .into_iter()
-        .map(|listener| axum::serve(listener, router.clone()).with_graceful_shutdown(terminated()).into_future());
-    let servers = tokio::spawn(futures_util::future::try_join_all(servers));
-    let lead = async {
-        lead(&config, &gate).await?;
-        std::future::pending::<anyhow::Result<()>>().await
-    };
-    tokio::select! {
-        ended = servers => ended?.map(drop).context("the API server failed"),
-        failed = lead => failed,
-    }
+    Ok(listeners)
 }
 
 /// Waits until this controller may lead, and opens the gate.
-async fn lead(config: &ControllerConfig, gate: &Arc<Gate>) -> anyhow::Result<()> {
+async fn lead(config: &ControllerConfig, gate: &Arc<Gate>, identity: Arc<Identity>) -> anyhow::Result<()> {
     let images = images::ImageStore::open(&config.folder.join("images"), config.images.as_ref())?;
     let (waiting, stands_by) = (Arc::clone(gate), config.clone());
     let (driver, leadership) = tokio::task::spawn_blocking(move || start_driver(&stands_by, &waiting))
@@ -64,13 +89,18 @@ async fn lead(config: &ControllerConfig, gate: &Arc<Gate>) -> anyhow::Result<()>
     if let Some(leadership) = leadership {
         tokio::spawn(end_with(leadership));
     }
+    let authority = identity.digest();
+    let known = driver.submit(Input::Command(Command::SetAuthority(authority))).await;
+    known.map_err(|error| anyhow::anyhow!("{error:?}")).context(
+        "this controller does not have the fabric's authority; copy authority.pem and authority.key from a controller that does",
+    )?;
     tokio::spawn(driver.clone().tick());
     let holders = images::Holders::default();
     let usage = usage::Usage::default();
-    let shared = Arc::new(http::Shared { driver, images, holders, usage, config: config.clone() });
+    let shared = Arc::new(http::Shared { driver, images, holders, usage, identity, config: config.clone() });
     tokio::spawn(sweep(Arc::clone(&shared)));
     tracing::info!(addresses = ?config.listen, "the controller is up");
-    gate.open(http::router(shared));
+    gate.open(http::users(Arc::clone(&shared)), http::hosts(shared));
     Ok(())
 }
 

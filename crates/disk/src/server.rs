@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -260,10 +260,7 @@ impl DiskServer {
         let error = |source| ServerError::Io { action: "write", path: file.clone(), source };
         let text = serde_json::to_vec(&sources).map_err(io::Error::from).map_err(error)?;
         let partial = file.with_extension("tmp");
-        // It holds the host's token.
-        let mut options = fs::OpenOptions::new();
-        let open = options.create(true).write(true).truncate(true).mode(0o600).open(&partial);
-        open.and_then(|mut partial| partial.write_all(&text)).map_err(error)?;
+        fs::write(&partial, &text).map_err(error)?;
         fs::rename(&partial, &file).map_err(error)?;
         Ok(self.shared.images.set_sources(sources)?)
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mayfly_model::{
-    DeploymentKey, HostName, HostReport, Image, ImageName, InstanceKey, LeaseGrant, RoleName, Scope, ServiceName,
+    DeploymentKey, HostName, HostReport, Image, ImageName, InstanceKey, LeaseGrant, RoleName, Scope, ServiceName, Time,
     UpgradeMode, Version,
 };
 
@@ -93,6 +93,28 @@ pub enum Command {
     ForgetHost(HostName),
     /// Lets healing go on.
     ResetBreaker(Scope),
+    /// Makes a join token.
+    MakeToken {
+        /// The digest of its secret.
+        id: String,
+        /// The only host that may use it, if it is for one.
+        host: Option<HostName>,
+        /// From when on it is of no use.
+        expires: Time,
+    },
+    /// Says which authority makes hosts' certificates. That cannot be changed.
+    SetAuthority(String),
+    /// Takes a join token back.
+    DeleteToken(String),
+    /// Lets a host in that has a token.
+    Enrol {
+        /// The digest of the token's secret.
+        token: String,
+        /// The host.
+        host: HostName,
+        /// A digest of the host's key.
+        key: String,
+    },
 }
 
 /// What the core steps on.
@@ -144,6 +166,9 @@ pub enum Rejected {
     /// The command asks for something that Mayfly does not do.
     #[error("{0}")]
     Unsupported(String),
+    /// Who asks may not.
+    #[error("{0}")]
+    Denied(String),
     /// The hosts cannot carry it.
     #[error("{0}")]
     NoRoom(String),

@@ -12,7 +12,9 @@ use crate::mutant::{Mutant, Planted};
 use crate::record::{Answered, Change, Record, RecordId};
 use crate::state::State;
 use crate::step::Step;
-use crate::{autoscale, breaker, drain, hosts, instances, ladder, rebalance, report, services, swap, upgrade};
+use crate::{
+    autoscale, breaker, drain, enrolment, hosts, instances, ladder, rebalance, report, services, swap, upgrade,
+};
 
 /// What an operator decides once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -228,6 +230,10 @@ fn execute(step: &mut Step<'_>, command: Command) -> Result<(), Rejected> {
         Command::Undrain(host) => drain::end(step, &host),
         Command::ForgetHost(host) => hosts::forget(step, &host),
         Command::ResetBreaker(scope) => breaker::reset(step, &scope),
+        Command::MakeToken { id, host, expires } => enrolment::make_token(step, id, host, expires),
+        Command::SetAuthority(digest) => enrolment::set_authority(step, digest),
+        Command::DeleteToken(id) => enrolment::delete_token(step, &id),
+        Command::Enrol { token, host, key } => enrolment::enrol(step, &token, host, key),
     }?;
     instances::settle(step);
     if may_wait { Ok(()) } else { instances::refuse_what_waits(step, &waited) }

@@ -96,6 +96,8 @@ pub(crate) fn forget(step: &mut Step<'_>, name: &HostName) -> Result<(), Rejecte
         return Err(Rejected::Conflict(format!("{name} still carries instances")));
     }
     step.event(EventKind::Command, name, "will be forgotten");
+    // Its certificate is worth nothing any more.
+    step.delete(RecordId::Enrolment(name.clone()));
     step.put_host(Host { admission: Admission::Leaving, ..Host::clone(&host) });
     Ok(())
 }

@@ -16,6 +16,7 @@ mod command;
 mod core;
 mod deployments;
 mod drain;
+mod enrolment;
 mod entropy;
 pub mod explain;
 pub mod goal;

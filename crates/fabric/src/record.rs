@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use mayfly_model::{
-    Breaker, Deployment, DeploymentKey, Event, Host, HostName, Image, ImageName, Incarnation, Instance, InstanceKey,
-    Service, ServiceName, Time, Usage,
+    Breaker, Deployment, DeploymentKey, Enrolment, Event, Host, HostName, HostToken, Image, ImageName, Incarnation,
+    Instance, InstanceKey, Service, ServiceName, Time, Usage,
 };
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +28,9 @@ pub struct Meta {
     /// that may be serving have applied it.
     #[serde(default)]
     pub voters_since: Incarnation,
+    /// The digest of the authority that makes hosts' certificates: all controllers have to have the same.
+    #[serde(default)]
+    pub authority: Option<String>,
 }
 
 /// A request that was answered, so that the same one coming again is not carried out twice.
@@ -62,6 +65,10 @@ pub enum Record {
     Usage(Arc<Usage>),
     /// A request that was answered.
     Answered(Arc<Answered>),
+    /// A join token.
+    HostToken(Arc<HostToken>),
+    /// A host that has joined.
+    Enrolment(Arc<Enrolment>),
 }
 
 /// Which record. Its text is the key in the store.
@@ -87,6 +94,10 @@ pub enum RecordId {
     Usage(ServiceName, u64),
     /// A request that was answered.
     Answered(String),
+    /// A join token.
+    HostToken(String),
+    /// A host that has joined.
+    Enrolment(HostName),
 }
 
 impl fmt::Display for RecordId {
@@ -104,6 +115,8 @@ impl fmt::Display for RecordId {
             RecordId::Breaker => f.write_str("breaker"),
             RecordId::Usage(service, day) => write!(f, "usage/{service}/{day:06}"),
             RecordId::Answered(id) => write!(f, "answered/{id}"),
+            RecordId::HostToken(id) => write!(f, "token/{id}"),
+            RecordId::Enrolment(host) => write!(f, "enrolment/{host}"),
         }
     }
 }
@@ -122,6 +135,8 @@ impl Record {
             Record::Breaker(_) => RecordId::Breaker,
             Record::Usage(usage) => RecordId::Usage(usage.service.clone(), usage.day),
             Record::Answered(answered) => RecordId::Answered(answered.id.clone()),
+            Record::HostToken(token) => RecordId::HostToken(token.id.clone()),
+            Record::Enrolment(enrolment) => RecordId::Enrolment(enrolment.host.clone()),
         }
     }
 

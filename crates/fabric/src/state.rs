@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use mayfly_model::configuration::START_TIMEOUT_SETTING;
 use mayfly_model::{
-    Breaker, Deployment, DeploymentKey, DeploymentStatus, Event, Host, HostName, Image, ImageName, Instance,
-    InstanceKey, InstanceState, NamePool, Resources, RoleConfiguration, RoleDefinition, RoleName, Service, ServiceName,
-    Usage, Version, limits,
+    Breaker, Deployment, DeploymentKey, DeploymentStatus, Enrolment, Event, Host, HostName, HostToken, Image,
+    ImageName, Instance, InstanceKey, InstanceState, NamePool, Resources, RoleConfiguration, RoleDefinition, RoleName,
+    Service, ServiceName, Usage, Version, limits,
 };
 
 use crate::inventory::Inventory;
@@ -27,6 +27,8 @@ pub struct State {
     pub(crate) breaker: Arc<Breaker>,
     pub(crate) usage: BTreeMap<(ServiceName, u64), Arc<Usage>>,
     pub(crate) answered: BTreeMap<String, Arc<Answered>>,
+    pub(crate) tokens: BTreeMap<String, Arc<HostToken>>,
+    pub(crate) enrolments: BTreeMap<HostName, Arc<Enrolment>>,
     pub(crate) index: Index,
 }
 
@@ -72,6 +74,7 @@ impl PartialEq for State {
             == (&other.meta, &other.images, &other.services, &other.deployments, &other.instances)
             && (&self.hosts, &self.events, &self.breaker, &self.usage, &self.answered)
                 == (&other.hosts, &other.events, &other.breaker, &other.usage, &other.answered)
+            && (&self.tokens, &self.enrolments) == (&other.tokens, &other.enrolments)
     }
 }
 
@@ -137,6 +140,16 @@ impl State {
     /// What has been written down of each service's usage, by day. What still runs is not in it.
     pub fn usage(&self) -> &BTreeMap<(ServiceName, u64), Arc<Usage>> {
         &self.usage
+    }
+
+    /// The join tokens that have not been swept away yet.
+    pub fn tokens(&self) -> &BTreeMap<String, Arc<HostToken>> {
+        &self.tokens
+    }
+
+    /// The hosts that have joined.
+    pub fn enrolments(&self) -> &BTreeMap<HostName, Arc<Enrolment>> {
+        &self.enrolments
     }
 
     /// Whether a request of this name was carried out.
@@ -218,6 +231,10 @@ impl State {
             Record::Breaker(breaker) => Some(Record::Breaker(std::mem::replace(&mut self.breaker, breaker))),
             Record::Usage(usage) => self.usage.insert((usage.service.clone(), usage.day), usage).map(Record::Usage),
             Record::Answered(answered) => self.answered.insert(answered.id.clone(), answered).map(Record::Answered),
+            Record::HostToken(token) => self.tokens.insert(token.id.clone(), token).map(Record::HostToken),
+            Record::Enrolment(enrolment) => {
+                self.enrolments.insert(enrolment.host.clone(), enrolment).map(Record::Enrolment)
+            }
         }
     }
 
@@ -253,6 +270,8 @@ impl State {
             RecordId::Event(number) => self.events.remove(number).map(Record::Event),
             RecordId::Usage(service, day) => self.usage.remove(&(service.clone(), *day)).map(Record::Usage),
             RecordId::Answered(id) => self.answered.remove(id).map(Record::Answered),
+            RecordId::HostToken(id) => self.tokens.remove(id).map(Record::HostToken),
+            RecordId::Enrolment(host) => self.enrolments.remove(host).map(Record::Enrolment),
         }
     }
 

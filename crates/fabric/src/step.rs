@@ -163,7 +163,9 @@ impl<'s> Step<'s> {
             | Record::Event(_)
             | Record::Breaker(_)
             | Record::Usage(_)
-            | Record::Answered(_) => false,
+            | Record::Answered(_)
+            | Record::HostToken(_)
+            | Record::Enrolment(_) => false,
         }
     }
 }

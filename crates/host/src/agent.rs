@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use mayfly_api::Client;
 use mayfly_disk::DiskClient;
+use mayfly_identity::Clock;
 use mayfly_model::{Digest, GoalState, HostLease, Incident, Time};
 use mayfly_net::mesh::Peers;
 use mayfly_net::{Links, Nft, Zone};
@@ -18,13 +19,21 @@ use crate::clock;
 use crate::config::{HostConfig, disk_control};
 use crate::ledger::Ledger;
 use crate::status::Statuses;
-use crate::{disks, guard, mesh, network, probes, reporting, servers, vm};
+use crate::{disks, guard, joining, mesh, network, probes, reporting, servers, vm};
 
 /// What all tasks share.
 pub(crate) struct Agent {
     pub config: HostConfig,
     pub boot_id: u64,
     pub client: Client,
+    /// The time by which certificates are judged.
+    pub wall: Clock,
+    /// A controller has said that the host's certificate has ended.
+    pub certificate_ended: AtomicBool,
+    /// The certificate should be looked at now.
+    pub renew_now: Notify,
+    /// Counts the certificates that this agent has got.
+    pub identity: watch::Sender<u64>,
     pub ledger: Ledger,
     pub disks: DiskClient,
     pub links: Links,
@@ -101,10 +110,17 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
     let folder: PathBuf = config.folder.clone();
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let ledger = Ledger::new(&folder, boot_id);
+    let links = Links::open()?;
+    network::join_underlay(&config, &links).await.context("cannot prepare the network")?;
+    let wall = Clock::start();
     let agent = Arc::new(Agent {
-        client: Client::new(&config.controller, &config.token),
+        client: joining::client(&config, wall).await.context("this host cannot join")?,
+        wall,
+        certificate_ended: AtomicBool::new(false),
+        renew_now: Notify::new(),
+        identity: watch::Sender::new(0),
         disks: DiskClient::new(disk_control(&folder)),
-        links: Links::open()?,
+        links,
         nft: Mutex::new(Nft::load()?),
         goal: watch::Sender::new(Arc::new(ledger.goal())),
         confirmed: watch::Sender::new(false),
@@ -136,6 +152,7 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
     tokio::spawn(guard::run(Arc::clone(&agent)));
     tokio::spawn(probes::run(Arc::clone(&agent)));
     tokio::spawn(disks::run(Arc::clone(&agent)));
+    tokio::spawn(joining::renew(Arc::clone(&agent)));
     tokio::spawn(reporting::listen(Arc::clone(&agent)));
     // VMs of before are known before the first report, which lists all that exist.
     let known = vm::adopt_all(&agent)?;

@@ -31,10 +31,11 @@ pub struct HostConfig {
     /// What it can do beyond what it finds out itself (`kvm`).
     #[serde(default)]
     pub features: BTreeSet<String>,
-    /// Where the controllers are, separated by commas.
+    /// Where the controllers are for hosts (`https://…`), separated by commas.
     pub controller: String,
-    /// What the host shows to the controller.
-    pub token: String,
+    /// The token with which the host joins; it is used once, and need not be there any more afterwards.
+    #[serde(default)]
+    pub join: Option<String>,
     /// Where images, disks and ledgers are kept.
     pub folder: PathBuf,
     /// How guests' instructions are executed.

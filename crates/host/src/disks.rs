@@ -7,6 +7,7 @@ use mayfly_disk::{DiskClient, News, Sources};
 use mayfly_model::{Incident, VmId};
 
 use crate::agent::{Agent, lock};
+use crate::joining::keys_file;
 
 /// Between two questions.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -16,7 +17,7 @@ pub(crate) async fn introduce(agent: &Agent) -> anyhow::Result<()> {
     let config = &agent.config;
     let sources = Sources {
         controller: agent.client.url().to_owned(),
-        token: config.token.clone(),
+        identity: Some(keys_file(&config.folder)),
         address: config.address,
         background_rate: config.background_rate,
         cache_bytes: config.image_cache_bytes,
@@ -29,8 +30,8 @@ pub(crate) async fn introduce(agent: &Agent) -> anyhow::Result<()> {
 pub(crate) async fn run(agent: Arc<Agent>) {
     let mut introduced = None;
     loop {
-        // Another controller may lead by now.
-        let controller = agent.client.url().to_owned();
+        // Another controller may lead by now, or the certificate may be a new one.
+        let controller = (agent.client.url().to_owned(), *agent.identity.borrow());
         if introduced.as_ref() != Some(&controller) {
             match introduce(&agent).await {
                 Ok(()) => introduced = Some(controller),

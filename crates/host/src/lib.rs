@@ -12,6 +12,7 @@
 //! - `mesh`: tells the other hosts what is healthy here, and hears it from them.
 //! - `disks`: tells the disk server where images come from, and hears from it how disks and images are doing.
 //! - `probes`: asks the guests' endpoints.
+//! - `joining`: has the host's certificate renewed, long before it ends.
 //! - servers for guests: wire server, metadata, DNS, DHCP.
 
 mod agent;
@@ -19,6 +20,7 @@ mod clock;
 mod config;
 mod disks;
 mod guard;
+mod joining;
 mod ledger;
 mod mesh;
 mod network;

@@ -10,16 +10,28 @@ use anyhow::Context;
 use mayfly_model::HostName;
 use mayfly_net::address::{GATEWAY, METADATA, UNDERLAY_DEVICE, WIRE_SERVER};
 use mayfly_net::plan::{Health, Inputs, Plan, plan};
-use mayfly_net::{NetError, announce};
+use mayfly_net::{Links, NetError, announce};
 
 use crate::agent::{Agent, lock};
 use crate::clock;
+use crate::config::HostConfig;
 
 /// How long a change that nobody told of may go unnoticed, a peer's silence above all.
 const LOOK: Duration = Duration::from_millis(200);
 /// When a public address that has moved is announced: at once, and again in case that was lost or came too early.
 const ANNOUNCEMENTS: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(300), Duration::from_millis(1100), Duration::from_millis(2500)];
+
+/// Takes the host's address in the data centre's network, which it needs to reach anybody.
+pub(crate) async fn join_underlay(config: &HostConfig, links: &Links) -> anyhow::Result<()> {
+    links.up("lo").await?;
+    links.add_address(UNDERLAY_DEVICE, config.address, config.prefix).await?;
+    links.up(UNDERLAY_DEVICE).await?;
+    if let Some(gateway) = config.gateway {
+        links.add_default_route(gateway).await?;
+    }
+    Ok(())
+}
 
 /// Sets up what is the same for all goal states.
 pub(crate) async fn prepare(agent: &Agent) -> anyhow::Result<()> {
@@ -29,14 +41,8 @@ pub(crate) async fn prepare(agent: &Agent) -> anyhow::Result<()> {
         // Hosts without IPv6 lack this.
         let _ = sysctl(&format!("net/ipv6/conf/{scope}/disable_ipv6"), "1");
     }
-    agent.links.up("lo").await?;
     for address in [WIRE_SERVER, METADATA, GATEWAY] {
         agent.links.add_address("lo", address, 32).await?;
-    }
-    agent.links.add_address(UNDERLAY_DEVICE, agent.config.address, agent.config.prefix).await?;
-    agent.links.up(UNDERLAY_DEVICE).await?;
-    if let Some(gateway) = agent.config.gateway {
-        agent.links.add_default_route(gateway).await?;
     }
     // Where there are rules already, an earlier agent made them for guests that may still run; they hold until it is
     // known how those are doing.

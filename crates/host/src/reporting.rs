@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use mayfly_api::ErrorCode;
 use mayfly_model::{HostFacts, HostReport};
 
 use crate::agent::{Agent, lock};
@@ -26,6 +28,10 @@ pub(crate) async fn run(agent: Arc<Agent>) {
             }
             Ok(()) if !reachable => tracing::info!("the controller answers again"),
             _ => {}
+        }
+        if answered.as_ref().is_err_and(|error| error.code() == Some(ErrorCode::CertificateEnded)) {
+            agent.certificate_ended.store(true, Ordering::Relaxed);
+            agent.renew_now.notify_one();
         }
         reachable = answered.is_ok();
         tokio::time::sleep(SPACING).await;

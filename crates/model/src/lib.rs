@@ -7,6 +7,7 @@ pub mod autoscale;
 pub mod breaker;
 pub mod configuration;
 pub mod definition;
+pub mod enrolment;
 pub mod event;
 pub mod goal;
 pub mod host;
@@ -31,6 +32,7 @@ pub use definition::{
     Endpoint, EndpointProtocol, LoadBalancerProbe, LocalStorage, PortRange, ProbeProtocol, RoleDefinition, RoleKind,
     ServiceDefinition,
 };
+pub use enrolment::{Enrolment, HostToken};
 pub use event::{Event, EventKind};
 pub use goal::{
     Backend, DnsRecord, EndpointGoal, GoalState, NetworkGoal, PeerGoal, ProbeGoal, RouteGoal, VipGoal, VmGoal,

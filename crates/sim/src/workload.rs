@@ -197,7 +197,11 @@ impl Promises {
             | Command::Drain { .. }
             | Command::Undrain(_)
             | Command::ForgetHost(_)
-            | Command::ResetBreaker(_) => {}
+            | Command::ResetBreaker(_)
+            | Command::MakeToken { .. }
+            | Command::SetAuthority(_)
+            | Command::DeleteToken(_)
+            | Command::Enrol { .. } => {}
         }
     }
 

@@ -63,7 +63,6 @@ impl Controller {
             "folder": folder.join("controller"),
             "listen": [address],
             "user_token": TOKEN,
-            "host_token": TOKEN,
             "fabric": { "zone": "bench.test", "dips": ["10.0.0.0", 8], "vips": ["20.0.0.0", 8] },
         });
         let file = folder.join("controller.json");

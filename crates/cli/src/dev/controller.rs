@@ -35,9 +35,12 @@ pub(super) fn start(layout: &Layout, fabric: &Fabric, index: u8) -> anyhow::Resu
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let config = ControllerConfig {
         folder: folder.clone(),
-        listen: fabric.controller(index).to_vec(),
+        listen: vec![fabric.controller(index)[0]],
+        listen_hosts: vec![fabric.controller(index)[1]],
+        advertise: Vec::new(),
+        authority: Some(layout.authority()),
+        host_certificate_days: 30,
         user_token: fabric.user_token.clone(),
-        host_token: fabric.host_token.clone(),
         store: fabric.store(),
         name: format!("http://{}", fabric.controller(index)[0]),
         images: (index > 0).then(|| ObjectStoreConfig::folder(&layout.controller(0).join("images"))),

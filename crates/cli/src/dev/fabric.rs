@@ -126,8 +126,10 @@ async fn start_all(
         })?;
     }
     start_controllers(layout, fabric)?;
+    wait_until_ready(layout, fabric, 0).await?;
     for index in 0..fabric.hosts.len() {
         hosts::configure(layout, fabric, index, capacity, accelerator)?;
+        hosts::invite(layout, fabric, index).await?;
         hosts::start(layout, fabric, index, links).await?;
     }
     wait_until_ready(layout, fabric, fabric.hosts.len()).await
@@ -178,7 +180,7 @@ async fn found(layout: &Layout, links: &Links, (controllers, etcd): (u8, bool)) 
     let number = (0..=250).find(|number| !names.contains(&format!("mayfly{number}")));
     let number = number.context("250 dev fabrics run on this machine already")?;
     let hosts = (1..=HOSTS).map(|number| format!("host-{number}")).collect();
-    let fabric = Fabric { number, user_token: token(), host_token: token(), hosts, controllers, etcd };
+    let fabric = Fabric { number, user_token: token(), hosts, controllers, etcd };
     // Written first, so that whatever comes of it, `down` knows what to remove.
     layout.write_fabric(&fabric)?;
     claim(layout, &fabric, links).await?;
@@ -222,7 +224,7 @@ async fn wait_until_ready(layout: &Layout, fabric: &Fabric, wanted: usize) -> an
             bail!("not ready within {} s: {state}\nthe controller's last words:\n{words}", READY.as_secs());
         }
         progress.show(state);
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -310,6 +312,7 @@ pub(super) async fn start(layout: &Layout, name: &str) -> anyhow::Result<()> {
     if hosts::find(layout, name)?.is_some() {
         bail!("{name} runs already");
     }
+    hosts::invite(layout, &fabric, index).await?;
     hosts::start(layout, &fabric, index, &Links::open()?).await?;
     line(&format!("{name} is starting"))
 }

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use mayfly_api::{Client, TokenRequest};
 use mayfly_host::HostConfig;
 use mayfly_host::supervise::{Ended, Keep, keep_running};
 use mayfly_model::Resources;
@@ -17,7 +18,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 
-use super::layout::{Fabric, Layout, write_json};
+use super::layout::{Fabric, Layout, read_json, write_json};
 use super::process::Process;
 
 /// Where a host finds its folder inside its mount namespace: short, as the paths of Unix sockets have to be.
@@ -36,6 +37,26 @@ fn config_file(folder: &Path) -> PathBuf {
 /// The host's first process, if it runs.
 pub(super) fn find(layout: &Layout, name: &str) -> anyhow::Result<Option<Process>> {
     Process::read(&init_file(&layout.host(name)))
+}
+
+/// Gives a host a join token, unless it has joined and is still known.
+pub(super) async fn invite(layout: &Layout, fabric: &Fabric, index: usize) -> anyhow::Result<()> {
+    let name = &fabric.hosts[index];
+    let folder = layout.host(name);
+    let (keys, file) = (folder.join("identity.pem"), config_file(&folder));
+    let client = Client::new(&fabric.controller_url(), &fabric.user_token);
+    if keys.exists() {
+        // With no controller to ask, it goes on as who it was.
+        let Ok(hosts) = client.host_list().await else { return Ok(()) };
+        if hosts.iter().any(|host| host.name == *name) {
+            return Ok(());
+        }
+        fs::remove_file(&keys).with_context(|| format!("cannot remove {}", keys.display()))?;
+    }
+    let request = TokenRequest { host: Some(name.parse()?), minutes: 60 };
+    let join = client.token_create(&request).await.context("cannot get a join token")?.token;
+    let config: HostConfig = read_json(&file)?.with_context(|| format!("{} is missing", file.display()))?;
+    write_json(&file, &HostConfig { join, ..config })
 }
 
 /// Writes a host's configuration.
@@ -58,7 +79,7 @@ pub(super) fn configure(
         guest_egress: false,
         capacity,
         controller: fabric.host_url(),
-        token: fabric.host_token.clone(),
+        join: None,
         folder: PathBuf::from(INSIDE),
         accelerator,
         location: "dev".to_owned(),

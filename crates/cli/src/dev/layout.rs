@@ -28,8 +28,6 @@ pub struct Fabric {
     pub number: u8,
     /// What users show to the controller.
     pub user_token: String,
-    /// What hosts show to it.
-    pub host_token: String,
     /// The hosts' names.
     pub hosts: Vec<String>,
     /// How many controllers there are.
@@ -86,16 +84,16 @@ impl Fabric {
 
     /// The controllers' URLs for users, separated by commas.
     pub fn controller_url(&self) -> String {
-        self.urls(0)
+        self.urls("http", 0)
     }
 
     /// The controllers' URLs for hosts, separated by commas.
     pub fn host_url(&self) -> String {
-        self.urls(1)
+        self.urls("https", 1)
     }
 
-    fn urls(&self, side: usize) -> String {
-        let urls = (0..self.controllers).map(|index| format!("http://{}", self.controller(index)[side]));
+    fn urls(&self, scheme: &str, side: usize) -> String {
+        let urls = (0..self.controllers).map(|index| format!("{scheme}://{}", self.controller(index)[side]));
         urls.collect::<Vec<_>>().join(",")
     }
 
@@ -133,6 +131,11 @@ impl Layout {
         }
     }
 
+    /// The folder of the authority, which all controllers share.
+    pub fn authority(&self) -> PathBuf {
+        self.state.join("authority")
+    }
+
     /// Etcd's folder.
     pub fn etcd(&self) -> PathBuf {
         self.state.join("etcd")
@@ -159,7 +162,7 @@ impl Layout {
 
     /// Removes what a fabric has put into its folder, and the folder if nothing else is in it.
     pub fn purge(&self) -> anyhow::Result<()> {
-        for name in ["controller", "controller-2", "controller-3", "etcd", "hosts"] {
+        for name in ["controller", "controller-2", "controller-3", "authority", "etcd", "hosts"] {
             match fs::remove_dir_all(self.state.join(name)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(error).with_context(|| format!("cannot remove {}", self.state.join(name).display()));

@@ -72,6 +72,7 @@ fn code(rejected: &Rejected) -> ErrorCode {
         Rejected::NotFound { .. } => ErrorCode::NotFound,
         Rejected::AlreadyExists { .. } => ErrorCode::AlreadyExists,
         Rejected::Conflict(_) => ErrorCode::Conflict,
+        Rejected::Denied(_) => ErrorCode::Unauthorized,
         Rejected::Unsupported(_) => ErrorCode::Unsupported,
         Rejected::NoRoom(_) => ErrorCode::NoRoom,
         Rejected::Stale => ErrorCode::Conflict,

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::HeaderMap;
+use axum::{Extension, Json};
 use mayfly_api::{ApiError, ErrorCode, HostView, ReportAnswer};
 use mayfly_fabric::{Command, Input, State as Records, goal};
+use mayfly_identity::Enrolled;
 use mayfly_model::{Host, HostName, HostReport, Incarnation};
 use serde::Deserialize;
 
@@ -54,8 +55,13 @@ pub(super) async fn act(
 
 pub(super) async fn report(
     State(shared): State<Arc<Shared>>,
+    Extension(enrolled): Extension<Enrolled>,
     Json(report): Json<HostReport>,
 ) -> Result<Json<ReportAnswer>, Failure> {
+    if report.host.as_str() != enrolled.host {
+        let message = format!("a report of {} with the certificate of {}", report.host, enrolled.host);
+        return Err(ApiError::new(ErrorCode::Unauthorized, message).into());
+    }
     shared.usage.hear(&report);
     let (host, applied) = (report.host.clone(), report.applied);
     let outcome = shared.driver.submit(Input::Report(report)).await?;

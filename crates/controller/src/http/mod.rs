@@ -8,6 +8,7 @@ mod events;
 mod hosts;
 mod images;
 mod instances;
+mod joining;
 mod plan;
 mod services;
 
@@ -15,7 +16,7 @@ use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
 use axum::http::HeaderMap;
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 use axum::{Router, middleware};
 use mayfly_api::{PlanView, REQUEST_HEADER};
 use mayfly_fabric::{Command, Input};
@@ -26,6 +27,7 @@ use mayfly_model::manifest::MANIFEST_BYTES_MAX;
 use self::error::Failure;
 use crate::config::ControllerConfig;
 use crate::driver::{Driver, DriverError};
+use crate::identity::Identity;
 use crate::images::{Holders, ImageStore};
 use crate::usage::Usage;
 
@@ -39,6 +41,8 @@ pub struct Shared {
     pub holders: Holders,
     /// What VMs' disks take.
     pub usage: Usage,
+    /// What is shown to hosts, and made for them.
+    pub identity: Arc<Identity>,
     /// The configuration.
     pub config: ControllerConfig,
 }
@@ -71,10 +75,10 @@ impl Shared {
     }
 }
 
-/// All routes.
-pub fn router(shared: Arc<Shared>) -> Router {
+/// The routes for users.
+pub fn users(shared: Arc<Shared>) -> Router {
     let manifest = DefaultBodyLimit::max(MANIFEST_BYTES_MAX as usize);
-    let users = Router::new()
+    let routes = Router::new()
         .route("/v1/images", get(images::list))
         .route("/v1/images/{name}", put(images::commit).delete(images::delete).layer(manifest))
         .route("/v1/images/{name}/manifest", get(images::manifest_by_name))
@@ -100,16 +104,30 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/breaker/{scope}/reset", post(breaker::reset))
         .route("/v1/usage", get(breaker::usage))
         .route("/v1/events", get(events::list))
+        .route("/v1/tokens", get(joining::list).post(joining::make))
+        .route("/v1/tokens/{id}", delete(joining::delete))
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), auth::users));
-    let hosts = Router::new()
+    finish(routes, shared)
+}
+
+/// The routes for hosts.
+pub fn hosts(shared: Arc<Shared>) -> Router {
+    let routes = Router::new()
         .route("/host/v1/report", post(hosts::report))
         .route("/host/v1/wait", get(hosts::wait))
         .route("/host/v1/images/{digest}/manifest", get(images::manifest))
         .route("/host/v1/images/{digest}/holders", get(images::holders))
         .route("/host/v1/images/{digest}/order", get(images::order).put(images::put_order))
         .route("/host/v1/chunks/{digest}", get(images::chunk))
-        .layer(middleware::from_fn_with_state(Arc::clone(&shared), auth::hosts));
+        .layer(middleware::from_fn(auth::in_time))
+        .route("/host/v1/renew", post(joining::renew))
+        .layer(middleware::from_fn_with_state(Arc::clone(&shared), auth::hosts))
+        .route("/host/v1/join", post(joining::join));
+    finish(routes, shared)
+}
+
+fn finish(routes: Router<Arc<Shared>>, shared: Arc<Shared>) -> Router {
     // A definition and a configuration, and the scripts they name.
     let body = DefaultBodyLimit::max(SOURCE_BYTES_MAX * 4);
-    users.merge(hosts).route("/healthz", get(auth::nothing)).layer(body).with_state(shared)
+    routes.route("/healthz", get(auth::nothing)).layer(body).with_state(shared)
 }

@@ -86,7 +86,9 @@ impl ImageCache {
     /// [`CacheError::Io`] when this host's address cannot be listened on.
     pub fn set_sources(&self, sources: Sources) -> Result<(), CacheError> {
         let address = sources.address;
-        self.inner.fetcher.set_sources(sources);
+        let identity = sources.identity.clone().unwrap_or_default();
+        let unusable = |source| CacheError::Io { action: "use", path: identity, source };
+        self.inner.fetcher.set_sources(sources).map_err(unusable)?;
         let mut listens = self.inner.listens.lock().unwrap_or_else(PoisonError::into_inner);
         if !*listens {
             // The address may come up later than this process; the agent asks again.

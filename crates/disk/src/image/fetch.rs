@@ -7,12 +7,15 @@
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use mayfly_identity::{Clock, HostKeys};
 use mayfly_model::manifest::MANIFEST_BYTES_MAX;
 use mayfly_model::{ChunkDigest, Digest, Manifest};
+use reqwest::blocking::{Client, Response};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -38,10 +41,10 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 /// Whom a host asks for images.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sources {
-    /// The controller, for example `http://10.77.0.1:7070`.
+    /// The controller, for example `https://10.77.0.1:7070`.
     pub controller: String,
-    /// What this host shows to it.
-    pub token: String,
+    /// The file with this host's key and certificate, which it shows to the controller.
+    pub identity: Option<PathBuf>,
     /// This host's address in the data centre's network, where it gives chunks to others.
     pub address: Ipv4Addr,
     /// Bytes a second at which what no guest has asked for is fetched.
@@ -62,7 +65,9 @@ pub struct Fetched {
 #[derive(Debug, Default)]
 pub(crate) struct Fetcher {
     sources: RwLock<Option<Sources>>,
-    agents: RwLock<Option<Agents>>,
+    clients: RwLock<Option<Clients>>,
+    /// The time by which certificates are judged.
+    clock: OnceLock<Clock>,
     /// The hosts that use an image, this one included.
     holders: Mutex<HashMap<Digest, Vec<Ipv4Addr>>>,
     /// Hosts that did not answer, and when.
@@ -74,32 +79,37 @@ pub(crate) struct Fetcher {
 }
 
 #[derive(Clone, Debug)]
-struct Agents {
-    controller: ureq::Agent,
-    peers: ureq::Agent,
+struct Clients {
+    controller: Client,
+    peers: Client,
 }
 
-impl Agents {
-    fn new() -> Agents {
-        let agent = |connect, timeout| {
-            let config = ureq::Agent::config_builder()
-                .timeout_connect(Some(connect))
-                .timeout_global(Some(timeout))
-                .max_idle_connections_per_host(8)
-                .proxy(None);
-            config.build().new_agent()
+impl Clients {
+    fn new(sources: &Sources, clock: Clock) -> io::Result<Clients> {
+        let builder = |connect, timeout| {
+            Client::builder().no_proxy().connect_timeout(connect).timeout(timeout).pool_max_idle_per_host(8)
         };
-        Agents {
-            controller: agent(Duration::from_secs(1), CONTROLLER_TIMEOUT),
-            peers: agent(PEER_CONNECT, PEER_TIMEOUT),
+        let mut controller = builder(Duration::from_secs(1), CONTROLLER_TIMEOUT);
+        if let Some(path) = &sources.identity {
+            let keys = HostKeys::read(path).map_err(io::Error::other)?;
+            let keys = keys.ok_or_else(|| io::Error::other(format!("there is no {}", path.display())))?;
+            let tls = mayfly_identity::client_config(&keys, clock).map_err(io::Error::other)?;
+            controller = controller.tls_backend_preconfigured(tls);
         }
+        Ok(Clients {
+            controller: controller.build().map_err(io::Error::other)?,
+            peers: builder(PEER_CONNECT, PEER_TIMEOUT).build().map_err(io::Error::other)?,
+        })
     }
 }
 
 impl Fetcher {
-    pub(crate) fn set_sources(&self, sources: Sources) {
-        self.agents.write().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Agents::new);
+    /// Asks these from now on, with the certificate that is in the file now.
+    pub(crate) fn set_sources(&self, sources: Sources) -> io::Result<()> {
+        let clients = Clients::new(&sources, *self.clock.get_or_init(Clock::start))?;
+        *self.clients.write().unwrap_or_else(PoisonError::into_inner) = Some(clients);
         *self.sources.write().unwrap_or_else(PoisonError::into_inner) = Some(sources);
+        Ok(())
     }
 
     /// This host can be asked by others from now on.
@@ -108,12 +118,11 @@ impl Fetcher {
     }
 
     pub(crate) fn sources(&self) -> io::Result<Sources> {
-        let sources = self.sources.read().unwrap_or_else(PoisonError::into_inner).clone();
-        sources.ok_or_else(|| io::Error::other("the agent has not said yet where images come from"))
+        self.sources.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(unknown)
     }
 
-    fn agents(&self) -> Agents {
-        self.agents.read().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_else(Agents::new)
+    fn clients(&self) -> io::Result<Clients> {
+        self.clients.read().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(unknown)
     }
 
     pub(crate) fn fetched(&self) -> Fetched {
@@ -157,8 +166,8 @@ impl Fetcher {
     pub(crate) fn publish_order(&self, digest: &Digest, order: &str) -> io::Result<()> {
         let sources = self.sources()?;
         let url = format!("{}/host/v1/images/{digest}/order", sources.controller);
-        let request = self.agents().controller.put(&url).header("authorization", format!("Bearer {}", sources.token));
-        request.send(order).map(drop).map_err(io::Error::other)
+        let answer = self.clients()?.controller.put(url).body(order.to_owned()).send();
+        answer.and_then(Response::error_for_status).map(drop).map_err(io::Error::other)
     }
 
     /// A chunk, verified. Tries until it comes, within reason.
@@ -253,16 +262,17 @@ impl Fetcher {
 
     fn ask_peer(&self, host: Ipv4Addr, image: &Digest, index: u32, fetch: bool) -> Result<Vec<u8>, AskError> {
         let url = format!("http://{host}:{PEER_PORT}/v1/images/{image}/chunks/{index}?fetch={fetch}");
-        match self.agents().peers.get(&url).call() {
-            Err(ureq::Error::StatusCode(_)) => Err(AskError::Busy),
+        let clients = self.clients().map_err(AskError::Failed)?;
+        match clients.peers.get(url).send() {
+            Ok(answer) if !answer.status().is_success() => Err(AskError::Busy),
             other => read(other, u64::from(mayfly_model::CHUNK_BYTES)).map_err(AskError::Failed),
         }
     }
 
     fn ask_controller(&self, path: &str, most: u64) -> io::Result<Vec<u8>> {
         let sources = self.sources()?;
-        let request = self.agents().controller.get(format!("{}{path}", sources.controller));
-        read(request.header("authorization", format!("Bearer {}", sources.token)).call(), most)
+        let answer = self.clients()?.controller.get(format!("{}{path}", sources.controller)).send();
+        read(answer.and_then(Response::error_for_status), most)
     }
 }
 
@@ -274,10 +284,13 @@ enum AskError {
     Failed(io::Error),
 }
 
-fn read(response: Result<ureq::http::Response<ureq::Body>, ureq::Error>, most: u64) -> io::Result<Vec<u8>> {
+fn unknown() -> io::Error {
+    io::Error::other("the agent has not said yet where images come from")
+}
+
+fn read(response: reqwest::Result<Response>, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let body = response.map_err(io::Error::other)?.into_body().into_reader();
-    if body.take(most + 1).read_to_end(&mut bytes)? as u64 > most {
+    if response.map_err(io::Error::other)?.take(most + 1).read_to_end(&mut bytes)? as u64 > most {
         return Err(io::Error::other(format!("the answer is longer than {most} bytes")));
     }
     Ok(bytes)

@@ -113,7 +113,7 @@ impl Host {
         let server = DiskServer::start(&folder.path().join("exports"), &folder.path().join("images")).unwrap();
         let sources = Sources {
             controller: format!("http://127.88.0.1:{port}"),
-            token: "secret".to_owned(),
+            identity: None,
             address: Ipv4Addr::new(127, 88, (port % 250) as u8, number),
             background_rate,
             cache_bytes: 0,

@@ -316,3 +316,35 @@ fn the_ledger_is_the_history() {
         crate::meter::ledger(fabric.core.state(), fabric.now).values().map(|one| one[&VmSize::ExtraSmall]).sum();
     assert_eq!(total, ended + 3 * lived);
 }
+
+#[test]
+fn a_token_lets_one_host_in_once() {
+    let mut fabric = Fabric::running(3);
+    let expires = fabric.now.plus(60_000);
+    let make = |id: &str, host: Option<&str>| Command::MakeToken { id: id.into(), host: host.map(name), expires };
+    let enrol =
+        |token: &str, host: &str, key: &str| Command::Enrol { token: token.into(), host: name(host), key: key.into() };
+    let denied = |result: Result<(), Rejected>| assert!(matches!(result, Err(Rejected::Denied(_))), "{result:?}");
+    fabric.command(make("any", None)).unwrap();
+    denied(fabric.command(enrol("other", "host-9", "k")));
+    fabric.command(enrol("any", "host-9", "k")).unwrap();
+    let number = |fabric: &Fabric| fabric.core.state().enrolments()[&name("host-9")].number;
+    let first = number(&fabric);
+    // The answer was lost: the same key, the same joining. Another key is somebody else.
+    fabric.command(enrol("any", "host-9", "k")).unwrap();
+    assert_eq!(number(&fabric), first);
+    denied(fabric.command(enrol("any", "host-9", "other")));
+    denied(fabric.command(enrol("any", "host-8", "k")));
+    // For one host only, not for one that is there, and not when it is too late or has been taken back.
+    fabric.command(make("bound", Some("host-8"))).unwrap();
+    denied(fabric.command(enrol("bound", "host-7", "k")));
+    fabric.command(make("second", None)).unwrap();
+    assert!(matches!(fabric.command(enrol("second", "host-1", "k")), Err(Rejected::Conflict(_))));
+    fabric.command(Command::DeleteToken("second".into())).unwrap();
+    denied(fabric.command(enrol("second", "host-6", "k")));
+    fabric.now = expires;
+    denied(fabric.command(enrol("bound", "host-8", "k")));
+    // Expired tokens are swept away with the next.
+    fabric.command(Command::MakeToken { id: "new".into(), host: None, expires: expires.plus(1) }).unwrap();
+    assert_eq!(fabric.core.state().tokens().keys().collect::<Vec<_>>(), ["new"]);
+}

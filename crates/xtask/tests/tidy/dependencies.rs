@@ -4,19 +4,33 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{short, with_extension};
 
-const ALL: &[&str] =
-    &["api", "controller", "disk", "fabric", "host", "model", "net", "qemu", "service-model", "store", "vhd", "wire"];
+const ALL: &[&str] = &[
+    "api",
+    "controller",
+    "disk",
+    "fabric",
+    "host",
+    "identity",
+    "model",
+    "net",
+    "qemu",
+    "service-model",
+    "store",
+    "vhd",
+    "wire",
+];
 
 /// What each crate may use of the others.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("api", &["model"]),
     ("bench", &["api", "disk", "fabric", "model", "sim", "store", "vhd", "xtask"]),
     ("cli", ALL),
-    ("controller", &["api", "fabric", "model", "service-model", "store"]),
-    ("disk", &["model", "vhd"]),
+    ("controller", &["api", "fabric", "identity", "model", "service-model", "store"]),
+    ("disk", &["identity", "model", "vhd"]),
     ("fabric", &["model"]),
     ("hello", &[]),
-    ("host", &["api", "disk", "model", "net", "qemu", "wire"]),
+    ("host", &["api", "disk", "identity", "model", "net", "qemu", "wire"]),
+    ("identity", &[]),
     ("model", &[]),
     ("net", &["model"]),
     ("qemu", &[]),
@@ -67,5 +81,5 @@ fn depth(name: &str, used: &BTreeMap<String, BTreeSet<String>>) -> usize {
 fn the_lock_file_stays_within_budget() {
     let lock = std::fs::read_to_string(mayfly_xtask::workspace().join("Cargo.lock")).unwrap();
     let packages = lock.matches("[[package]]").count();
-    assert!(packages <= 330, "{packages} locked packages; every one is somebody's work to watch");
+    assert!(packages <= 350, "{packages} locked packages; every one is somebody's work to watch");
 }
