@@ -33,7 +33,7 @@ pub(crate) fn note_loss(step: &mut Step<'_>, host: &Host, instances: &[Arc<Insta
         InstanceState::Waiting { .. } | InstanceState::Retiring { .. } => false,
     };
     let booting: BTreeSet<Scope> = instances.iter().filter(is_booting).map(|one| scope(&one.key.deployment)).collect();
-    let loss = Loss { at: step.now, domain: host.fault_domain.clone(), booting: booting.clone() };
+    let loss = Loss { at: step.now, domain: host.fault_domain.clone(), booting: booting.clone(), forgiven: false };
     breaker.losses.insert(host.name.clone(), loss);
     step.put_breaker(breaker);
     judge_fleet(step);
@@ -54,7 +54,8 @@ fn judge_fleet(step: &mut Step<'_>) {
     let is_lost = |name: &&mayfly_model::HostName| {
         hosts.get(*name).is_some_and(|host| matches!(host.condition, HostCondition::Lost { .. }))
     };
-    let lost = step.state.breaker.losses.keys().filter(is_lost).count();
+    let losses = step.state.breaker.losses.iter().filter(|(_, loss)| !loss.forgiven);
+    let lost = losses.map(|(name, _)| name).filter(is_lost).count();
     if lost > allowed {
         let minutes = step.config.healing.window / 60_000;
         let why = format!("{lost} of {} hosts were lost within {minutes} minutes; {allowed} may be", hosts.len());
@@ -113,7 +114,11 @@ pub(crate) fn clear(step: &mut Step<'_>, scope: &Scope) {
     let mut breaker = Breaker::clone(&step.state.breaker);
     breaker.trips.remove(scope);
     match scope {
-        Scope::Fleet => breaker.losses.clear(),
+        // What is held against single deployments stays: that the fleet is well says nothing of them.
+        Scope::Fleet => {
+            breaker.losses.retain(|_, loss| !loss.booting.is_empty());
+            breaker.losses.values_mut().for_each(|loss| loss.forgiven = true);
+        }
         Scope::Deployment(..) => {
             breaker.losses.values_mut().for_each(|loss| loss.booting.retain(|booting| booting != scope))
         }

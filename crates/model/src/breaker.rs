@@ -84,4 +84,7 @@ pub struct Loss {
     pub domain: String,
     /// Deployments of which it was booting an instance then.
     pub booting: BTreeSet<Scope>,
+    /// A person has looked, and it is no sign of trouble with the whole fleet.
+    #[serde(default)]
+    pub forgiven: bool,
 }
