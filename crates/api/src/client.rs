@@ -313,6 +313,12 @@ impl Client {
         self.ask("/host/v1/renew", request).await
     }
 
+    /// All records, as `mayfly controller restore` reads them.
+    pub async fn backup(&self) -> Result<Vec<u8>, ClientError> {
+        let answer = self.checked(self.request(Method::GET, "/v1/backup").timeout(TRANSFER)).await?;
+        Ok(answer.bytes().await.map_err(|source| self.unreachable(source))?.to_vec())
+    }
+
     /// Makes a join token.
     pub async fn token_create(&self, request: &TokenRequest) -> Result<TokenView, ClientError> {
         self.ask("/v1/tokens", request).await

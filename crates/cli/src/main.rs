@@ -3,6 +3,7 @@
 mod arguments;
 mod breaker;
 mod connection;
+mod controller;
 mod dev;
 mod event;
 mod failure;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use arguments::{Arguments, Command};
+use arguments::{Arguments, Command, ControllerCommand};
 use connection::Connection;
 
 fn main() -> ExitCode {
@@ -38,6 +39,12 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let command = match arguments.command {
         Command::Internal(command) => return internal::run(command),
         Command::Vhd(command) => return vhd::run(arguments.output, command),
+        Command::Controller(ControllerCommand::Restore { file, into, replace, etcd }) => {
+            return controller::restore(&file, &into, replace, &etcd);
+        }
+        Command::Controller(ControllerCommand::Migrate { from, into, replace, etcd }) => {
+            return controller::migrate(&from, &into, replace, &etcd);
+        }
         Command::Dev(command) => return dev::run(&arguments.state, arguments.output, command),
         other => other,
     };
@@ -49,10 +56,11 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             Command::Service(command) => service::run(&connection, command).await,
             Command::Instance(command) => instance::run(&connection, command).await,
             Command::Host(command) => host::run(&connection, command).await,
+            Command::Controller(ControllerCommand::Backup { file }) => controller::backup(&connection, &file).await,
             Command::Token(command) => token::run(&connection, command).await,
             Command::Breaker(command) => breaker::run(&connection, command).await,
             Command::Event(command) => event::run(&connection, command).await,
-            Command::Dev(_) | Command::Internal(_) | Command::Vhd(_) => Ok(()),
+            Command::Controller(_) | Command::Dev(_) | Command::Internal(_) | Command::Vhd(_) => Ok(()),
         }
     })
 }

@@ -274,7 +274,7 @@ fn is_meta(change: &Change) -> bool {
 
 fn start_core(store: &mut dyn Store, config: &Config, clock: Clock) -> anyhow::Result<Core> {
     // First the store is taken over, then it is read: what another controller still writes in between would be lost.
-    let epoch = store.take_over()?;
+    let epoch = store.take_over(0)?;
     let (core, changes) = Core::start(records(store)?, epoch, config.clone(), clock.now());
     commit(store, epoch, &changes)?;
     Ok(core)

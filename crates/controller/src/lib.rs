@@ -1,6 +1,7 @@
 //! The fabric controller: the core, driven by time, users and hosts; the store that keeps its records; the images;
 //! and the API server. It never touches a guest's process or disk.
 
+pub mod backup;
 mod config;
 mod driver;
 mod gate;

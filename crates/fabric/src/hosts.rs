@@ -1,12 +1,13 @@
 //! Hosts as the core judges them: up, late or lost; who votes; who is forgotten.
 
-use mayfly_model::{Admission, EventKind, Host, HostCondition, HostName};
+use mayfly_model::{Admission, EventKind, Host, HostCondition, HostName, Incarnation};
 
 use crate::command::Rejected;
 use crate::healing;
 use crate::lease::Leases;
 use crate::mutant::Mutant;
 use crate::record::RecordId;
+use crate::restore;
 use crate::step::Step;
 
 /// Marks late hosts, gives up those whose lease is certainly over, and lets newcomers vote.
@@ -43,6 +44,7 @@ pub(crate) fn judge(step: &mut Step<'_>, leases: &mut Leases) {
         }
     }
     change_voters(step, leases);
+    restore::settle(step, leases);
 }
 
 /// Lets newcomers vote, and forgets who leaves. Either changes what a majority is. Until all who may be serving know of the
@@ -79,7 +81,11 @@ fn change_voters(step: &mut Step<'_>, leases: &Leases) {
 
 /// Whether every host that may be serving has applied a goal state with the present voters.
 fn all_know_the_voters(step: &Step<'_>, leases: &Leases) -> bool {
-    let since = step.state.meta.voters_since;
+    all_have_applied(step, leases, step.state.meta.voters_since)
+}
+
+/// Whether every host that may be serving has applied this goal state or a later one.
+pub(crate) fn all_have_applied(step: &Step<'_>, leases: &Leases, since: Incarnation) -> bool {
     let mut serving = step.state.hosts.values().filter(|host| !matches!(host.condition, HostCondition::Lost { .. }));
     serving.all(|host| leases.applied(&host.name).is_some_and(|applied| applied >= since))
 }

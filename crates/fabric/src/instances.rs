@@ -208,6 +208,9 @@ fn place_waiting(step: &mut Step<'_>) {
 
 /// Why an instance must not be placed now even if there is room.
 fn hold_back(step: &Step<'_>, instance: &Instance, heals: bool, healed: usize) -> Option<String> {
+    if let Some(why) = crate::restore::hold(step) {
+        return Some(why);
+    }
     if !heals {
         return None;
     }

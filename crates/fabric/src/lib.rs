@@ -32,6 +32,7 @@ pub mod placement;
 mod rebalance;
 pub mod record;
 mod report;
+pub mod restore;
 mod services;
 pub mod state;
 mod step;

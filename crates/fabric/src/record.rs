@@ -31,6 +31,9 @@ pub struct Meta {
     /// The digest of the authority that makes hosts' certificates: all controllers have to have the same.
     #[serde(default)]
     pub authority: Option<String>,
+    /// The records come from a backup, and not every host is known to follow a goal state from this one on.
+    #[serde(default)]
+    pub restored: Option<Incarnation>,
 }
 
 /// A request that was answered, so that the same one coming again is not carried out twice.

@@ -97,6 +97,23 @@ impl State {
         state
     }
 
+    /// All records, as the store has them.
+    pub fn records(&self) -> impl Iterator<Item = Record> {
+        let meta = [Record::Meta(self.meta.clone()), Record::Breaker(Arc::clone(&self.breaker))];
+        let hosts = self.hosts.values().cloned().map(Record::Host);
+        let images = self.images.values().cloned().map(Record::Image);
+        let services = self.services.values().cloned().map(Record::Service);
+        let deployments = self.deployments.values().cloned().map(Record::Deployment);
+        let instances = self.instances.values().cloned().map(Record::Instance);
+        let events = self.events.values().cloned().map(Record::Event);
+        let usage = self.usage.values().cloned().map(Record::Usage);
+        let answered = self.answered.values().cloned().map(Record::Answered);
+        let tokens = self.tokens.values().cloned().map(Record::HostToken);
+        let enrolments = self.enrolments.values().cloned().map(Record::Enrolment);
+        let things = hosts.chain(images).chain(services).chain(deployments).chain(instances);
+        meta.into_iter().chain(things).chain(events).chain(usage).chain(answered).chain(tokens).chain(enrolments)
+    }
+
     /// The counters.
     pub fn meta(&self) -> &Meta {
         &self.meta

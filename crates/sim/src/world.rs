@@ -429,7 +429,7 @@ impl World {
         if self.core.is_some() {
             return Ok(());
         }
-        let epoch = self.store.take_over().map_err(|error| error.to_string())?;
+        let epoch = self.store.take_over(0).map_err(|error| error.to_string())?;
         let records: Result<Vec<Record>, _> = self
             .store
             .load()

@@ -87,9 +87,9 @@ impl EmbeddedStore {
 }
 
 impl Store for EmbeddedStore {
-    fn take_over(&mut self) -> Result<u64, StoreError> {
+    fn take_over(&mut self, least: u64) -> Result<u64, StoreError> {
         self.transact(|tables| {
-            let epoch = current(&tables.fence)? + 1;
+            let epoch = least.max(current(&tables.fence)? + 1);
             tables.fence.insert(EPOCH, epoch).map_err(engine("write its fence"))?;
             Ok(epoch)
         })

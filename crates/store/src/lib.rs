@@ -47,11 +47,11 @@ pub enum StoreError {
 /// A store.
 pub trait Store: Send {
     /// Takes the store over: from now on only who has taken it over with the epoch that is returned, one higher than any
-    /// before, may write. What is loaded after this is all that was ever committed.
+    /// before and not below `least`, may write. What is loaded after this is all that was ever committed.
     ///
     /// # Errors
     /// [`StoreError`].
-    fn take_over(&mut self) -> Result<u64, StoreError>;
+    fn take_over(&mut self, least: u64) -> Result<u64, StoreError>;
 
     /// All keys and values, in the order of the keys.
     ///

@@ -12,8 +12,8 @@ pub struct MemoryStore {
 }
 
 impl Store for MemoryStore {
-    fn take_over(&mut self) -> Result<u64, StoreError> {
-        self.epoch += 1;
+    fn take_over(&mut self, least: u64) -> Result<u64, StoreError> {
+        self.epoch = least.max(self.epoch + 1);
         Ok(self.epoch)
     }
 

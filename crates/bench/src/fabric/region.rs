@@ -84,7 +84,7 @@ impl Region {
         let records: Vec<Record> = records.collect();
         let mut changes: Vec<Change> = records.iter().cloned().map(Change::Put).collect();
         let mut store = EmbeddedStore::open(file)?;
-        let (core, first) = Core::start(records, store.take_over()?, config(), Time(1000));
+        let (core, first) = Core::start(records, store.take_over(0)?, config(), Time(1000));
         changes.extend(first);
         let mut region = Region { core, store, now: 1000, rng: ChaCha8Rng::seed_from_u64(1), services: 0, changes };
         region.commit()?;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use mayfly_api::Client;
+use mayfly_controller::backup::{self, Place};
 use mayfly_model::Resources;
 use mayfly_net::Links;
 use mayfly_qemu::{Accelerator, PROGRAM};
@@ -40,30 +41,51 @@ impl Wanted {
         Ok((controllers, etcd))
     }
 
-    /// An error where a fabric that exists is of another shape.
-    fn check(&self, fabric: &Fabric) -> anyhow::Result<()> {
-        let (controllers, etcd) = (self.controllers.unwrap_or(fabric.controllers), self.etcd.unwrap_or(fabric.etcd));
-        if (controllers, etcd) == (fabric.controllers, fabric.etcd) {
-            return Ok(());
-        }
-        let store = if fabric.etcd { "etcd" } else { "embedded" };
-        bail!(
-            "this dev fabric has {} controllers and the store {store}; `mayfly dev down --purge` throws it away, or give \
-             `--state` another folder for a second one",
-            fabric.controllers
-        )
+    /// The fabric in the shape that is asked for: as it is, where nothing is said.
+    fn reshape(&self, fabric: &Fabric) -> anyhow::Result<Fabric> {
+        let wanted = Wanted {
+            controllers: self.controllers.or(Some(fabric.controllers)),
+            etcd: self.etcd.or(Some(fabric.etcd)),
+            ..*self
+        };
+        let (controllers, etcd) = wanted.shape()?;
+        Ok(Fabric { controllers, etcd, ..fabric.clone() })
     }
 }
 
-pub(super) async fn up(layout: &Layout, wanted: Wanted) -> anyhow::Result<()> {
-    let shape = wanted.shape()?;
-    check_machine()?;
-    if shape.1 {
-        etcd::check_installed()?;
+/// Moves a fabric that is down to another store, or to another number of controllers.
+async fn reshape(layout: &Layout, fabric: &Fabric, wanted: &Fabric) -> anyhow::Result<()> {
+    if fabric.etcd != wanted.etcd {
+        let embedded = Place::File(layout.controller(0).join("records.redb"));
+        let members = fabric.etcd_config();
+        etcd::stop(layout)?;
+        etcd::start(layout, fabric)?;
+        let (from, into) =
+            if wanted.etcd { (embedded, Place::Etcd(members)) } else { (Place::Etcd(members), embedded) };
+        let moved = tokio::task::spawn_blocking(move || backup::migrate(&from, &into, true)).await?;
+        // A fabric that was never used has nothing to move.
+        let result = moved.context("cannot move the records to the other store");
+        etcd::stop(layout)?;
+        line(&format!("{} records have moved to the other store", result?))?;
     }
+    layout.write_fabric(wanted)
+}
+
+pub(super) async fn up(layout: &Layout, wanted: Wanted) -> anyhow::Result<()> {
+    check_machine()?;
     let _lock = layout.lock()?;
     if let Some(fabric) = layout.read_fabric()? {
-        wanted.check(&fabric)?;
+        let other = wanted.reshape(&fabric)?;
+        if (other.controllers, other.etcd) != (fabric.controllers, fabric.etcd) {
+            if controllers_run(layout, &fabric)? || hosts_run(layout, &fabric) {
+                let (count, store) = (fabric.controllers, if fabric.etcd { "etcd" } else { "embedded" });
+                bail!(
+                    "this dev fabric runs with {count} controllers and the store {store}; stop it with `mayfly dev down`, and \
+                     the next `mayfly dev up` moves its records"
+                );
+            }
+            reshape(layout, &fabric, &other).await?;
+        }
     }
     if let Some(fabric) = layout.read_fabric()?
         && controllers_run(layout, &fabric)?
@@ -78,7 +100,7 @@ pub(super) async fn up(layout: &Layout, wanted: Wanted) -> anyhow::Result<()> {
     }
     let links = Links::open()?;
     if let Some(fabric) = layout.read_fabric()?
-        && fabric.hosts.iter().any(|name| matches!(hosts::find(layout, name), Ok(Some(_))))
+        && hosts_run(layout, &fabric)
     {
         // Its guests run on without a controller; they are not to be thrown away for it.
         stop_controllers(layout, &fabric)?;
@@ -93,7 +115,13 @@ pub(super) async fn up(layout: &Layout, wanted: Wanted) -> anyhow::Result<()> {
             claim(layout, &fabric, &links).await?;
             fabric
         }
-        None => found(layout, &links, shape).await?,
+        None => {
+            let shape = wanted.shape()?;
+            if shape.1 {
+                etcd::check_installed()?;
+            }
+            found(layout, &links, shape).await?
+        }
     };
     let memory_mib = wanted.memory.map_or_else(quarter_of_memory, Ok)?;
     let capacity = Resources { cpu_milli: wanted.cores * 1000, memory_mib };
@@ -133,6 +161,11 @@ async fn start_all(
         hosts::start(layout, fabric, index, links).await?;
     }
     wait_until_ready(layout, fabric, fabric.hosts.len()).await
+}
+
+/// Whether any host runs.
+fn hosts_run(layout: &Layout, fabric: &Fabric) -> bool {
+    fabric.hosts.iter().any(|name| matches!(hosts::find(layout, name), Ok(Some(_))))
 }
 
 /// Whether any controller runs.

@@ -107,8 +107,13 @@ impl Fabric {
         if !self.etcd {
             return StoreConfig::Embedded;
         }
+        StoreConfig::Etcd(self.etcd_config())
+    }
+
+    /// How etcd is spoken to.
+    pub fn etcd_config(&self) -> EtcdConfig {
         let endpoints = (0..ETCD_MEMBERS).map(|member| format!("http://{}", self.etcd(member)[0])).collect();
-        StoreConfig::Etcd(EtcdConfig { endpoints, prefix: "mayfly".to_owned(), ca_file: None, identity_file: None })
+        EtcdConfig { endpoints, prefix: "mayfly".to_owned(), ca_file: None, identity_file: None }
     }
 }
 

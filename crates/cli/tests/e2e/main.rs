@@ -9,6 +9,7 @@ mod help;
 mod isolation;
 mod kills;
 mod lifecycle;
+mod records;
 mod story;
 
 use std::path::{Path, PathBuf};

@@ -51,7 +51,7 @@ fn view(event: &Event) -> EventView {
 }
 
 /// A time as text, with milliseconds.
-pub(super) fn rfc3339(time: Time) -> String {
+pub(crate) fn rfc3339(time: Time) -> String {
     let millis = i64::try_from(time.0).unwrap_or(i64::MAX);
     jiff::Timestamp::from_millisecond(millis).map_or_else(|_| time.0.to_string(), |time| format!("{time:.3}"))
 }

@@ -1,6 +1,7 @@
 //! The API server: one file a noun, short handlers, no decisions.
 
 mod auth;
+mod backup;
 mod breaker;
 mod deployments;
 mod error;
@@ -23,6 +24,8 @@ use mayfly_fabric::{Command, Input};
 use mayfly_model::Digest;
 use mayfly_model::limits::SOURCE_BYTES_MAX;
 use mayfly_model::manifest::MANIFEST_BYTES_MAX;
+
+pub(crate) use self::events::rfc3339;
 
 use self::error::Failure;
 use crate::config::ControllerConfig;
@@ -104,6 +107,7 @@ pub fn users(shared: Arc<Shared>) -> Router {
         .route("/v1/breaker/{scope}/reset", post(breaker::reset))
         .route("/v1/usage", get(breaker::usage))
         .route("/v1/events", get(events::list))
+        .route("/v1/backup", get(backup::take))
         .route("/v1/tokens", get(joining::list).post(joining::make))
         .route("/v1/tokens/{id}", delete(joining::delete))
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), auth::users));

@@ -348,3 +348,29 @@ fn a_token_lets_one_host_in_once() {
     fabric.command(Command::MakeToken { id: "new".into(), host: None, expires: expires.plus(1) }).unwrap();
     assert_eq!(fabric.core.state().tokens().keys().collect::<Vec<_>>(), ["new"]);
 }
+
+#[test]
+fn restored_records_place_nothing_until_hosts_follow_them() {
+    let mut fabric = Fabric::running(3);
+    let mut records: Vec<Record> = fabric.core.state().records().collect();
+    let before = fabric.core.state().meta().clone();
+    // Since the backup: another VM, which the records do not know of.
+    fabric.command(Command::Scale { key: production("shop"), counts: [(name("web"), 4)].into() }).unwrap();
+    fabric.run(2000);
+    crate::restore::restored(&mut records);
+    let (core, changes) = Core::start(records, before.epoch + 10, config(), fabric.now);
+    (fabric.core, fabric.acknowledged) = (core, fabric.acknowledged.keys().map(|host| (host.clone(), 0)).collect());
+    fabric.committed = fabric.core.state().records().map(|record| (record.key(), record)).collect();
+    assert!(!changes.is_empty());
+    assert!(
+        fabric.core.state().meta().revision > before.revision && fabric.core.state().meta().next_vm > before.next_vm
+    );
+    let more = Command::Scale { key: production("shop"), counts: [(name("web"), 5)].into() };
+    let refused = fabric.command(more.clone());
+    assert!(matches!(&refused, Err(Rejected::NoRoom(why)) if why.contains("restored from a backup")), "{refused:?}");
+    fabric.run(8000);
+    assert!(fabric.told("every host follows the restored records"));
+    fabric.command(more).unwrap();
+    fabric.run(2000);
+    assert_eq!(fabric.hosts_of("web").len(), 5);
+}

@@ -215,11 +215,11 @@ impl EtcdStore {
 }
 
 impl Store for EtcdStore {
-    fn take_over(&mut self) -> Result<u64, StoreError> {
+    fn take_over(&mut self, least: u64) -> Result<u64, StoreError> {
         let key = self.key("fence");
         loop {
             let before = self.gateway.get(&key).map_err(engine("read its fence"))?;
-            let epoch = before.as_deref().map_or(0, epoch_of) + 1;
+            let epoch = least.max(before.as_deref().map_or(0, epoch_of) + 1);
             // The name tells this controller's fence from another's of the same epoch, and its own when an answer was lost.
             let fence = format!("{epoch} {:032x}", rand::random::<u128>());
             let is = before.as_deref().map_or(Compare::Missing(&key), |before| Compare::Is(&key, before));

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use mayfly_identity::Authority;
 use mayfly_store::{Election, EtcdConfig, EtcdStore, Store, StoreError, Write};
 use mayfly_xtask::etcd::Cluster;
 
@@ -31,12 +32,12 @@ fn etcd_keeps_records_as_the_embedded_store_does() {
 
 fn two_fabrics_share_one_etcd(one: &EtcdConfig, two: &EtcdConfig) {
     let (mut first, mut second) = (EtcdStore::open(one).unwrap(), EtcdStore::open(two).unwrap());
-    assert_eq!((first.take_over().unwrap(), second.take_over().unwrap()), (1, 1));
+    assert_eq!((first.take_over(0).unwrap(), second.take_over(0).unwrap()), (1, 1));
     first.commit(1, &[put("key", "first")]).unwrap();
     assert_eq!(second.load().unwrap(), []);
     // Another controller of the same fabric takes over, and the first can write no more.
     let mut heir = EtcdStore::open(one).unwrap();
-    assert_eq!(heir.take_over().unwrap(), 2);
+    assert_eq!(heir.take_over(0).unwrap(), 2);
     assert!(matches!(first.commit(1, &[put("key", "late")]), Err(StoreError::Fenced { own: 1, current: 2 })));
     heir.commit(2, &[put("other", "heir")]).unwrap();
     assert_eq!(heir.load().unwrap(), [("key".into(), b"first".to_vec()), ("other".into(), b"heir".to_vec())]);
@@ -44,7 +45,7 @@ fn two_fabrics_share_one_etcd(one: &EtcdConfig, two: &EtcdConfig) {
 
 fn large_transactions_are_whole(config: &EtcdConfig) {
     let mut store = EtcdStore::open(config).unwrap();
-    assert_eq!(store.take_over().unwrap(), 1);
+    assert_eq!(store.take_over(0).unwrap(), 1);
     let writes: Vec<Write> = (0..3000).map(|number| put(&format!("{number:06}"), &"x".repeat(700))).collect();
     store.commit(1, &writes).unwrap();
     store.commit(1, &[Write::Delete("000007".into())]).unwrap();
@@ -55,7 +56,7 @@ fn large_transactions_are_whole(config: &EtcdConfig) {
 
 fn folding_loses_nothing(config: &EtcdConfig) {
     let mut store = EtcdStore::open(config).unwrap();
-    assert_eq!(store.take_over().unwrap(), 1);
+    assert_eq!(store.take_over(0).unwrap(), 1);
     // More than the journal holds.
     for number in 0..2100 {
         store.commit(1, &[put(&format!("{:03}", number % 150), &number.to_string())]).unwrap();
@@ -72,7 +73,7 @@ fn folding_loses_nothing(config: &EtcdConfig) {
     check(&store);
     let mut again = EtcdStore::open(config).unwrap();
     check(&again);
-    assert_eq!(again.take_over().unwrap(), 2);
+    assert_eq!(again.take_over(0).unwrap(), 2);
     again.commit(2, &[put("new", "x")]).unwrap();
     assert_eq!(again.load().unwrap().len(), 151);
 }
@@ -105,7 +106,7 @@ fn a_leader_knows_when_it_leads_no_longer(config: &EtcdConfig) {
 
 fn members_may_die(cluster: &mut Cluster, config: &EtcdConfig) {
     let mut store = EtcdStore::open(config).unwrap();
-    assert_eq!(store.take_over().unwrap(), 1);
+    assert_eq!(store.take_over(0).unwrap(), 1);
     let mut count = 0;
     for member in 0..3 {
         cluster.kill(member);
@@ -117,4 +118,36 @@ fn members_may_die(cluster: &mut Cluster, config: &EtcdConfig) {
         std::thread::sleep(Duration::from_secs(2));
     }
     assert_eq!(store.load().unwrap().len(), count);
+}
+
+#[test]
+fn etcd_is_spoken_to_by_mutual_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let authority = Authority::open(&path("authority"), now).unwrap();
+    let loopback = [std::net::IpAddr::from([127, 0, 0, 1])];
+    let (certificate, key) = authority.make_server_pem(&loopback, now, 3600).unwrap();
+    std::fs::write(path("authority.pem"), &authority.pem).unwrap();
+    std::fs::write(path("member.pem"), &certificate).unwrap();
+    std::fs::write(path("member.key"), &key).unwrap();
+    let (certificate, key) = authority.make_server_pem(&loopback, now, 3600).unwrap();
+    std::fs::write(path("client.pem"), format!("{certificate}{key}")).unwrap();
+    let files = (path("authority.pem"), path("member.pem"), path("member.key"));
+    let cluster = Cluster::start(&path("etcd"), 1, Some(files)).unwrap();
+    let known = EtcdConfig {
+        ca_file: Some(path("authority.pem")),
+        identity_file: Some(path("client.pem")),
+        ..config(&cluster, "tls")
+    };
+    crate::conforms(&mut EtcdStore::open(&known).unwrap());
+    // Who shows no certificate is not let in, and who is shown one of another authority does not speak.
+    let stranger = EtcdConfig { identity_file: None, ..known.clone() };
+    assert!(EtcdStore::open(&stranger).unwrap().take_over(0).is_err());
+    let other = Authority::open(&path("other"), now).unwrap();
+    std::fs::write(path("other.pem"), &other.pem).unwrap();
+    let fooled = EtcdConfig { ca_file: Some(path("other.pem")), ..known.clone() };
+    assert!(EtcdStore::open(&fooled).unwrap().take_over(0).is_err());
+    let missing = EtcdConfig { ca_file: Some(path("none.pem")), ..known };
+    assert!(format!("{:?}", EtcdStore::open(&missing).err()).contains("none.pem"));
 }

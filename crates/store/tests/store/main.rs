@@ -23,18 +23,21 @@ fn keys(store: &dyn Store) -> Vec<String> {
 
 fn conforms(store: &mut dyn Store) {
     assert_eq!(keys(store), Vec::<String>::new());
-    let first = store.take_over().unwrap();
+    let first = store.take_over(0).unwrap();
     store.commit(first, &[put("b", "1"), put("a", "2"), put("b", "3")]).unwrap();
     assert_eq!(keys(store), ["a=2", "b=3"], "in the order of the keys, the last write wins");
     store.commit(first, &[Write::Delete("a".into()), Write::Delete("none".into())]).unwrap();
     store.commit(first, &[]).unwrap();
     assert_eq!(keys(store), ["b=3"]);
-    let second = store.take_over().unwrap();
+    let second = store.take_over(0).unwrap();
     assert_eq!(second, first + 1);
     let error = store.commit(first, &[put("c", "1")]).unwrap_err();
     assert!(matches!(error, StoreError::Fenced { own, current } if (own, current) == (first, second)), "{error}");
     store.commit(second, &[put("c", "2")]).unwrap();
     assert_eq!(keys(store), ["b=3", "c=2"]);
+    assert_eq!(store.take_over(0).unwrap(), second + 1);
+    assert_eq!(store.take_over(second + 10).unwrap(), second + 10, "records that move here keep their epochs");
+    assert_eq!(store.take_over(1).unwrap(), second + 11);
 }
 
 #[test]
@@ -60,7 +63,7 @@ fn embedded_conforms_and_keeps_its_records() {
 fn writer() {
     let Ok(path) = std::env::var("STORE_CRASH_PATH") else { return };
     let mut store = EmbeddedStore::open(path.as_ref()).unwrap();
-    let epoch = store.take_over().unwrap();
+    let epoch = store.take_over(0).unwrap();
     let start = store.load().unwrap().len().saturating_sub(1);
     for number in start.. {
         store.commit(epoch, &[put(&format!("{number:08}"), "x"), put("last", &number.to_string())]).unwrap();

@@ -78,7 +78,7 @@ fn a_power_cut_at_any_byte_loses_nothing_that_was_acknowledged() {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let disk = Disk::default();
     let mut store = EmbeddedStore::over(disk.clone()).unwrap();
-    let epoch = store.take_over().unwrap();
+    let epoch = store.take_over(0).unwrap();
     // How many acts had been done when each transaction was acknowledged.
     let mut acknowledged = vec![disk.acts.lock().unwrap().len()];
     for number in 1..=150u32 {

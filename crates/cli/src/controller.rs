@@ -1,0 +1,58 @@
+//! `mayfly controller`.
+
+use std::fs::{self, File};
+use std::io::{BufReader, Write};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use mayfly_controller::backup::{self, Place};
+use mayfly_store::EtcdConfig;
+
+use crate::arguments::{EtcdOptions, Into, StorePlace};
+use crate::connection::Connection;
+use crate::output::line;
+
+pub async fn backup(connection: &Connection, file: &Path) -> anyhow::Result<()> {
+    if file.exists() {
+        bail!("{} is there already; a backup never replaces a file", file.display());
+    }
+    let bytes = connection.client.backup().await?;
+    // An answer that broke off would be found only when it is needed.
+    let records = backup::read(bytes.as_slice()).context("the controller's answer cannot be used")?.len();
+    let partial = file.with_extension("partial");
+    let write = || {
+        let mut out = File::create(&partial)?;
+        out.write_all(&bytes)?;
+        out.sync_all()?;
+        fs::rename(&partial, file)
+    };
+    write().with_context(|| format!("cannot write {}", file.display()))?;
+    line(&format!("{records} records are in {}; images are not, they lie in the object store", file.display()))
+}
+
+pub fn restore(file: &Path, into: &Into, replace: bool, etcd: &EtcdOptions) -> anyhow::Result<()> {
+    let input = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let place = place(&into.to, etcd);
+    let records = backup::restore(BufReader::new(input), &place, replace)?;
+    line(&format!("{records} records are in {place}; start the controllers now"))
+}
+
+pub fn migrate(from: &StorePlace, into: &Into, replace: bool, etcd: &EtcdOptions) -> anyhow::Result<()> {
+    let place_to = place(&into.to, etcd);
+    let records = backup::migrate(&place(from, etcd), &place_to, replace)?;
+    line(&format!(
+        "{records} records have moved to {place_to}; say so in the controllers' configuration, and start them"
+    ))
+}
+
+fn place(store: &StorePlace, etcd: &EtcdOptions) -> Place {
+    match store {
+        StorePlace::Embedded(path) => Place::File(path.clone()),
+        StorePlace::Etcd(urls) => Place::Etcd(EtcdConfig {
+            endpoints: urls.clone(),
+            prefix: etcd.etcd_prefix.clone(),
+            ca_file: etcd.etcd_ca.clone(),
+            identity_file: etcd.etcd_identity.clone(),
+        }),
+    }
+}
