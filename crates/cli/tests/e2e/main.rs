@@ -9,6 +9,7 @@ mod help;
 mod isolation;
 mod kills;
 mod lifecycle;
+mod linear;
 mod records;
 mod story;
 
