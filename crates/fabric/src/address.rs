@@ -28,8 +28,8 @@ impl AddressRange {
     }
 }
 
-/// The next free address of a range from number `start` on, and where to go on looking after it. DIPs are taken in turn,
-/// so that an address that was given back is the last to be used again.
+/// The next free address of a range from number `start` on, and where to go on looking after it. Addresses are taken in
+/// turn, so that one that was given back is the last to be used again.
 pub(crate) fn next_free(used: &HashSet<Ipv4Addr>, range: AddressRange, start: u32) -> Option<(Ipv4Addr, u32)> {
     (0..range.usable())
         .map(|step| (start.wrapping_add(step)) % range.usable())

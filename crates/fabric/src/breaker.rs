@@ -2,8 +2,8 @@
 //! person. In 2012 a bug in one package, healed from host to host without a breaker, drained whole clusters.
 //!
 //! Three patterns trip it. For everything: more hosts lost within the window than the largest fault domain has, and than
-//! a share of the fleet. For one deployment: three hosts, not all in one fault domain, lost while they were booting an
-//! instance of it; one identity that lost three hosts under it; or an instance that never became ready on three hosts.
+//! a share of the fleet. For one deployment: three hosts, not all at once with one fault domain, lost while they were
+//! booting an instance of it; one identity that lost three hosts under it; or an instance that never became ready on three hosts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -32,8 +32,12 @@ pub(crate) fn note_loss(step: &mut Step<'_>, host: &Host, instances: &[Arc<Insta
         InstanceState::Placed { phase, .. } => !phase.has_been_up(),
         InstanceState::Waiting { .. } | InstanceState::Retiring { .. } => false,
     };
-    let booting: BTreeSet<Scope> = instances.iter().filter(is_booting).map(|one| scope(&one.key.deployment)).collect();
-    let loss = Loss { at: step.now, domain: host.fault_domain.clone(), booting: booting.clone(), forgiven: false };
+    let booting: Vec<_> = instances.iter().filter(is_booting).collect();
+    let was_lost = |one: &Instance| one.health.as_ref().is_some_and(|health| !health.lost_with.is_empty());
+    let again = booting.iter().filter(|one| was_lost(one)).map(|one| scope(&one.key.deployment)).collect();
+    let booting: BTreeSet<Scope> = booting.into_iter().map(|one| scope(&one.key.deployment)).collect();
+    let loss =
+        Loss { at: step.now, domain: host.fault_domain.clone(), booting: booting.clone(), again, forgiven: false };
     breaker.losses.insert(host.name.clone(), loss);
     step.put_breaker(breaker);
     judge_fleet(step);
@@ -66,7 +70,8 @@ fn judge_fleet(step: &mut Step<'_>) {
 fn judge_boots(step: &mut Step<'_>, scope: Scope) {
     let taken: Vec<&Loss> = step.state.breaker.losses.values().filter(|loss| loss.booting.contains(&scope)).collect();
     let domains: BTreeSet<&str> = taken.iter().map(|loss| loss.domain.as_str()).collect();
-    if taken.len() >= step.config.healing.hosts && domains.len() > 1 {
+    let is_no_rack = domains.len() > 1 || taken.iter().any(|loss| loss.again.contains(&scope));
+    if taken.len() >= step.config.healing.hosts && is_no_rack {
         let why = format!("{} hosts were lost while they were booting an instance of it", taken.len());
         trip(step, scope, why);
     }
@@ -120,7 +125,10 @@ pub(crate) fn clear(step: &mut Step<'_>, scope: &Scope) {
             breaker.losses.values_mut().for_each(|loss| loss.forgiven = true);
         }
         Scope::Deployment(..) => {
-            breaker.losses.values_mut().for_each(|loss| loss.booting.retain(|booting| booting != scope))
+            for loss in breaker.losses.values_mut() {
+                loss.booting.remove(scope);
+                loss.again.remove(scope);
+            }
         }
     }
     if *step.state.breaker != breaker {
@@ -149,6 +157,7 @@ pub(crate) fn exchange_slots(step: &mut Step<'_>, service: &ServiceName) {
     breaker.trips = breaker.trips.iter().map(|(scope, trip)| (other(scope), trip.clone())).collect();
     for loss in breaker.losses.values_mut() {
         loss.booting = loss.booting.iter().map(other).collect();
+        loss.again = loss.again.iter().map(other).collect();
     }
     if *step.state.breaker != breaker {
         step.put_breaker(breaker);

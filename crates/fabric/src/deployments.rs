@@ -28,8 +28,9 @@ pub(crate) fn deploy(step: &mut Step<'_>, new: NewDeployment) -> Result<(), Reje
         return Err(Rejected::AlreadyExists { kind: "deployment", name: format!("{} ({})", key.service, key.slot) });
     }
     check_version(step.state, &version)?;
-    let (vip, _) = next_free(&step.state.index.vips, step.config.vips, 0)
+    let (vip, next) = next_free(&step.state.index.vips, step.config.vips, step.state.meta.next_vip)
         .ok_or_else(|| Rejected::NoRoom("no public address is free; delete a deployment first".to_owned()))?;
+    step.state.meta.next_vip = next;
     let count: u32 = version.configuration.roles.iter().map(|role| role.instances).sum();
     let id = step.entropy.deployment_id();
     step.event(EventKind::Command, &key, format!("deployed at {vip} with {count} instances"));

@@ -20,6 +20,9 @@ pub struct Meta {
     pub next_vm: u64,
     /// Where to look for the next DIP; addresses are used in turn, so that none comes back soon.
     pub next_dip: u32,
+    /// Where to look for the next VIP, likewise.
+    #[serde(default)]
+    pub next_vip: u32,
     /// The next host's number.
     pub next_host: u32,
     /// The next event's number.

@@ -84,6 +84,9 @@ pub struct Loss {
     pub domain: String,
     /// Deployments of which it was booting an instance then.
     pub booting: BTreeSet<Scope>,
+    /// Those of them whose instance had lost a host before: a rack that fails takes each instance once.
+    #[serde(default)]
+    pub again: BTreeSet<Scope>,
     /// A person has looked, and it is no sign of trouble with the whole fleet.
     #[serde(default)]
     pub forgiven: bool,
