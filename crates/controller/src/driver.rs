@@ -1,5 +1,5 @@
-//! Drives the core: one thread takes what has queued up, lets the core step, commits all changes in one transaction,
-//! and only then answers.
+//! Drives the core: one thread takes what has queued up and lets the core step; another commits all changes in one
+//! transaction, and only then answers.
 //!
 //! Who reads sees the core as it is, which may be ahead of the store by the transaction that is being committed; so a
 //! reader's answer waits until that is durable ([`Driver::read`]). There is one copy of the records, and nobody is ever
@@ -10,10 +10,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use mayfly_fabric::{Change, Config, Core, Input, Outcome, Record, Rejected};
+use mayfly_fabric::{Config, Core, Input, Outcome, Record, Rejected};
 use mayfly_model::{Incarnation, Time};
-use mayfly_store::{Leadership, Store, StoreError, Write};
+use mayfly_store::{Leadership, Store, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::committer::{Committer, Decision, commit};
 
 /// Between two ticks of the core.
 const TICK: Duration = Duration::from_millis(100);
@@ -80,7 +82,8 @@ impl Driver {
         let (publish, committed) = watch::channel(progress(&core, 0));
         let shared = Arc::new(Shared { leadership, core: RwLock::new(core), decided: AtomicU64::new(0) });
         let (inputs, queue) = mpsc::channel(BATCH * 4);
-        let mut thread = Thread { shared: Arc::clone(&shared), store, clock, publish };
+        let committer = Committer::start(store).context("cannot start the committer's thread")?;
+        let mut thread = Thread { shared: Arc::clone(&shared), committer, clock, publish: Arc::new(publish) };
         std::thread::Builder::new()
             .name("driver".to_owned())
             .spawn(move || {
@@ -172,9 +175,9 @@ impl Clock {
 
 struct Thread {
     shared: Arc<Shared>,
-    store: Box<dyn Store>,
+    committer: Committer,
     clock: Clock,
-    publish: watch::Sender<Committed>,
+    publish: Arc<watch::Sender<Committed>>,
 }
 
 impl Thread {
@@ -210,24 +213,26 @@ impl Thread {
             let decided = self.shared.decided.fetch_add(ahead, Ordering::SeqCst) + ahead;
             (progress(&core, decided), core.state().meta().epoch)
         };
-        if !changes.is_empty() {
-            match commit(self.store.as_mut(), epoch, &changes) {
-                Ok(()) => drop(self.publish.send(progress)),
-                Err(error) => Thread::give_up(answers, error),
+        let (shared, publish) = (Arc::clone(&self.shared), Arc::clone(&self.publish));
+        // An answer that goes with no change may still show what an earlier one has not made durable yet.
+        let then = Box::new(move |done: Result<(), Arc<StoreError>>| {
+            if let Err(error) = done {
+                Thread::give_up(answers, error);
             }
-        }
-        let leads = self.shared.leads();
-        for (reply, result) in answers {
-            // Whoever asked may have gone; what was decided stands.
-            let _ = reply.send(if leads { result } else { Err(DriverError::Stopped) });
-        }
+            publish.send_if_modified(|committed| std::mem::replace(committed, progress) != progress);
+            let leads = shared.leads();
+            for (reply, result) in answers {
+                // Whoever asked may have gone; what was decided stands.
+                let _ = reply.send(if leads { result } else { Err(DriverError::Stopped) });
+            }
+        });
+        self.committer.commit(Decision { changes, epoch, then });
     }
 
     /// The store could not commit what the core has decided, and may be unusable from now on. Everybody is told, and
     /// the process ends: the next one starts from what is stored.
-    fn give_up(answers: Vec<(Reply, Result<Outcome, DriverError>)>, error: StoreError) -> ! {
-        tracing::error!(%error, cause = ?std::error::Error::source(&error), "a transaction failed; the controller ends");
-        let error = Arc::new(error);
+    fn give_up(answers: Vec<(Reply, Result<Outcome, DriverError>)>, error: Arc<StoreError>) -> ! {
+        tracing::error!(%error, cause = ?std::error::Error::source(&*error), "a transaction failed; the controller ends");
         for (reply, result) in answers {
             let _ = reply.send(match result {
                 Err(DriverError::Rejected(rejected)) => Err(DriverError::Rejected(rejected)),
@@ -241,7 +246,7 @@ impl Thread {
 }
 
 /// Ends the process when the driver's thread panics: a controller that only listens is worse than none.
-struct EndWithThread;
+pub(crate) struct EndWithThread;
 
 impl Drop for EndWithThread {
     fn drop(&mut self) {
@@ -249,27 +254,6 @@ impl Drop for EndWithThread {
             std::process::abort();
         }
     }
-}
-
-fn commit(store: &mut dyn Store, epoch: u64, changes: &[Change]) -> Result<(), StoreError> {
-    // The counters change with every step, and only the last of a transaction count.
-    let last = changes.iter().rposition(is_meta);
-    let counts = |(at, change): &(usize, &Change)| !is_meta(change) || Some(*at) == last;
-    let writes: Result<Vec<Write>, serde_json::Error> = changes
-        .iter()
-        .enumerate()
-        .filter(counts)
-        .map(|(_, change)| match change {
-            Change::Put(record) => Ok(Write::Put(record.key(), record.encode()?)),
-            Change::Delete(id) => Ok(Write::Delete(id.to_string())),
-        })
-        .collect();
-    let writes = writes.map_err(|source| StoreError::Engine { action: "write a record", source: source.into() })?;
-    store.commit(epoch, &writes)
-}
-
-fn is_meta(change: &Change) -> bool {
-    matches!(change, Change::Put(Record::Meta(_)))
 }
 
 fn start_core(store: &mut dyn Store, config: &Config, clock: Clock) -> anyhow::Result<Core> {

@@ -2,6 +2,7 @@
 //! and the API server. It never touches a guest's process or disk.
 
 pub mod backup;
+pub mod committer;
 mod config;
 mod driver;
 mod gate;

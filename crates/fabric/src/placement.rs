@@ -23,10 +23,10 @@ use crate::inventory::{DomainId, HostId, HostRoom, Inventory, RoleCount, RoleRef
 /// Domains that are all looked at rather than sampled.
 const ALL_DOMAINS: usize = 16;
 /// Domains that have to answer when they are sampled, and how often is tried.
-const SAMPLES: usize = 6;
+const SAMPLES: usize = 3;
 const TRIES: usize = 32;
 /// Hosts of a domain that are compared.
-const HOSTS: usize = 8;
+const HOSTS: usize = 4;
 const HOSTS_OF_ROLE: usize = 64;
 
 /// What is to be placed.

@@ -107,6 +107,7 @@ fn rack_loss(work: &Path) -> anyhow::Result<(usize, f64)> {
         region.deploy_of(20, VmSize::Medium)?;
     }
     region.commit()?;
+    region.settle()?;
     let hosts: Vec<HostName> = region.core.state().hosts().keys().cloned().collect();
     let rack: BTreeSet<HostName> = (0..RACK).map(|number| name(&format!("host-{number}"))).collect::<Result<_, _>>()?;
     let lost = rack.iter().map(|host| region.core.state().instances_on(host).count()).sum();
@@ -129,6 +130,7 @@ fn rack_loss(work: &Path) -> anyhow::Result<(usize, f64)> {
         let began = Instant::now();
         region.step(Input::Tick)?;
         region.commit()?;
+        region.settle()?;
         if region.core.state().meta().next_vm > before {
             time = began.elapsed().as_secs_f64() * 1000.0;
             break;

@@ -25,6 +25,7 @@ pub fn measure(report: &mut Report, work: &Path) -> anyhow::Result<()> {
                 }
                 region.commit()?;
             }
+            region.settle()?;
         }
         let output = Command::new(std::env::current_exe()?).arg("load").arg(&file).output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

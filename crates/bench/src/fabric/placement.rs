@@ -57,6 +57,7 @@ fn rate(work: &Path, hosts: usize) -> anyhow::Result<f64> {
         }
     }
     region.commit()?;
+    region.settle()?;
     Ok(placed as f64 / began.elapsed().as_secs_f64())
 }
 

@@ -4,17 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use anyhow::Context;
+use mayfly_controller::committer::{Committer, Decision};
 use mayfly_fabric::address::AddressRange;
 use mayfly_fabric::{Change, Command, Config, Core, HealingPolicy, Input, Overcommit, Record, Rejected};
 use mayfly_model::{
     DeploymentKey, Digest, Host, HostCondition, Image, LeaseTimings, Resources, RoleConfiguration, RoleDefinition,
     RoleKind, ServiceConfiguration, ServiceDefinition, Slot, Time, Version, VmSize,
 };
-use mayfly_store::{EmbeddedStore, Store, Write};
+use mayfly_store::{EmbeddedStore, Store, StoreError};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+type Done = Result<(), Arc<StoreError>>;
 
 /// Hosts in a rack, which is a fault domain.
 pub const RACK: usize = 40;
@@ -24,7 +28,10 @@ pub const CAPACITY: Resources = Resources { cpu_milli: 64_000, memory_mib: 256_0
 /// The core, its store, and what has been asked of them.
 pub struct Region {
     pub core: Core,
-    store: EmbeddedStore,
+    committer: Committer,
+    /// What has been handed to the committer, and what of it is durable.
+    handed: usize,
+    durable: (Sender<Done>, Receiver<Done>),
     pub now: u64,
     rng: ChaCha8Rng,
     services: u32,
@@ -86,8 +93,18 @@ impl Region {
         let mut store = EmbeddedStore::open(file)?;
         let (core, first) = Core::start(records, store.take_over(0)?, config(), Time(1000));
         changes.extend(first);
-        let mut region = Region { core, store, now: 1000, rng: ChaCha8Rng::seed_from_u64(1), services: 0, changes };
+        let mut region = Region {
+            core,
+            committer: Committer::start(Box::new(store))?,
+            handed: 0,
+            durable: channel(),
+            now: 1000,
+            rng: ChaCha8Rng::seed_from_u64(1),
+            services: 0,
+            changes,
+        };
         region.commit()?;
+        region.settle()?;
         Ok(region)
     }
 
@@ -98,19 +115,24 @@ impl Region {
         Ok(())
     }
 
-    /// Makes durable what has been decided, as the controller's driver does.
+    /// Has made durable what has been decided, as the controller's driver does.
     pub fn commit(&mut self) -> anyhow::Result<()> {
-        let last = self.changes.iter().rposition(|change| matches!(change, Change::Put(Record::Meta(_))));
-        let mut writes = Vec::with_capacity(self.changes.len());
-        for (at, change) in self.changes.drain(..).enumerate() {
-            match change {
-                Change::Put(Record::Meta(_)) if Some(at) != last => {}
-                Change::Put(record) => writes.push(Write::Put(record.key(), record.encode()?)),
-                Change::Delete(id) => writes.push(Write::Delete(id.to_string())),
-            }
+        let (changes, epoch) = (std::mem::take(&mut self.changes), self.core.state().meta().epoch);
+        let durable = self.durable.0.clone();
+        // Who has gone does not want to know.
+        let then = Box::new(move |done| drop(durable.send(done)));
+        self.handed += 1;
+        self.committer.commit(Decision { changes, epoch, then });
+        Ok(())
+    }
+
+    /// Waits until all that was committed is durable.
+    pub fn settle(&mut self) -> anyhow::Result<()> {
+        while self.handed > 0 {
+            self.durable.1.recv()?.context("the store cannot commit")?;
+            self.handed -= 1;
         }
-        let epoch = self.core.state().meta().epoch;
-        self.store.commit(epoch, &writes).context("the store cannot commit")
+        Ok(())
     }
 
     /// Deploys a service of one role of 2 to 20 instances, and returns how many.

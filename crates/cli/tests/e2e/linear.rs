@@ -73,7 +73,9 @@ impl Controllers {
             });
             let file = folder.join(format!("c{number}.json"));
             std::fs::write(&file, config.to_string()).unwrap();
-            (all.configs.push(file), all.users.push(users), all.running.push(None));
+            all.configs.push(file);
+            all.users.push(users);
+            all.running.push(None);
             all.revive(number);
         }
         all
