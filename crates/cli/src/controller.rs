@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -21,13 +22,17 @@ pub async fn backup(connection: &Connection, file: &Path) -> anyhow::Result<()> 
     let records = backup::read(bytes.as_slice()).context("the controller's answer cannot be used")?.len();
     let partial = file.with_extension("partial");
     let write = || {
-        let mut out = File::create(&partial)?;
+        // Scripts and settings may hold secrets.
+        let mut out = File::options().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
         out.write_all(&bytes)?;
         out.sync_all()?;
         fs::rename(&partial, file)
     };
     write().with_context(|| format!("cannot write {}", file.display()))?;
-    line(&format!("{records} records are in {}; images are not, they lie in the object store", file.display()))
+    line(&format!(
+        "{records} records are in {}; images are not: they lie in the object store (`images` in the controller's folder, if it has no other)",
+        file.display()
+    ))
 }
 
 pub fn restore(file: &Path, into: &Into, replace: bool, etcd: &EtcdOptions) -> anyhow::Result<()> {

@@ -13,7 +13,11 @@ pub async fn run(connection: &Connection, command: TokenCommand) -> anyhow::Resu
             match connection.output {
                 Output::Json => output::line(&serde_json::to_string_pretty(&made)?),
                 // Nothing but the token, for scripts.
-                Output::Table => output::line(made.token.as_deref().unwrap_or_default()),
+                Output::Table => {
+                    let whom = made.host.as_ref().map_or_else(|| "any one host".to_owned(), ToString::to_string);
+                    eprintln!("join token {} for {whom}, good once, until {}:", made.id, made.expires);
+                    output::line(made.token.as_deref().unwrap_or_default())
+                }
             }
         }
         TokenCommand::List => {
@@ -21,7 +25,7 @@ pub async fn run(connection: &Connection, command: TokenCommand) -> anyhow::Resu
             output::list(connection.output, &tokens, &["id", "for", "expires", "used by"], |token| {
                 vec![
                     token.id.clone(),
-                    output::or_dash(token.host.as_ref()),
+                    token.host.as_ref().map_or_else(|| "any one host".to_owned(), ToString::to_string),
                     token.expires.clone(),
                     output::or_dash(token.used_by.as_ref()),
                 ]
@@ -29,7 +33,7 @@ pub async fn run(connection: &Connection, command: TokenCommand) -> anyhow::Resu
         }
         TokenCommand::Delete { id } => {
             connection.client.token_delete(&id).await?;
-            output::line(&format!("the join token {id} is of no use any more"))
+            output::line(&format!("the join token {id} is deleted; a host that has used it stays"))
         }
     }
 }

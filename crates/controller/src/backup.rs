@@ -64,13 +64,21 @@ pub fn read(input: impl BufRead) -> anyhow::Result<Vec<Record>> {
     let (mut records, mut text) = (Vec::new(), Vec::new());
     for (at, line) in lines.by_ref().take(head.records).enumerate() {
         let line = line?;
-        records.push(serde_json::from_str(&line).with_context(|| format!("line {}", at + 2))?);
+        let record = serde_json::from_str(&line);
+        let (line_number, all) = (at + 2, head.records);
+        let broken = || format!("line {line_number} is not a record; is it cut off after {at} of {all}?");
+        records.push(record.with_context(broken)?);
         text.extend(line.as_bytes());
         text.push(b'\n');
     }
-    let last =
-        lines.next().with_context(|| format!("it ends after {} of {} records", records.len(), head.records))??;
-    let foot: Foot = serde_json::from_str(&last).with_context(|| format!("line {}", head.records + 2))?;
+    let last = lines.next().with_context(|| {
+        format!(
+            "it is cut off: {} of {} records are there, and the last line, their digest, is not",
+            records.len(),
+            head.records
+        )
+    })??;
+    let foot: Foot = serde_json::from_str(&last).context("its last line, the digest, is damaged or cut off")?;
     ensure!(foot.sha256 == Digest::of(&text), "its records are not those that were written: the digest differs");
     ensure!(records.iter().any(|record| matches!(record, Record::Meta(_))), "it lacks the fabric's counters");
     Ok(records)
@@ -148,9 +156,10 @@ impl std::fmt::Display for Place {
 
 fn open(place: &Place) -> anyhow::Result<Box<dyn Store>> {
     Ok(match place {
-        Place::File(path) => {
-            Box::new(EmbeddedStore::open(path).with_context(|| format!("cannot use {}", path.display()))?)
-        }
+        Place::File(path) => Box::new(
+            EmbeddedStore::open(path)
+                .context("if a controller runs, stop it first (dev fabric: `mayfly dev kill controller`)")?,
+        ),
         Place::Etcd(etcd) => {
             // One that was stopped a moment ago leads until its lease is over.
             let (election, deadline) = (Election::new(etcd, "")?, Instant::now() + LEASE);

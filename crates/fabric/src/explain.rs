@@ -1,6 +1,6 @@
 //! Why an instance is where it is, or waits.
 
-use mayfly_model::{Instance, InstanceKey, InstanceState, Then, Time};
+use mayfly_model::{Host, HostCondition, Instance, InstanceKey, InstanceState, Then, Time};
 
 use crate::core::Core;
 use crate::entropy::Entropy;
@@ -27,8 +27,9 @@ fn whereabouts(core: &Core, instance: &Instance, now: Time) -> String {
         InstanceState::Waiting { reason, since, .. } => {
             let seconds = now.since(*since) / 1000;
             match choose_in(core.state(), instance, &mut Entropy(0), Rule::default()) {
-                Ok(host) => format!("waits for {seconds} s: {reason}; there would be room on {host}"),
-                Err(why) => format!("waits for {seconds} s: {reason}; placement says now: {why}"),
+                Ok(host) => format!("has waited {seconds} s: {reason}; there would be room on {host}"),
+                Err(why) if why.to_string() == *reason => format!("has waited {seconds} s: {reason}"),
+                Err(why) => format!("has waited {seconds} s: {reason}; placement says now: {why}"),
             }
         }
         InstanceState::Placed { vm, .. } => {
@@ -39,7 +40,7 @@ fn whereabouts(core: &Core, instance: &Instance, now: Time) -> String {
                 vm.host, vm.id, instance.update_domain
             );
             if let Some(host) = host.filter(|host| !host.is_open()) {
-                text = format!("{text}; the host is {}", host.state());
+                text = format!("{text}; the host is {}{}", host.state(), silence(core, host, now));
             }
             text
         }
@@ -57,6 +58,23 @@ fn whereabouts(core: &Core, instance: &Instance, now: Time) -> String {
     }
 }
 
+/// What there is to say of a host that does not report.
+fn silence(core: &Core, host: &Host, now: Time) -> String {
+    let leases = core.leases();
+    let (true, Some(last)) = (host.condition != HostCondition::Up, leases.last_report(&host.name)) else {
+        return String::new();
+    };
+    let silent = now.since(last) as f64 / 1000.0;
+    let (fresh, voters) = leases.fresh_voters(core.state(), now);
+    if fresh * 2 > voters {
+        return format!(" and was last heard of {silent:.1} s ago; the instance is made anew when its lease is over");
+    }
+    format!(
+        " and was last heard of {silent:.1} s ago; nothing is made anew, as only {fresh} of {voters} voters (hosts and \
+         controllers) are in touch, and more than half have to be: bring a host back"
+    )
+}
+
 fn spread(core: &Core, instance: &Instance) -> String {
     let requirements = core.state().role_of(instance).map(|(_, role)| role.requirements()).unwrap_or_default();
     let role = (instance.key.deployment.clone(), instance.key.role.clone());
@@ -68,8 +86,11 @@ fn spread(core: &Core, instance: &Instance) -> String {
         counts.push(format!("and {} more fault domains", spread.len() - most));
     }
     let asks = if requirements.is_empty() { String::new() } else { format!(" that has {requirements}") };
+    if counts.is_empty() {
+        return format!("no fault domain has a host{asks} that takes instances");
+    }
     format!(
-        "`{}` over the fault domains with an open host{asks}: {}; a new instance goes where the fewest are",
+        "instances of `{}` in each fault domain with a host{asks} that takes instances: {}; a new one goes where the fewest are",
         instance.key.role,
         counts.join(", ")
     )
@@ -82,7 +103,10 @@ fn history(instance: &Instance) -> Vec<String> {
         hosts.map(ToString::to_string).collect::<Vec<_>>().join(", ")
     };
     if !health.lost_with.is_empty() {
-        lines.push(format!("it was lost lately with {}", hosts(&mut health.lost_with.iter().map(|(host, _)| host))));
+        lines.push(format!(
+            "an earlier VM of it was lost lately with {}",
+            hosts(&mut health.lost_with.iter().map(|(host, _)| host))
+        ));
     }
     if !health.failed_on.is_empty() {
         lines.push(format!("it is not placed where it has failed: {}", hosts(&mut health.failed_on.iter())));

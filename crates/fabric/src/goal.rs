@@ -6,8 +6,8 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use mayfly_model::{
-    Backend, Deployment, DnsRecord, Endpoint, EndpointGoal, GoalState, Host, HostName, Instance, NetworkGoal, PeerGoal,
-    ProbeGoal, RoleDefinition, RouteGoal, ServiceDefinition, Slot, VipGoal, VmGoal,
+    Admission, Backend, Deployment, DnsRecord, Endpoint, EndpointGoal, GoalState, Host, HostName, Instance,
+    NetworkGoal, PeerGoal, ProbeGoal, RoleDefinition, RouteGoal, ServiceDefinition, Slot, VipGoal, VmGoal,
 };
 
 use crate::core::Core;
@@ -63,6 +63,7 @@ fn vm(state: &State, instance: &Instance) -> Option<VmGoal> {
         user_data: configuration.setting(mayfly_model::USER_DATA_SETTING).unwrap_or_default().to_owned(),
         settings,
         probes,
+        drain_seconds: configuration.drain_seconds(),
     })
 }
 
@@ -81,7 +82,7 @@ pub fn network(core: &Core) -> NetworkGoal {
         peers: state.hosts.values().map(|host| peer(host)).collect(),
         routes: routes(core),
         vips: state.deployments.values().filter(|one| !one.is_deleting()).map(|one| vip(state, one)).collect(),
-        dns: dns(state, &core.config().zone),
+        dns: dns(core),
         voters: core.voters(),
     }
 }
@@ -97,13 +98,12 @@ pub fn peer(host: &Host) -> PeerGoal {
     }
 }
 
+/// A VM that is going keeps its route until its host has no trace of it: requests that it is serving come to an end. No
+/// name and no endpoint leads to it any more.
 fn routes(core: &Core) -> Vec<RouteGoal> {
     let state = core.state();
-    let keeps = core.planted().is(Mutant::KeepNames);
-    let shown =
-        |instance: &'_ Arc<Instance>| if keeps { instance.vm().cloned() } else { instance.wanted_vm().cloned() };
-    let wanted = state.instances.values().filter_map(|instance| Some((instance, shown(instance)?)));
-    wanted
+    let there = state.instances.values().filter_map(|instance| Some((instance, instance.vm()?)));
+    there
         .filter_map(|(instance, vm)| {
             let deployment_id = state.deployments.get(&instance.key.deployment)?.id.clone();
             Some(RouteGoal { dip: vm.dip, host: vm.host.clone(), deployment_id })
@@ -116,9 +116,11 @@ fn vip(state: &State, deployment: &Deployment) -> VipGoal {
     let endpoints = roles.iter().flat_map(|role| {
         role.endpoints.iter().filter_map(|endpoint| input_endpoint(state, deployment, role, endpoint))
     });
-    let mut owners: Vec<&HostName> = state.hosts.keys().collect();
-    owners.sort_by_key(|host| rendezvous(deployment.vip, host));
-    VipGoal { vip: deployment.vip, endpoints: endpoints.collect(), owners: owners.into_iter().cloned().collect() }
+    // One that is to go takes an address only if there is nobody else.
+    let mut owners: Vec<&Arc<Host>> = state.hosts.values().collect();
+    owners.sort_by_key(|host| (host.admission != Admission::Open, rendezvous(deployment.vip, &host.name)));
+    let owners = owners.into_iter().map(|host| host.name.clone()).collect();
+    VipGoal { vip: deployment.vip, endpoints: endpoints.collect(), owners }
 }
 
 fn input_endpoint(
@@ -157,7 +159,9 @@ fn rendezvous(vip: Ipv4Addr, host: &HostName) -> u64 {
 }
 
 /// The zone: a service's name leads to its VIP, the names inside it to the DIPs of today.
-pub fn dns(state: &State, zone: &str) -> Vec<DnsRecord> {
+pub fn dns(core: &Core) -> Vec<DnsRecord> {
+    let (state, zone) = (core.state(), &core.config().zone);
+    let keeps = core.planted().is(Mutant::KeepNames);
     let mut records = Vec::new();
     for deployment in state.deployments.values().filter(|one| !one.is_deleting()) {
         let name = match deployment.key.slot {
@@ -167,7 +171,8 @@ pub fn dns(state: &State, zone: &str) -> Vec<DnsRecord> {
         records.push(DnsRecord { name, address: deployment.vip });
     }
     for instance in state.instances.values() {
-        let Some(vm) = instance.wanted_vm() else { continue };
+        let shown = if keeps { instance.vm() } else { instance.wanted_vm() };
+        let Some(vm) = shown else { continue };
         let suffix = internal_suffix(instance, zone);
         for label in [instance.key.dns_label(), vm.computer_name.clone()] {
             records.push(DnsRecord { name: format!("{label}.{suffix}"), address: vm.dip });

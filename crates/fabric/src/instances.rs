@@ -135,11 +135,13 @@ pub(crate) fn refuse_what_waits(step: &Step<'_>, before: &BTreeSet<InstanceKey>)
     let Some(first) = new.first().and_then(|key| step.state.instances.get(*key)) else { return Ok(()) };
     let (why, name, waiting) = (first.state.detail().unwrap_or_default(), first.key.name(), new.len());
     let added = step.added_instances();
-    Err(Rejected::NoRoom(if added >= waiting {
+    Err(Rejected::NoRoom(if added > waiting {
         let placed = added - waiting;
-        format!("only {placed} of {added} new instances find a place, so none was made: for {name}, {why}")
+        format!("only {placed} of {added} new instances find a place, so none is made: after those, for {name}, {why}")
+    } else if added == waiting {
+        format!("none of {added} new instances finds a place, so none is made: for {name}, {why}")
     } else {
-        format!("{waiting} instances find no place, so nothing was changed: for {name}, {why}")
+        format!("{waiting} instances would find no place, so nothing is changed: for {name}, {why}")
     }))
 }
 

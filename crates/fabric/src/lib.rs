@@ -45,6 +45,7 @@ pub use entropy::Entropy;
 pub use mutant::Mutant;
 pub use record::{Answered, Change, Meta, Record, RecordId};
 pub use state::State;
+pub use upgrade::role_change;
 
 #[cfg(test)]
 mod tests;

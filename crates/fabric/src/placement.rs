@@ -56,8 +56,6 @@ pub struct NoRoom {
     unfit: usize,
     /// Fit hosts on which it has failed before.
     avoided: usize,
-    /// Fault domains with a fit host.
-    domains: usize,
     /// Fit hosts with room that the spread rules out, as their domain has more of the role than another.
     spread: usize,
     /// Fit hosts without enough processor.
@@ -78,27 +76,28 @@ impl fmt::Display for NoRoom {
         if self.alone {
             return write!(
                 f,
-                "two instances of a role need two fault domains, and only one has a host that is up ({} hosts are down, \
-                 {} closed)",
+                "two instances of a role need two fault domains, and only one has a host that is up ({} down, {} draining or \
+                 quarantined); start a host in another fault domain, or let the role stand unevenly (Mayfly.Spread=soft)",
                 self.down, self.closed
             );
         }
         let cores = self.needed.cpu_milli as f64 / 1000.0;
-        write!(f, "of {} hosts that are up", self.up)?;
+        write!(f, "of {} {} up", self.up, if self.up == 1 { "host that is" } else { "hosts that are" })?;
         let mut rules = Vec::new();
-        let mut rule = |count: usize, text: String| {
+        let mut rule = |count: usize, one: &str, many: &str, text: String| {
             if count > 0 {
-                rules.push(format!("{count} {text}"));
+                rules.push(format!("{count} {}{text}", if count == 1 { one } else { many }));
             }
         };
-        rule(self.closed, "are draining or quarantined".to_owned());
-        rule(self.unfit, format!("lack {}", self.requirements));
-        rule(self.avoided, "are those where it has failed before".to_owned());
-        rule(self.no_cpu, format!("have fewer than {cores} cores free"));
-        rule(self.no_memory, format!("have less than {} MiB of memory free", self.needed.memory_mib));
-        rule(self.spread, "have room, but stand in fault domains that have more of this role than others".to_owned());
-        rule(self.down, "more are down".to_owned());
-        write!(f, ", {}; fault domains that could take it: {}", rules.join(", "), self.domains)
+        rule(self.closed, "is", "are", " draining or quarantined".to_owned());
+        rule(self.unfit, "lacks", "lack", format!(" {}", self.requirements));
+        rule(self.avoided, "is one", "are those", " where it has failed before".to_owned());
+        rule(self.no_cpu, "has", "have", format!(" fewer than {cores} cores free"));
+        rule(self.no_memory, "has", "have", format!(" less than {} MiB of memory free", self.needed.memory_mib));
+        let spread = " room, but in a fault domain that has more of this role than others".to_owned();
+        rule(self.spread, "has", "have", spread);
+        rule(self.down, "more is", "more are", " down".to_owned());
+        write!(f, ", {}", rules.join(", "))
     }
 }
 
@@ -224,7 +223,6 @@ impl Inventory {
         let mut why = NoRoom {
             up,
             down,
-            domains: eligible.len(),
             alone: eligible.len() == 1 && !counts.by_domain.is_empty() && ask.spread == Spread::Strict,
             needed: ask.needed,
             requirements: ask.requirements.clone(),

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use mayfly_model::{
-    Breaker, Deployment, DeploymentKey, Event, EventKind, Host, Instance, InstanceKey, ServiceName, Time, limits,
+    Admission, Breaker, Deployment, DeploymentKey, Event, EventKind, Host, Instance, InstanceKey, ServiceName, Time,
+    limits,
 };
 
 use crate::core::Config;
@@ -154,8 +155,9 @@ impl<'s> Step<'s> {
             }),
             Record::Instance(new) => self.state.instances.get(&new.key).and_then(|old| visible(old)) != visible(new),
             Record::Host(new) => self.state.hosts.get(&new.name).is_none_or(|old| {
-                (old.address, old.number, &old.fault_domain, old.reboot(), old.voter)
-                    != (new.address, new.number, &new.fault_domain, new.reboot(), new.voter)
+                let is_open = |host: &Host| host.admission == Admission::Open;
+                (old.address, old.number, &old.fault_domain, old.reboot(), old.voter, is_open(old))
+                    != (new.address, new.number, &new.fault_domain, new.reboot(), new.voter, is_open(new))
             }),
             Record::Meta(_)
             | Record::Image(_)

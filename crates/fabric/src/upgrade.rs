@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mayfly_model::configuration::APPLY_SETTING;
 use mayfly_model::{
-    Deployment, DeploymentEvent, DeploymentKey, EventKind, Instance, InstanceState, RoleChange, RoleName, Then,
-    Upgrade, UpgradeMode, Version, VmPhase,
+    Deployment, DeploymentEvent, DeploymentKey, EventKind, HostCondition, Instance, InstanceState, RoleChange,
+    RoleName, Then, Upgrade, UpgradeMode, Version, VmPhase,
 };
 
 use crate::command::Rejected;
@@ -32,6 +32,7 @@ pub(crate) fn begin(
     }
     check_change(&deployment.version, &version)?;
     deployments::check_version(step.state, &version)?;
+    check_room(step, &deployment.version, &version)?;
     if deployment.version == version {
         return Err(Rejected::Conflict(format!("{key} is like that already: nothing would change")));
     }
@@ -313,7 +314,7 @@ fn bring_over(step: &mut Step<'_>, key: &DeploymentKey, chosen: impl Fn(RoleChan
 }
 
 /// What going from one version to another does to a role's instances.
-pub(crate) fn role_change(old: Option<&Version>, new: &Version, role: &RoleName) -> RoleChange {
+pub fn role_change(old: Option<&Version>, new: &Version, role: &RoleName) -> RoleChange {
     let (Some((old_definition, old_configuration)), Some((definition, configuration))) =
         (old.and_then(|old| old.role(role)), new.role(role))
     else {
@@ -343,6 +344,32 @@ pub(crate) fn role_change(old: Option<&Version>, new: &Version, role: &RoleName)
 /// Mayfly's own settings that concern the fabric and not the guest.
 const LIVE: [&str; 4] =
     ["Mayfly.Autoscale", "Mayfly.UnresponsiveSeconds", "Mayfly.StartTimeoutSeconds", "Mayfly.Spread"];
+
+/// Whether there is a host that could carry what is to be replaced: an update that would take an instance away and find no
+/// place for the next is not begun.
+fn check_room(step: &Step<'_>, old: &Version, new: &Version) -> Result<(), Rejected> {
+    for role in &new.definition.roles {
+        let Some((_, configuration)) = new.role(&role.name) else { continue };
+        if role_change(Some(old), new, &role.name) != RoleChange::Replace {
+            continue;
+        }
+        let (requirements, needed) = (configuration.requirements(), role.size.resources());
+        let hosts = || step.state.hosts.values().filter(|host| host.condition == HostCondition::Up);
+        let able: Vec<_> = hosts().filter(|host| requirements.met_by(host)).collect();
+        if able.iter().any(|host| host.capacity.holds(needed)) {
+            continue;
+        }
+        let (all, name) = (hosts().count(), &role.name);
+        let why = match able.len() {
+            0 if all > 0 => format!("none of {all} hosts that are up has {requirements}"),
+            able => format!("the size {} is larger than any of {able} hosts that could be meant", role.size),
+        };
+        return Err(Rejected::NoRoom(format!(
+            "no host could carry `{name}` as it is to be, so nothing was changed: {why}"
+        )));
+    }
+    Ok(())
+}
 
 /// Whether a deployment may be changed so in place (azure-model.md 5.2).
 fn check_change(old: &Version, new: &Version) -> Result<(), Rejected> {

@@ -47,6 +47,8 @@ pub(crate) struct VmStatus {
     pub image_bytes: u64,
     /// Processor time used lately, in thousandths of a core.
     pub cpu_milli: u64,
+    /// It is about to be stopped, so nobody new is sent to it.
+    pub leaving: bool,
 }
 
 /// What a VM's task is doing.
@@ -84,6 +86,7 @@ impl VmStatus {
             disk_bytes: 0,
             image_bytes: 0,
             cpu_milli: 0,
+            leaving: false,
         }
     }
 
@@ -94,6 +97,7 @@ impl VmStatus {
         self.said = None;
         self.ready_since = None;
         self.cpu_milli = 0;
+        self.leaving = false;
         self.answered.clear();
     }
 
@@ -179,7 +183,7 @@ impl Statuses {
     /// What is healthy.
     pub(crate) fn health(&self, now: Time) -> Health {
         let mut health = Health::new();
-        for status in self.vms.values().filter(|status| status.stage == Stage::Running) {
+        for status in self.vms.values().filter(|status| status.stage == Stage::Running && !status.leaving) {
             if status.observed(now) == Observed::Running(Readiness::Ready) {
                 health.insert((status.goal.vm, None));
             }

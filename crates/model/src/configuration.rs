@@ -31,6 +31,9 @@ pub const UNRESPONSIVE_SETTING: &str = "Mayfly.UnresponsiveSeconds";
 /// The setting that holds the role's rules of [`Autoscale`].
 pub const AUTOSCALE_SETTING: &str = "Mayfly.Autoscale";
 
+/// The setting that says how many seconds requests that are under way are waited for before a planned stop.
+pub const DRAIN_SETTING: &str = "Mayfly.DrainSeconds";
+
 /// What a guest sees its disk as, and how the hypervisor reaches it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DiskModel {
@@ -117,6 +120,12 @@ impl RoleConfiguration {
     /// Whether its guests want a reboot for changed settings.
     pub fn reboots_for_settings(&self) -> bool {
         self.setting(APPLY_SETTING) == Some("reboot")
+    }
+
+    /// How many seconds requests that are under way are waited for at the most before a planned stop.
+    pub fn drain_seconds(&self) -> u32 {
+        let seconds = self.setting(DRAIN_SETTING).and_then(|text| text.parse().ok());
+        seconds.unwrap_or(limits::DRAIN_SECONDS)
     }
 
     /// Milliseconds of silence after which a guest is taken for sick.

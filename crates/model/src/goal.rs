@@ -69,6 +69,9 @@ pub struct VmGoal {
     pub settings: BTreeMap<String, String>,
     /// The probes of the instance's endpoints.
     pub probes: Vec<ProbeGoal>,
+    /// How many seconds requests that are under way are waited for at the most before a planned stop.
+    #[serde(default)]
+    pub drain_seconds: u32,
 }
 
 impl VmGoal {

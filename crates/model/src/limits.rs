@@ -24,3 +24,6 @@ pub const UNRESPONSIVE_SECONDS: u64 = 60;
 pub const REQUESTS_KEPT: usize = 4096;
 /// Numbers that a service may push for each role.
 pub const METRICS_MAX: usize = 16;
+
+/// Seconds for which requests that are under way are waited for before a planned stop, unless the role says otherwise.
+pub const DRAIN_SECONDS: u32 = 10;

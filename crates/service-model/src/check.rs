@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use mayfly_model::configuration::{
-    APPLY_SETTING, AUTOSCALE_SETTING, REQUIRE_SETTING, SPREAD_SETTING, START_TIMEOUT_SETTING, UNRESPONSIVE_SETTING,
+    APPLY_SETTING, AUTOSCALE_SETTING, DRAIN_SETTING, REQUIRE_SETTING, SPREAD_SETTING, START_TIMEOUT_SETTING,
+    UNRESPONSIVE_SETTING,
 };
 use mayfly_model::{Autoscale, DISK_SETTING, DiskModel, Requirements, Spread};
 use mayfly_model::{RoleKind, ServiceConfiguration, ServiceDefinition, USER_DATA_SETTING, limits};
@@ -13,7 +14,7 @@ use crate::diagnostic::{Diagnostics, Source};
 use crate::element::{HasLocalName, Reader};
 
 /// The settings that Mayfly itself understands.
-const SETTINGS: [&str; 8] = [
+const SETTINGS: [&str; 9] = [
     USER_DATA_SETTING,
     START_TIMEOUT_SETTING,
     DISK_SETTING,
@@ -22,6 +23,7 @@ const SETTINGS: [&str; 8] = [
     APPLY_SETTING,
     UNRESPONSIVE_SETTING,
     AUTOSCALE_SETTING,
+    DRAIN_SETTING,
 ];
 
 /// Texts of files that a configuration refers to as `@name`, by that name.
@@ -119,6 +121,10 @@ fn check_value(name: &str, value: &str) -> Result<(), String> {
         START_TIMEOUT_SETTING | UNRESPONSIVE_SETTING => match value.parse::<u64>() {
             Ok(1..=86_400) => Ok(()),
             _ => Err(format!("`{value}` is not a whole number of seconds from 1 to 86400")),
+        },
+        DRAIN_SETTING => match value.parse::<u32>() {
+            Ok(0..=600) => Ok(()),
+            _ => Err(format!("`{value}` is not a whole number of seconds from 0 to 600")),
         },
         DISK_SETTING if DiskModel::named(value).is_none() => {
             let known = DiskModel::ALL.map(|(name, _)| name).join(", ");

@@ -254,13 +254,23 @@ pub(crate) fn check_rest(core: &Core, hosts: &[SimHost], now: u64) -> Checked {
     Ok(())
 }
 
-/// Invariant 8, while things are under way: nothing that is going has a route.
+/// Invariant 8, while things are under way: no name and no endpoint leads to what is going, and no route to what is gone.
 pub(crate) fn check_routes(core: &Core) -> Checked {
-    let wanted: BTreeSet<Ipv4Addr> =
-        core.state().instances().values().filter_map(|one| one.wanted_vm()).map(|vm| vm.dip).collect();
+    let instances = || core.state().instances().values();
+    let wanted: BTreeSet<Ipv4Addr> = instances().filter_map(|one| one.wanted_vm()).map(|vm| vm.dip).collect();
+    let there: BTreeSet<Ipv4Addr> = instances().filter_map(|one| one.vm()).map(|vm| vm.dip).collect();
     let network = goal::network(core);
-    match network.routes.iter().find(|route| !wanted.contains(&route.dip)) {
-        Some(route) => Err(format!("invariant 8: {} leads to a VM that is going", route.dip)),
+    let vips: BTreeSet<Ipv4Addr> = network.vips.iter().map(|vip| vip.vip).collect();
+    let backends = network.vips.iter().flat_map(|vip| &vip.endpoints).flat_map(|endpoint| &endpoint.backends);
+    if let Some(backend) = backends.into_iter().find(|backend| !wanted.contains(&backend.dip)) {
+        return Err(format!("invariant 8: an endpoint leads to {}, which is going", backend.dip));
+    }
+    let named = network.dns.iter().filter(|record| !vips.contains(&record.address));
+    if let Some(record) = named.into_iter().find(|record| !wanted.contains(&record.address)) {
+        return Err(format!("invariant 8: {} leads to {}, which is going", record.name, record.address));
+    }
+    match network.routes.iter().find(|route| !there.contains(&route.dip)) {
+        Some(route) => Err(format!("invariant 8: a route leads to {}, which is gone", route.dip)),
         None => Ok(()),
     }
 }

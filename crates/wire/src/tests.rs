@@ -49,6 +49,7 @@ fn guest() -> Guest {
         user_data: "#!/bin/sh\n".to_owned(),
         settings: BTreeMap::from([("A&B".to_owned(), "<\"x\ny\">".to_owned())]),
         probes: vec![],
+        drain_seconds: 0,
     };
     Guest { goal, incarnation: 3, domain: "shop.internal.z".to_owned(), location: "here".to_owned() }
 }

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use mayfly_api::Client;
+use mayfly_api::{Client, JoinRequest, TokenRequest};
+use mayfly_identity::{Clock, JoinToken, Request, client_config, joining_config};
 use mayfly_model::{HostFacts, HostReport, Incarnation};
 use mayfly_xtask::etcd::Cluster;
 use serde_json::json;
@@ -54,14 +55,17 @@ pub fn measure(report: &mut Report, work: &Path, mayfly: &Path, pairs: usize, se
 struct Controller {
     child: Child,
     url: String,
+    hosts_url: String,
 }
 
 impl Controller {
     fn start(mayfly: &Path, folder: &Path) -> anyhow::Result<Controller> {
         let address = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
+        let for_hosts = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
         let config = json!({
             "folder": folder.join("controller"),
             "listen": [address],
+            "listen_hosts": [for_hosts],
             "user_token": TOKEN,
             "fabric": { "zone": "bench.test", "dips": ["10.0.0.0", 8], "vips": ["20.0.0.0", 8] },
         });
@@ -75,7 +79,8 @@ impl Controller {
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()?;
-        let controller = Controller { child, url: format!("http://{address}") };
+        let controller =
+            Controller { child, url: format!("http://{address}"), hosts_url: format!("https://{for_hosts}") };
         let deadline = Instant::now() + Duration::from_secs(10);
         while std::net::TcpStream::connect(address).is_err() {
             if Instant::now() > deadline {
@@ -150,6 +155,19 @@ async fn puts(url: &str, clients: usize, time: Duration) -> anyhow::Result<f64> 
     .await
 }
 
+/// A host that has joined, as a client.
+async fn join(users: &Client, hosts_url: &str, host: &mayfly_model::HostName) -> anyhow::Result<Client> {
+    let clock = Clock::start();
+    let made = users.token_create(&TokenRequest { host: Some(host.clone()), minutes: 5 }).await?;
+    let token = made.token.context("no join token")?;
+    let stranger = joining_config(token.parse::<JoinToken>()?.authority, clock)?;
+    let request = Request::generate()?;
+    let body = JoinRequest { token, host: host.clone(), request: request.pem.clone() };
+    let answer = Client::with_tls(hosts_url, stranger).join(&body).await?;
+    let keys = request.into_keys(&answer.certificate, &answer.authority)?;
+    Ok(Client::with_tls(hosts_url, client_config(&keys, clock)?))
+}
+
 /// A list of 10,000 instances: how many there are, the times to read it, and the controller's memory in MiB.
 async fn list(controller: &Controller) -> anyhow::Result<(usize, Vec<f64>, f64)> {
     let client = Client::new(&controller.url, TOKEN);
@@ -171,7 +189,8 @@ async fn list(controller: &Controller) -> anyhow::Result<(usize, Vec<f64>, f64)>
             vms: Vec::new(),
             incidents: Vec::new(),
         };
-        client.report(&report, Duration::from_secs(5)).await?;
+        let host = join(&client, &controller.hosts_url, &report.host).await?;
+        host.report(&report, Duration::from_secs(5)).await?;
     }
     let image = mayfly_model::Manifest {
         disk_bytes: 512,

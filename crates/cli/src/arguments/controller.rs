@@ -78,7 +78,7 @@ impl std::str::FromStr for StorePlace {
             Some(("etcd", urls)) if urls.split(',').all(|url| url.starts_with("http")) => {
                 Ok(StorePlace::Etcd(urls.split(',').map(str::to_owned).collect()))
             }
-            _ => Err("write embedded:FILE or etcd:URL,URL,…, for example etcd:https://10.0.0.1:2379".to_owned()),
+            _ => Err("write embedded:FILE, where FILE is records.redb in the controller's folder (dev fabric: STATE/controller/records.redb), or etcd:URL,URL,…".to_owned()),
         }
     }
 }

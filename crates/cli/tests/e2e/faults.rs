@@ -72,7 +72,7 @@ fn more_than_fits(stage: &Stage) {
         (stage.definition(&[("web", 200)]), stage.configuration(&[("web", 200)], "hello", ""));
     let files = ["--definition", &definition, "--configuration", &configuration];
     let error = stage.refused(&[&["service", "deploy", "bank"], &files[..]].concat());
-    assert!(error.contains("of 200 new instances find a place, so none was made"), "{error}");
+    assert!(error.contains("of 200 new instances find a place, so none is made"), "{error}");
     let view = fabric.json(&["service", "show", "bank"]).unwrap();
     assert!(view["deployments"].as_array().unwrap().is_empty(), "{view}");
     assert!(stage.refused(&["service", "scale", "bank", "web=1"]).contains("there is no deployment"));

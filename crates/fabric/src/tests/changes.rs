@@ -146,7 +146,7 @@ fn slots_are_swapped_without_touching_a_vm() {
     assert_eq!((vms(&fabric, &production("shop")), vms(&fabric, &staging("shop"))), (green, red));
     let now = fabric.deployment();
     assert_eq!((now.id.clone(), now.vip), (back.id.clone(), front.vip), "the address stays with the slot");
-    let records = goal::dns(fabric.core.state(), "mayfly.test");
+    let records = goal::dns(&fabric.core);
     let shop = records.iter().find(|one| one.name == "shop.mayfly.test").unwrap();
     assert_eq!(shop.address, front.vip);
     fabric.run(2000);
@@ -275,7 +275,7 @@ fn requirements_and_reasons() {
     fabric.command(Command::Deploy { key: production("lab"), version: soft.clone() }).unwrap();
     fabric.command(Command::CreateService(name("big"))).unwrap();
     let error = fabric.command(Command::Deploy { key: production("big"), version: soft }).unwrap_err().to_string();
-    assert!(error.contains("1 are draining") && error.contains("2 have fewer than 1 cores free"), "{error}");
+    assert!(error.contains("1 is draining") && error.contains("2 have fewer than 1 cores free"), "{error}");
     let lines = explain::instance(&fabric.core, &name("shop/web_IN_1"), fabric.now).unwrap();
     assert!(lines[0].contains("fault domain fd-2") && lines[0].contains("Draining"), "{lines:?}");
     assert!(lines[1].contains("fd-1: 1, fd-3: 1"), "{lines:?}");

@@ -1,5 +1,6 @@
 //! VMs: one task for each, started when the goal state names it and ended when nothing is left of it.
 
+mod connections;
 mod prepare;
 mod runner;
 

@@ -19,7 +19,7 @@ use mayfly_net::{DhcpLease, delete_tap, serve_dhcp};
 use mayfly_qemu::{DiskDevice, DiskSpec, Firmware, Machine, VmSpec};
 use tokio::sync::watch;
 
-use super::{Desired, prepare};
+use super::{Desired, connections, prepare};
 use crate::agent::Agent;
 use crate::config::DiskFull;
 use crate::ledger::VmNote;
@@ -38,6 +38,10 @@ const HEALTHY: Duration = Duration::from_secs(60);
 const SERIAL_LOG_BYTES: u64 = 1 << 20;
 /// Between two tries to go on after the disk was full.
 const RESUME: Duration = Duration::from_secs(5);
+/// How long it takes until no host sends anybody new to a guest that is leaving.
+const HEARSAY: Duration = Duration::from_millis(600);
+/// Between two looks at its connections.
+const LINGER: Duration = Duration::from_millis(100);
 /// Between two looks at the size of the disk's file.
 const MEASURE: Duration = Duration::from_secs(2);
 
@@ -111,6 +115,7 @@ impl Runner {
                 self.back_off().await;
             }
             Ended::Reboot => {
+                self.drain().await;
                 self.set(Stage::Stopped("it is being rebooted".to_owned()));
                 machine.stop(GRACE).await;
                 let wanted = self.goal.reboots;
@@ -118,6 +123,7 @@ impl Runner {
                 self.note();
             }
             Ended::Off => {
+                self.drain().await;
                 self.set(Stage::Stopped("its deployment is suspended".to_owned()));
                 machine.stop(GRACE).await;
             }
@@ -126,6 +132,7 @@ impl Runner {
                 machine.stop(Duration::ZERO).await;
             }
             Ended::Unwanted => {
+                self.drain().await;
                 self.set(Stage::Stopped("it is being thrown away".to_owned()));
                 machine.stop(Duration::ZERO).await;
                 return false;
@@ -158,6 +165,22 @@ impl Runner {
             });
         }
         false
+    }
+
+    /// Takes a guest that is well out of rotation before it is stopped, and lets the requests that it serves come to an end.
+    async fn drain(&self) {
+        let limit = Duration::from_secs(u64::from(self.goal.drain_seconds));
+        let serves = self.update_quietly(|status| status.says_ready() || status.answered.values().any(|well| *well));
+        if limit.is_zero() || serves != Some(true) {
+            return;
+        }
+        self.update(|status| status.leaving = true);
+        let began = tokio::time::Instant::now();
+        // The other hosts have to hear of it, and change their tables.
+        tokio::time::sleep(HEARSAY.min(limit)).await;
+        while began.elapsed() < limit && *self.serving.borrow() && connections::are_open(self.goal.dip) {
+            tokio::time::sleep(LINGER).await;
+        }
     }
 
     /// Finds the guest running, or makes what is missing and starts it.

@@ -23,7 +23,7 @@ const ALL: &[&str] = &[
 /// What each crate may use of the others.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("api", &["model"]),
-    ("bench", &["api", "controller", "disk", "fabric", "model", "sim", "store", "vhd", "xtask"]),
+    ("bench", &["api", "controller", "disk", "fabric", "identity", "model", "sim", "store", "vhd", "xtask"]),
     ("cli", ALL),
     ("controller", &["api", "fabric", "identity", "model", "service-model", "store"]),
     ("disk", &["identity", "model", "vhd"]),
