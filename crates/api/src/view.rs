@@ -157,8 +157,11 @@ pub struct EndpointView {
     pub name: String,
     /// Its protocol.
     pub protocol: String,
-    /// The port on the VIP.
+    /// The port on the VIP; where each instance has one of its own, that of instance 0.
     pub port: u16,
+    /// The last of the instances' own ports, if each has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_port: Option<u16>,
     /// The port in the guests.
     pub local_port: u16,
 }

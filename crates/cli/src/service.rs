@@ -296,6 +296,13 @@ fn show(format: Output, service: &ServiceView) -> anyhow::Result<()> {
             ))?;
             for endpoint in &role.endpoints {
                 let (vip, port) = (deployment.vip, endpoint.port);
+                if let Some(last) = endpoint.last_port {
+                    output::line(&format!(
+                        "    {} {vip}:{port} to {last}, one for each instance in turn -> {} ({})",
+                        endpoint.name, endpoint.local_port, endpoint.protocol
+                    ))?;
+                    continue;
+                }
                 output::line(&format!(
                     "    {} {vip}:{port} -> {} ({})",
                     endpoint.name, endpoint.local_port, endpoint.protocol

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mayfly_model::{
-    Deployment, DeploymentEvent, DeploymentKey, DeploymentStatus, EventKind, Instance, InstanceKey, InstanceState,
-    RoleKind, RoleName, Then, Version, VmPhase, limits,
+    Deployment, DeploymentEvent, DeploymentKey, DeploymentStatus, Endpoint, EventKind, Instance, InstanceKey,
+    InstanceState, RoleDefinition, RoleKind, RoleName, Then, Version, VmPhase, limits,
 };
 
 use crate::address::next_free;
@@ -59,16 +59,7 @@ pub(crate) fn deploy(step: &mut Step<'_>, new: NewDeployment) -> Result<(), Reje
 /// Whether Mayfly can run what a version asks for.
 pub(crate) fn check_version(state: &State, version: &Version) -> Result<(), Rejected> {
     let Version { definition, configuration } = version;
-    // What limits who may talk to whom must not be passed over in silence.
-    if !definition.traffic_rules.is_empty() {
-        let message = "NetworkTrafficRules cannot be enforced yet, so it is not deployed";
-        return Err(Rejected::Unsupported(message.to_owned()));
-    }
-    if let Some((role, endpoint)) = configuration.endpoint_acls.first() {
-        let message =
-            format!("the access control of `{endpoint}` of `{role}` cannot be enforced yet, so it is not deployed");
-        return Err(Rejected::Unsupported(message));
-    }
+    check_network(version)?;
     for role in &definition.roles {
         if role.kind != RoleKind::VirtualMachine {
             return Err(Rejected::Unsupported(format!(
@@ -77,18 +68,57 @@ pub(crate) fn check_version(state: &State, version: &Version) -> Result<(), Reje
                 role.kind.element()
             )));
         }
-        if let Some(endpoint) =
-            role.endpoints.iter().find(|one| matches!(one, mayfly_model::Endpoint::InstanceInput { .. }))
-        {
-            return Err(Rejected::Unsupported(format!(
-                "`{}` of `{}` is an InstanceInputEndpoint, which cannot be deployed yet",
-                endpoint.name(),
-                role.name
-            )));
-        }
         let image = configuration.role(&role.name).and_then(|role| role.image.as_ref());
         if let Some(image) = image.filter(|image| !state.images.contains_key(image)) {
             return Err(Rejected::NotFound { kind: "image", name: image.to_string() });
+        }
+    }
+    Ok(())
+}
+
+/// What limits who may talk to whom must not be passed over in silence: whatever it names has to be there.
+fn check_network(version: &Version) -> Result<(), Rejected> {
+    let Version { definition, configuration } = version;
+    let endpoint = |role: &str, name: &str| {
+        let role = definition.roles.iter().find(|one| one.name.as_str() == role)?;
+        role.endpoints.iter().find(|one| one.name() == name)
+    };
+    for rule in &definition.traffic_rules {
+        for (role, name) in &rule.destinations {
+            if !matches!(endpoint(role, name), Some(Endpoint::Internal { .. })) {
+                let message = format!("NetworkTrafficRules: `{role}` has no internal endpoint `{name}`");
+                return Err(Rejected::Conflict(message));
+            }
+        }
+        if let Some(name) =
+            rule.from_roles.iter().find(|from| definition.roles.iter().all(|one| one.name.as_str() != *from))
+        {
+            return Err(Rejected::Conflict(format!("NetworkTrafficRules: there is no role `{name}`")));
+        }
+    }
+    for acl in &configuration.endpoint_acls {
+        if matches!(endpoint(&acl.role, &acl.endpoint), None | Some(Endpoint::Internal { .. })) {
+            let message = format!("EndpointAcls: `{}` has no public endpoint `{}`", acl.role, acl.endpoint);
+            return Err(Rejected::Conflict(message));
+        }
+    }
+    for role in &definition.roles {
+        let count = configuration.role(&role.name).map_or(0, |role| role.instances);
+        check_public_ports(role, count)?;
+    }
+    Ok(())
+}
+
+/// Whether so many instances of a role have a public port each.
+pub(crate) fn check_public_ports(role: &RoleDefinition, count: u32) -> Result<(), Rejected> {
+    for endpoint in &role.endpoints {
+        if let Endpoint::InstanceInput { name, public_ports, .. } = endpoint {
+            let ports = u32::from(public_ports.max - public_ports.min) + 1;
+            if count > ports {
+                let message =
+                    format!("`{name}` has {ports} public ports, too few for {count} instances of `{}`", role.name);
+                return Err(Rejected::Conflict(message));
+            }
         }
     }
     Ok(())
@@ -181,6 +211,9 @@ pub(crate) fn scale(
             return Err(Rejected::NotFound { kind: "role", name });
         };
         configured.instances = *count;
+        if let Some(defined) = deployment.version.definition.role(role) {
+            check_public_ports(defined, *count)?;
+        }
     }
     let words: Vec<String> = counts.iter().map(|(role, count)| format!("{role}={count}")).collect();
     let words = words.join(" ");

@@ -6,8 +6,9 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use mayfly_model::{
-    Admission, Backend, Deployment, DnsRecord, Endpoint, EndpointGoal, GoalState, Host, HostName, Instance,
-    NetworkGoal, PeerGoal, ProbeGoal, RoleDefinition, RouteGoal, ServiceDefinition, Slot, VipGoal, VmGoal,
+    AccessRule, Admission, Backend, Deployment, DnsRecord, Endpoint, EndpointGoal, GoalState, GuardGoal, Host,
+    HostName, Instance, NetworkGoal, Pass, PeerGoal, ProbeGoal, RoleDefinition, RoleName, RouteGoal, ServiceDefinition,
+    Slot, VipGoal, VmGoal,
 };
 
 use crate::core::Core;
@@ -82,6 +83,7 @@ pub fn network(core: &Core) -> NetworkGoal {
         peers: state.hosts.values().map(|host| peer(host)).collect(),
         routes: routes(core),
         vips: state.deployments.values().filter(|one| !one.is_deleting()).map(|one| vip(state, one)).collect(),
+        guards: state.deployments.values().flat_map(|deployment| guards(deployment)).collect(),
         dns: dns(core),
         voters: core.voters(),
     }
@@ -106,7 +108,7 @@ fn routes(core: &Core) -> Vec<RouteGoal> {
     there
         .filter_map(|(instance, vm)| {
             let deployment_id = state.deployments.get(&instance.key.deployment)?.id.clone();
-            Some(RouteGoal { dip: vm.dip, host: vm.host.clone(), deployment_id })
+            Some(RouteGoal { dip: vm.dip, host: vm.host.clone(), deployment_id, role: instance.key.role.clone() })
         })
         .collect()
 }
@@ -114,7 +116,10 @@ fn routes(core: &Core) -> Vec<RouteGoal> {
 fn vip(state: &State, deployment: &Deployment) -> VipGoal {
     let roles = &deployment.version.definition.roles;
     let endpoints = roles.iter().flat_map(|role| {
-        role.endpoints.iter().filter_map(|endpoint| input_endpoint(state, deployment, role, endpoint))
+        role.endpoints.iter().flat_map(|endpoint| match endpoint {
+            Endpoint::InstanceInput { .. } => instance_endpoints(state, deployment, role, endpoint),
+            _ => input_endpoint(state, deployment, role, endpoint).into_iter().collect(),
+        })
     });
     // One that is to go takes an address only if there is nobody else.
     let mut owners: Vec<&Arc<Host>> = state.hosts.values().collect();
@@ -148,7 +153,62 @@ fn input_endpoint(
                 always: *ignore_role_instance_status,
             }
         });
-    Some(EndpointGoal { udp: protocol.is_udp(), port: *port, local_port: *local_port, backends: backends.collect() })
+    let access = access(deployment, role, endpoint);
+    let backends = backends.collect();
+    Some(EndpointGoal { udp: protocol.is_udp(), port: *port, local_port: *local_port, backends, access })
+}
+
+/// The endpoints of which each instance has one of its own: the public port is the lowest plus the instance's number.
+fn instance_endpoints(
+    state: &State,
+    deployment: &Deployment,
+    role: &RoleDefinition,
+    endpoint: &Endpoint,
+) -> Vec<EndpointGoal> {
+    let Endpoint::InstanceInput { protocol, local_port, public_ports, .. } = endpoint else { return Vec::new() };
+    let members = state.members(&deployment.key, &role.name).filter_map(|one| Some((one, one.wanted_vm()?)));
+    let with_port = members.filter_map(|(one, vm)| {
+        let port = u32::from(public_ports.min).checked_add(one.key.index)?;
+        Some((vm, u16::try_from(port).ok().filter(|port| *port <= public_ports.max)?))
+    });
+    with_port
+        .map(|(vm, port)| EndpointGoal {
+            udp: protocol.is_udp(),
+            port,
+            local_port: *local_port,
+            // Who asks for one instance wants that one, however it is doing.
+            backends: vec![Backend { vm: vm.id, dip: vm.dip, host: vm.host.clone(), probe: None, always: true }],
+            access: access(deployment, role, endpoint),
+        })
+        .collect()
+}
+
+/// Who may come in at an endpoint.
+fn access(deployment: &Deployment, role: &RoleDefinition, endpoint: &Endpoint) -> Vec<AccessRule> {
+    let acls = deployment.version.configuration.endpoint_acls.iter();
+    let own = acls.filter(|acl| acl.role == role.name.as_str() && acl.endpoint == endpoint.name());
+    own.flat_map(|acl| acl.rules.iter().copied()).collect()
+}
+
+/// The roles that only some may talk to: those that a rule names.
+fn guards(deployment: &Deployment) -> Vec<GuardGoal> {
+    let definition = &deployment.version.definition;
+    let mut guards: BTreeMap<RoleName, Vec<Pass>> = BTreeMap::new();
+    for rule in &definition.traffic_rules {
+        for (role, endpoint) in &rule.destinations {
+            let Some(role) = definition.roles.iter().find(|one| one.name.as_str() == role) else { continue };
+            let Some(Endpoint::Internal { protocol, ports, .. }) =
+                role.endpoints.iter().find(|one| one.name() == endpoint)
+            else {
+                continue;
+            };
+            let from_roles = rule.from_roles.iter().filter_map(|name| RoleName::new(name.as_str()).ok()).collect();
+            let pass = Pass { from_roles, protocol: *protocol, ports: *ports };
+            guards.entry(role.name.clone()).or_default().push(pass);
+        }
+    }
+    let deployment_id = &deployment.id;
+    guards.into_iter().map(|(role, passes)| GuardGoal { deployment_id: deployment_id.clone(), role, passes }).collect()
 }
 
 /// A host's rank for a VIP: highest random weight, so that a host that comes or goes moves only its own VIPs.

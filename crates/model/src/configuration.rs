@@ -70,8 +70,31 @@ pub struct ServiceConfiguration {
     pub service_name: String,
     /// One entry for each role.
     pub roles: Vec<RoleConfiguration>,
-    /// Endpoints as (role, endpoint) for which the configuration limits who may come in.
-    pub endpoint_acls: Vec<(String, String)>,
+    /// Who may come in at endpoints; at those that are not named, everybody.
+    pub endpoint_acls: Vec<EndpointAcl>,
+}
+
+/// Who may come in at an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointAcl {
+    /// The role.
+    pub role: String,
+    /// Its endpoint.
+    pub endpoint: String,
+    /// The rules; the first that fits decides.
+    pub rules: Vec<AccessRule>,
+}
+
+/// One rule of an access control: lets a network in, or keeps it out. Where rules let some in, others stay out; where rules
+/// only keep some out, others may come in (azure-model.md 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessRule {
+    /// Whether it lets in.
+    pub permit: bool,
+    /// The network's address.
+    pub network: std::net::Ipv4Addr,
+    /// The bits of its prefix, 0 to 32.
+    pub prefix: u8,
 }
 
 impl ServiceConfiguration {

@@ -5,10 +5,10 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::configuration::DiskModel;
-use crate::definition::ProbeProtocol;
+use crate::configuration::{AccessRule, DiskModel};
+use crate::definition::{EndpointProtocol, PortRange, ProbeProtocol};
 use crate::image::Digest;
-use crate::name::{HostName, InstanceKey};
+use crate::name::{HostName, InstanceKey, RoleName};
 use crate::size::VmSize;
 use crate::{Incarnation, VmId};
 
@@ -117,6 +117,9 @@ pub struct NetworkGoal {
     pub routes: Vec<RouteGoal>,
     /// The public addresses.
     pub vips: Vec<VipGoal>,
+    /// Roles that only some may talk to.
+    #[serde(default)]
+    pub guards: Vec<GuardGoal>,
     /// Names and addresses.
     pub dns: Vec<DnsRecord>,
     /// Voters of the location, controllers included; see `lease`.
@@ -148,6 +151,30 @@ pub struct RouteGoal {
     pub host: HostName,
     /// The deployment whose instances may talk to it.
     pub deployment_id: String,
+    /// Its role in that.
+    pub role: RoleName,
+}
+
+/// A role that only some of its deployment may talk to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardGoal {
+    /// The deployment.
+    pub deployment_id: String,
+    /// The role.
+    pub role: RoleName,
+    /// What is let through; nothing else between instances is.
+    pub passes: Vec<Pass>,
+}
+
+/// What a guard lets through.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pass {
+    /// From instances of these roles; from all of the deployment if none is named.
+    pub from_roles: Vec<RoleName>,
+    /// The protocol.
+    pub protocol: EndpointProtocol,
+    /// The ports; all if none are named.
+    pub ports: Option<PortRange>,
 }
 
 /// A public address and what is behind it.
@@ -172,6 +199,9 @@ pub struct EndpointGoal {
     pub local_port: u16,
     /// The instances that may be behind it. Which of them are, the hosts' probes decide.
     pub backends: Vec<Backend>,
+    /// Who may come in; everybody if there are no rules. The first that fits decides.
+    #[serde(default)]
+    pub access: Vec<AccessRule>,
 }
 
 /// An instance behind an endpoint.

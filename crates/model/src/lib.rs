@@ -27,7 +27,9 @@ pub mod usage;
 
 pub use autoscale::Autoscale;
 pub use breaker::{Breaker, Scope, Trip};
-pub use configuration::{DISK_SETTING, DiskModel, RoleConfiguration, ServiceConfiguration, USER_DATA_SETTING};
+pub use configuration::{
+    AccessRule, DISK_SETTING, DiskModel, EndpointAcl, RoleConfiguration, ServiceConfiguration, USER_DATA_SETTING,
+};
 pub use definition::{
     Endpoint, EndpointProtocol, LoadBalancerProbe, LocalStorage, PortRange, ProbeProtocol, RoleDefinition, RoleKind,
     ServiceDefinition,
@@ -35,7 +37,8 @@ pub use definition::{
 pub use enrolment::{Enrolment, HostToken};
 pub use event::{Event, EventKind};
 pub use goal::{
-    Backend, DnsRecord, EndpointGoal, GoalState, NetworkGoal, PeerGoal, ProbeGoal, RouteGoal, VipGoal, VmGoal,
+    Backend, DnsRecord, EndpointGoal, GoalState, GuardGoal, NetworkGoal, Pass, PeerGoal, ProbeGoal, RouteGoal, VipGoal,
+    VmGoal,
 };
 pub use host::{Admission, Host, HostCondition};
 pub use image::{Digest, Image};

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 
-use mayfly_model::{Backend, HostName, NetworkGoal, ProbeGoal, VmId};
+use mayfly_model::{
+    Backend, EndpointGoal, EndpointProtocol, GuardGoal, HostName, NetworkGoal, ProbeGoal, RoleName, RouteGoal, VmId,
+};
 
 use crate::address::{
     DIP_NETWORK, DIP_PREFIX, GATEWAY, METADATA, OVERLAY_DEVICE, OVERLAY_NETWORK, OVERLAY_PREFIX, TAP_PREFIX,
@@ -134,17 +136,14 @@ fn load_balancing(text: &mut String, inputs: &Inputs<'_>, overlay: Option<Ipv4Ad
             if up.is_empty() {
                 continue;
             }
-            let protocol = if endpoint.udp { "udp" } else { "tcp" };
             let slots: Vec<String> = up.iter().enumerate().map(|(slot, dip)| format!("{slot} : {dip}")).collect();
-            let _ = writeln!(
-                text,
-                "  ip daddr {} {protocol} dport {} dnat ip to numgen inc mod {} map {{ {} }} : {}",
-                vip.vip,
-                endpoint.port,
+            let balance = format!(
+                "dnat ip to numgen inc mod {} map {{ {} }} : {}",
                 up.len(),
                 slots.join(", "),
                 endpoint.local_port
             );
+            admit(text, vip.vip, endpoint, &balance);
         }
     }
     text.push_str(" }\n chain source { type nat hook postrouting priority srcnat; policy accept;\n");
@@ -155,6 +154,22 @@ fn load_balancing(text: &mut String, inputs: &Inputs<'_>, overlay: Option<Ipv4Ad
     let dips = format!("{DIP_NETWORK}/{DIP_PREFIX}");
     let _ = writeln!(text, "  ct status dnat oifname \"{TAP_PREFIX}*\" ip saddr {dips} snat ip to {GATEWAY}");
     let _ = writeln!(text, "  ip saddr {dips} oifname \"{UNDERLAY_DEVICE}\" masquerade\n }}");
+}
+
+/// Writes who is let in at an endpoint, and what becomes of them: the first rule that fits decides.
+fn admit(text: &mut String, vip: Ipv4Addr, endpoint: &EndpointGoal, balance: &str) {
+    let protocol = if endpoint.udp { "udp" } else { "tcp" };
+    let door = format!("ip daddr {vip} {protocol} dport {}", endpoint.port);
+    for rule in &endpoint.access {
+        let what = if rule.permit { balance } else { "drop" };
+        let _ = match rule.prefix {
+            0 => writeln!(text, "  {door} {what}"),
+            prefix => writeln!(text, "  {door} ip saddr {}/{prefix} {what}", rule.network),
+        };
+    }
+    // Where some are let in by name, the others are not.
+    let others = if endpoint.access.iter().any(|rule| rule.permit) { "drop" } else { balance };
+    let _ = writeln!(text, "  {door} {others}");
 }
 
 fn in_rotation(inputs: &Inputs<'_>, backend: &Backend) -> bool {
@@ -173,6 +188,14 @@ fn forwarding(text: &mut String, inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &
         all.push(route.dip.to_string());
         if own.contains_key(&route.dip) {
             here.push(route.dip.to_string());
+        }
+    }
+    for guard in &inputs.goal.guards {
+        guarded(text, inputs, own, guard);
+        // What the guard does not let through is not let through for being of the same deployment either.
+        if let Some((_, here)) = deployments.get_mut(guard.deployment_id.as_str()) {
+            let of_role = role_dips(inputs, &guard.deployment_id, &guard.role);
+            here.retain(|dip| !of_role.contains(dip));
         }
     }
     for (all, here) in deployments.values().filter(|(_, here)| !here.is_empty()) {
@@ -207,6 +230,43 @@ fn forwarding(text: &mut String, inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &
     text.push_str(" }\n");
 }
 
+/// The addresses of a role's instances.
+fn role_dips(inputs: &Inputs<'_>, deployment_id: &str, role: &RoleName) -> Vec<String> {
+    let of_role = inputs.goal.routes.iter().filter(|route| route.deployment_id == deployment_id && route.role == *role);
+    of_role.map(|route| route.dip.to_string()).collect()
+}
+
+/// Writes who may talk to this host's guests of a role that is guarded.
+fn guarded(text: &mut String, inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>, guard: &GuardGoal) {
+    let is_here = |route: &&RouteGoal| route.deployment_id == guard.deployment_id && own.contains_key(&route.dip);
+    let routes = inputs.goal.routes.iter().filter(is_here).filter(|route| route.role == guard.role);
+    let here: Vec<String> = routes.map(|route| route.dip.to_string()).collect();
+    if here.is_empty() {
+        return;
+    }
+    for pass in &guard.passes {
+        let of_deployment = inputs.goal.routes.iter().filter(|route| route.deployment_id == guard.deployment_id);
+        let named = of_deployment.filter(|route| pass.from_roles.is_empty() || pass.from_roles.contains(&route.role));
+        let from: Vec<String> = named.map(|route| route.dip.to_string()).collect();
+        if from.is_empty() {
+            continue;
+        }
+        let protocol = if pass.protocol.is_udp() { "udp" } else { "tcp" };
+        let what = match (pass.protocol, pass.ports) {
+            (EndpointProtocol::Any, None) => String::new(),
+            (EndpointProtocol::Any, Some(ports)) => format!("th dport {}-{} ", ports.min, ports.max),
+            (_, None) => format!("meta l4proto {protocol} "),
+            (_, Some(ports)) => format!("{protocol} dport {}-{} ", ports.min, ports.max),
+        };
+        let _ = writeln!(
+            text,
+            "  iifname {{ \"{TAP_PREFIX}*\", \"{OVERLAY_DEVICE}\" }} oifname \"{TAP_PREFIX}*\" ip daddr {{ {} }} ip saddr {{ {} }} {what}accept",
+            here.join(", "),
+            from.join(", ")
+        );
+    }
+}
+
 /// What may reach the host itself.
 fn to_the_host(text: &mut String, inputs: &Inputs<'_>) {
     text.push_str(" chain input { type filter hook input priority filter; policy accept;\n");
@@ -232,7 +292,7 @@ fn mac(bytes: [u8; 6]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use mayfly_model::{EndpointGoal, PeerGoal, RouteGoal, VipGoal};
+    use mayfly_model::{AccessRule, EndpointGoal, Pass, PeerGoal, PortRange, RouteGoal, VipGoal};
 
     use super::*;
 
@@ -257,6 +317,7 @@ mod tests {
             dip: dip(last),
             host: host(on),
             deployment_id: deployment.to_owned(),
+            role: RoleName::new(if last == 13 { "db" } else { "web" }).unwrap(),
         };
         let backends = (1..=3).map(|number| Backend {
             vm: VmId(u64::from(number)),
@@ -265,7 +326,8 @@ mod tests {
             probe: None,
             always: false,
         });
-        let endpoint = EndpointGoal { udp: false, port: 80, local_port: 8080, backends: backends.collect() };
+        let endpoint =
+            EndpointGoal { udp: false, port: 80, local_port: 8080, backends: backends.collect(), access: vec![] };
         NetworkGoal {
             zone: "z".to_owned(),
             peers: peers.collect(),
@@ -275,16 +337,21 @@ mod tests {
                 endpoints: vec![endpoint],
                 owners: vec![host(2), host(1), host(3)],
             }],
+            guards: vec![],
             dns: vec![],
             voters: 4,
         }
     }
 
     fn plan_of(live: &[u8], healthy: &[u64]) -> Plan {
+        plan_with(&goal(), live, healthy)
+    }
+
+    fn plan_with(goal: &NetworkGoal, live: &[u8], healthy: &[u64]) -> Plan {
         let guest = |last| LocalGuest { tap: format!("mft{last}"), dip: dip(last), mac: [2, 0, 10, 80, 0, last] };
         plan(&Inputs {
             host: &host(1),
-            goal: &goal(),
+            goal,
             guests: &[guest(11), guest(20)],
             health: &healthy.iter().map(|vm| (VmId(*vm), None)).collect(),
             live: &live.iter().map(|number| host(*number)).collect(),
@@ -316,6 +383,43 @@ mod tests {
             "{rules}"
         );
         assert!(rules.contains("ip daddr { 10.80.0.20 } ip saddr { 10.80.0.20 } accept"), "{rules}");
+    }
+
+    #[test]
+    fn the_first_rule_that_fits_decides_who_comes_in() {
+        let rule = |permit, last, prefix| AccessRule { permit, network: Ipv4Addr::new(10, 1, 0, last), prefix };
+        let rules_with = |access: Vec<AccessRule>| {
+            let mut goal = goal();
+            goal.vips[0].endpoints[0].access = access;
+            let rules = plan_with(&goal, &[1, 2, 3], &[1]).rules;
+            let doors = rules.lines().filter(|line| line.contains("ip daddr 10.78.0.2 tcp dport 80 "));
+            doors.map(|line| line.trim().replace("ip daddr 10.78.0.2 tcp dport 80 ", "")).collect::<Vec<_>>()
+        };
+        let balance = "dnat ip to numgen inc mod 1 map { 0 : 10.80.0.11 } : 8080";
+        assert_eq!(rules_with(vec![]), [balance]);
+        assert_eq!(
+            rules_with(vec![rule(false, 7, 32), rule(true, 0, 24)]),
+            ["ip saddr 10.1.0.7/32 drop", &format!("ip saddr 10.1.0.0/24 {balance}"), "drop"],
+            "where some are let in, others are not"
+        );
+        assert_eq!(rules_with(vec![rule(false, 7, 32)]), ["ip saddr 10.1.0.7/32 drop", balance]);
+        assert_eq!(rules_with(vec![rule(true, 0, 0)]), [balance, "drop"]);
+    }
+
+    #[test]
+    fn a_guarded_role_is_reached_as_the_rules_say_and_not_otherwise() {
+        let role = |name: &str| RoleName::new(name).unwrap();
+        let pass = Pass {
+            from_roles: vec![role("db")],
+            protocol: EndpointProtocol::Tcp,
+            ports: Some(PortRange { min: 1000, max: 1010 }),
+        };
+        let guard = GuardGoal { deployment_id: "d".to_owned(), role: role("web"), passes: vec![pass] };
+        let rules = plan_with(&NetworkGoal { guards: vec![guard], ..goal() }, &[1, 2, 3], &[]).rules;
+        let to_own = rules.lines().filter(|line| line.contains("ip daddr { 10.80.0.11 }")).collect::<Vec<_>>();
+        assert_eq!(to_own.len(), 1, "{to_own:?}");
+        assert!(to_own[0].contains("ip saddr { 10.80.0.13 } tcp dport 1000-1010 accept"), "{to_own:?}");
+        assert!(rules.contains("ip daddr { 10.80.0.20 } ip saddr { 10.80.0.20 } accept"), "others as before: {rules}");
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Reading a service configuration.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
+use std::net::Ipv4Addr;
 
-use mayfly_model::{ImageName, RoleConfiguration, RoleName, ServiceConfiguration, limits};
+use mayfly_model::{AccessRule, EndpointAcl, ImageName, RoleConfiguration, RoleName, ServiceConfiguration, limits};
 use roxmltree::Node;
 
 use crate::diagnostic::{Diagnostics, Source};
-use crate::element::Reader;
+use crate::element::{HasLocalName, Reader};
 
 pub(crate) const NAMESPACE: &str = "http://schemas.microsoft.com/ServiceHosting/2008/10/ServiceConfiguration";
 
@@ -29,13 +30,66 @@ pub fn parse_configuration(source: &Source) -> Result<ServiceConfiguration, Diag
         if node.tag_name().name() == "Role" {
             roles.extend(read_role(&mut reader, node, &mut seen));
         } else {
-            for acl in node.descendants().filter(|node| node.tag_name().name() == "EndpointAcl") {
-                let pair = reader.required(acl, "role").zip(reader.required(acl, "endpoint"));
-                endpoint_acls.extend(pair.map(|(role, endpoint)| (role.to_owned(), endpoint.to_owned())));
-            }
+            endpoint_acls.extend(read_acls(&mut reader, node));
         }
     }
     reader.diagnostics.or(ServiceConfiguration { service_name, roles, endpoint_acls })
+}
+
+/// The access controls of endpoints: who refers to which is settled here.
+fn read_acls(reader: &mut Reader<'_>, network: Node<'_, '_>) -> Vec<EndpointAcl> {
+    let named = |name: &'static str| network.descendants().filter(move |node| node.has_tag_name_local(name));
+    let mut controls = BTreeMap::new();
+    let mut seen = HashSet::new();
+    for control in named("AccessControl") {
+        reader.attributes(control, &["name"]);
+        let rules = read_rules(reader, control);
+        if let Some(name) = reader.unique(control, "name", &mut seen) {
+            controls.insert(name.to_owned(), rules);
+        }
+    }
+    let mut acls = Vec::new();
+    for acl in named("EndpointAcl") {
+        reader.attributes(acl, &["role", "endpoint", "accessControl"]);
+        let pair = reader.required(acl, "role").zip(reader.required(acl, "endpoint"));
+        let Some(((role, endpoint), control)) = pair.zip(reader.required(acl, "accessControl")) else { continue };
+        match controls.get(control) {
+            Some(rules) => {
+                acls.push(EndpointAcl { role: role.to_owned(), endpoint: endpoint.to_owned(), rules: rules.clone() });
+            }
+            None => {
+                let names: Vec<&str> = controls.keys().map(String::as_str).collect();
+                let help = format!("the configuration has {}", names.join(", "));
+                reader.error_in(acl, "accessControl", &format!("there is no access control `{control}`"), Some(&help));
+            }
+        }
+    }
+    acls
+}
+
+fn read_rules(reader: &mut Reader<'_>, control: Node<'_, '_>) -> Vec<AccessRule> {
+    let mut rules = Vec::new();
+    for node in reader.children(control, &["Rule"]) {
+        reader.attributes(node, &["order", "action", "remoteSubnet", "description"]);
+        reader.required(node, "order");
+        let order: u32 = reader.number(node, "order", 0..=u32::MAX, 0);
+        let permit = reader.choice(node, "action", &[("permit", true), ("deny", false)]);
+        let Some(subnet) = reader.required(node, "remoteSubnet") else { continue };
+        let parsed = subnet.split_once('/').unwrap_or((subnet, "32"));
+        let (network, prefix) = (parsed.0.parse::<Ipv4Addr>(), parsed.1.parse::<u8>());
+        match (network, prefix) {
+            (Ok(network), Ok(prefix @ 0..=32)) => {
+                rules.extend(permit.map(|permit| (order, AccessRule { permit, network, prefix })));
+            }
+            _ => {
+                let message = format!("`{subnet}` is not a network");
+                reader.error_in(node, "remoteSubnet", &message, Some("write ADDRESS/BITS, for example 10.1.0.0/16"));
+            }
+        }
+    }
+    // The lower order comes first.
+    rules.sort_by_key(|(order, _)| *order);
+    rules.into_iter().map(|(_, rule)| rule).collect()
 }
 
 fn read_role(reader: &mut Reader<'_>, node: Node<'_, '_>, seen: &mut HashSet<String>) -> Option<RoleConfiguration> {

@@ -52,9 +52,36 @@ fn read_definition(reader: &mut Reader<'_>, root: Node<'_, '_>) -> ServiceDefini
         let message = format!("{} input endpoints are more than {}", ports.len(), limits::INPUT_ENDPOINTS_MAX);
         reader.error_at(root, &message, None);
     }
+    check_public_ports(reader, root, &roles);
     let traffic_rules =
         reader.child(&children, "NetworkTrafficRules").map_or_else(Vec::new, |node| read_traffic_rules(reader, node));
     ServiceDefinition { name, update_domain_count, probes, roles, traffic_rules }
+}
+
+/// Ranges of instances' public ports must not meet each other, nor other endpoints' ports.
+fn check_public_ports(reader: &mut Reader<'_>, root: Node<'_, '_>, roles: &[RoleDefinition]) {
+    let mut taken: Vec<(bool, PortRange, String)> = Vec::new();
+    for (role, endpoint) in roles.iter().flat_map(|role| role.endpoints.iter().map(move |one| (role, one))) {
+        let (udp, range) = match endpoint {
+            Endpoint::Input { protocol, port, .. } => (protocol.is_udp(), PortRange { min: *port, max: *port }),
+            Endpoint::InstanceInput { protocol, public_ports, .. } => (protocol.is_udp(), *public_ports),
+            Endpoint::Internal { .. } => continue,
+        };
+        let name = format!("`{}` of `{}`", endpoint.name(), role.name);
+        // Two single ports that are the same have been told of already.
+        let is_single = |range: PortRange| range.min == range.max;
+        let meets = |(other_udp, other, _): &&(bool, PortRange, String)| {
+            *other_udp == udp
+                && range.min <= other.max
+                && other.min <= range.max
+                && !(is_single(range) && is_single(*other))
+        };
+        if let Some((_, _, other)) = taken.iter().find(meets) {
+            let message = format!("the public ports of {name} and {other} overlap");
+            reader.error_at(root, &message, Some("all input endpoints of a service share one public address"));
+        }
+        taken.push((udp, range, name));
+    }
 }
 
 fn read_probes(reader: &mut Reader<'_>, parent: Node<'_, '_>) -> Vec<LoadBalancerProbe> {

@@ -87,6 +87,31 @@ fn a_configuration_is_read_and_its_script_resolved() {
 }
 
 #[test]
+fn access_controls_are_read_in_their_order() {
+    let text = |order: u32, acl: &str| {
+        format!(
+            "<ServiceConfiguration serviceName=\"Shop\" xmlns=\"{}\"><NetworkConfiguration><AccessControls>\
+             <AccessControl name=\"a\"><Rule order=\"5\" action=\"permit\" remoteSubnet=\"10.0.0.0/8\"/>\
+             <Rule order=\"{order}\" action=\"deny\" remoteSubnet=\"10.1.2.3\"/></AccessControl></AccessControls>\
+             <EndpointAcls><EndpointAcl role=\"web\" endpoint=\"http\" accessControl=\"{acl}\"/></EndpointAcls>\
+             </NetworkConfiguration></ServiceConfiguration>",
+            crate::configuration::NAMESPACE
+        )
+    };
+    let read = |text: &str| parse_configuration(&source("a.cscfg", text));
+    for (order, first) in [(1, false), (9, true)] {
+        let acls = read(&text(order, "a")).unwrap().endpoint_acls;
+        assert_eq!((acls[0].role.as_str(), acls[0].rules.len(), acls[0].rules[0].permit), ("web", 2, first));
+        let single = acls[0].rules.iter().find(|rule| !rule.permit).unwrap();
+        assert_eq!((single.network, single.prefix), ([10, 1, 2, 3].into(), 32));
+    }
+    let error = |text: &str| read(text).unwrap_err().to_string();
+    assert!(error(&text(1, "b")).contains("there is no access control `b`"));
+    assert!(error(&text(1, "a").replace("/8", "/33")).contains("`10.0.0.0/33` is not a network"));
+    assert!(error(&text(1, "a").replace("deny", "refuse")).contains("refuse"));
+}
+
+#[test]
 fn errors_look_like_a_compilers() {
     let error = definition_error("port=\"80\"", "port=\"80x\"");
     assert!(error.contains("error: `80x` is not a whole number from 1 to 65535"), "{error}");
@@ -107,6 +132,7 @@ fn wrong_definitions_are_explained() {
         ("name=\"peers\"", "name=\"HTTP\"", "`HTTP` is taken already"),
         ("name=\"Crunch\"", "name=\"WEB\"", "`WEB` is taken already"),
         ("min=\"2200\"", "min=\"3200\"", "before it starts"),
+        ("min=\"2200\"", "min=\"80\"", "overlap"),
         ("path=\"health\"", "", "an http probe needs a `path`"),
         ("intervalInSeconds=\"5\"", "intervalInSeconds=\"4\"", "from 5 to"),
         ("<LocalResources>", "<Startup/><LocalResources>", "unknown element <Startup> in <VirtualMachineRole>"),

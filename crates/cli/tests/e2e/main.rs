@@ -10,6 +10,7 @@ mod isolation;
 mod kills;
 mod lifecycle;
 mod linear;
+mod network;
 mod records;
 mod story;
 

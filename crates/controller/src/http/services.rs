@@ -89,9 +89,14 @@ fn role_view(state: &Records, deployment: &Deployment, role: &RoleConfiguration)
     let endpoints = defined.into_iter().flat_map(|defined| &defined.endpoints).filter_map(|endpoint| match endpoint {
         Endpoint::Input { name, protocol, port, local_port, .. } => {
             let (name, protocol) = (name.clone(), protocol.to_string());
-            Some(EndpointView { name, protocol, port: *port, local_port: *local_port })
+            Some(EndpointView { name, protocol, port: *port, last_port: None, local_port: *local_port })
         }
-        Endpoint::Internal { .. } | Endpoint::InstanceInput { .. } => None,
+        Endpoint::InstanceInput { name, protocol, local_port, public_ports } => {
+            let (name, protocol) = (name.clone(), protocol.to_string());
+            let last_port = Some(public_ports.max);
+            Some(EndpointView { name, protocol, port: public_ports.min, last_port, local_port: *local_port })
+        }
+        Endpoint::Internal { .. } => None,
     });
     RoleView {
         name: role.name.to_string(),
