@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-pub use controller::{ControllerCommand, EtcdOptions, Into, StorePlace};
+pub use controller::{ControllerCommand, StorePlace, Target};
 use mayfly_model::{HostName, ImageName, InstanceKey, RoleName, Scope, ServiceName, Slot, UpgradeMode};
 
 /// A cloud fabric for transient virtual machines.

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use mayfly_controller::backup::{self, Place};
 use mayfly_store::EtcdConfig;
 
-use crate::arguments::{EtcdOptions, Into, StorePlace};
+use crate::arguments::{StorePlace, Target};
 use crate::connection::Connection;
 use crate::output::line;
 
@@ -35,29 +35,27 @@ pub async fn backup(connection: &Connection, file: &Path) -> anyhow::Result<()> 
     ))
 }
 
-pub fn restore(file: &Path, into: &Into, replace: bool, etcd: &EtcdOptions) -> anyhow::Result<()> {
+pub fn restore(file: &Path, target: &Target) -> anyhow::Result<()> {
     let input = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let place = place(&into.to, etcd);
-    let records = backup::restore(BufReader::new(input), &place, replace)?;
+    let place = place(&target.to, target);
+    let records = backup::restore(BufReader::new(input), &place, target.replace)?;
     line(&format!("{records} records are in {place}; start the controllers now"))
 }
 
-pub fn migrate(from: &StorePlace, into: &Into, replace: bool, etcd: &EtcdOptions) -> anyhow::Result<()> {
-    let place_to = place(&into.to, etcd);
-    let records = backup::migrate(&place(from, etcd), &place_to, replace)?;
-    line(&format!(
-        "{records} records have moved to {place_to}; say so in the controllers' configuration, and start them"
-    ))
+pub fn migrate(from: &StorePlace, target: &Target) -> anyhow::Result<()> {
+    let into = place(&target.to, target);
+    let records = backup::migrate(&place(from, target), &into, target.replace)?;
+    line(&format!("{records} records have moved to {into}; say so in the controllers' configuration, and start them"))
 }
 
-fn place(store: &StorePlace, etcd: &EtcdOptions) -> Place {
+fn place(store: &StorePlace, target: &Target) -> Place {
     match store {
         StorePlace::Embedded(path) => Place::File(path.clone()),
         StorePlace::Etcd(urls) => Place::Etcd(EtcdConfig {
             endpoints: urls.clone(),
-            prefix: etcd.etcd_prefix.clone(),
-            ca_file: etcd.etcd_ca.clone(),
-            identity_file: etcd.etcd_identity.clone(),
+            prefix: target.etcd_prefix.clone(),
+            ca_file: target.etcd_ca.clone(),
+            identity_file: target.etcd_identity.clone(),
         }),
     }
 }

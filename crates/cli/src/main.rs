@@ -39,11 +39,11 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let command = match arguments.command {
         Command::Internal(command) => return internal::run(command),
         Command::Vhd(command) => return vhd::run(arguments.output, command),
-        Command::Controller(ControllerCommand::Restore { file, into, replace, etcd }) => {
-            return controller::restore(&file, &into, replace, &etcd);
+        Command::Controller(ControllerCommand::Restore { file, target }) => {
+            return controller::restore(&file, &target);
         }
-        Command::Controller(ControllerCommand::Migrate { from, into, replace, etcd }) => {
-            return controller::migrate(&from, &into, replace, &etcd);
+        Command::Controller(ControllerCommand::Migrate { from, target }) => {
+            return controller::migrate(&from, &target);
         }
         Command::Dev(command) => return dev::run(&arguments.state, arguments.output, command),
         other => other,

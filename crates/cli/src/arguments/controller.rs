@@ -19,12 +19,7 @@ pub enum ControllerCommand {
         /// The backup
         file: PathBuf,
         #[command(flatten)]
-        into: Into,
-        /// Throw away what the store holds
-        #[arg(long)]
-        replace: bool,
-        #[command(flatten)]
-        etcd: EtcdOptions,
+        target: Target,
     },
     /// Move the records from one store to another. Stop all controllers before; the first store stays as it is
     Migrate {
@@ -32,25 +27,19 @@ pub enum ControllerCommand {
         #[arg(long, value_name = "STORE")]
         from: StorePlace,
         #[command(flatten)]
-        into: Into,
-        /// Throw away what the store to move to holds
-        #[arg(long)]
-        replace: bool,
-        #[command(flatten)]
-        etcd: EtcdOptions,
+        target: Target,
     },
 }
 
+/// The store to fill.
 #[derive(Args)]
-pub struct Into {
+pub struct Target {
     /// The store to fill: embedded:FILE (a controller's records.redb) or etcd:URL,URL,…
-    #[arg(long = "to", value_name = "STORE")]
+    #[arg(long, value_name = "STORE")]
     pub to: StorePlace,
-}
-
-/// How etcd is spoken to.
-#[derive(Args)]
-pub struct EtcdOptions {
+    /// Throw away what the store to fill holds
+    #[arg(long)]
+    pub replace: bool,
     /// What all keys in etcd begin with
     #[arg(long, value_name = "PREFIX", default_value = "mayfly")]
     pub etcd_prefix: String,
@@ -78,7 +67,9 @@ impl std::str::FromStr for StorePlace {
             Some(("etcd", urls)) if urls.split(',').all(|url| url.starts_with("http")) => {
                 Ok(StorePlace::Etcd(urls.split(',').map(str::to_owned).collect()))
             }
-            _ => Err("write embedded:FILE, where FILE is records.redb in the controller's folder (dev fabric: STATE/controller/records.redb), or etcd:URL,URL,…".to_owned()),
+            _ => Err("write embedded:FILE, where FILE is records.redb in the controller's folder (dev fabric: \
+                      STATE/controller/records.redb), or etcd:URL,URL,…"
+                .to_owned()),
         }
     }
 }
