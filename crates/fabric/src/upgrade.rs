@@ -361,7 +361,8 @@ fn check_room(step: &Step<'_>, old: &Version, new: &Version) -> Result<(), Rejec
         }
         let (all, name) = (hosts().count(), &role.name);
         let why = match able.len() {
-            0 if all > 0 => format!("none of {all} hosts that are up has {requirements}"),
+            0 if all == 0 => "no host is up".to_owned(),
+            0 => format!("none of {all} hosts that are up has {requirements}"),
             able => format!("the size {} is larger than any of {able} hosts that could be meant", role.size),
         };
         return Err(Rejected::NoRoom(format!(

@@ -4,16 +4,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WantsClientCert, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig,
-    SignatureScheme,
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
+    ServerConfig, SignatureScheme,
 };
 use sha2::{Digest, Sha256};
 
@@ -89,12 +89,9 @@ pub fn server_config(
 /// # Errors
 /// When its keys cannot be used.
 pub fn client_config(keys: &HostKeys, clock: Clock) -> Result<ClientConfig, IdentityError> {
-    let inner = WebPkiServerVerifier::builder_with_provider(roots(&keys.authority)?, provider()).build();
-    let verifier = ByClock { inner: inner.map_err(unusable)?, clock };
-    let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13]);
     let resolver = rustls::sign::SingleCertAndKey::from(keys.certified().map_err(unusable)?.as_ref().clone());
-    let config = builder.map_err(unusable)?.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
-    Ok(config.with_client_cert_resolver(Arc::new(resolver)))
+    let verifier = Controllers { trust: Trust::Authority(roots(&keys.authority)?), clock, provider: provider() };
+    Ok(verifier.builder()?.with_client_cert_resolver(Arc::new(resolver)))
 }
 
 /// For a host that joins: it knows the controllers by the authority's digest in its token.
@@ -102,10 +99,8 @@ pub fn client_config(keys: &HostKeys, clock: Clock) -> Result<ClientConfig, Iden
 /// # Errors
 /// None that could be named; rustls' own.
 pub fn joining_config(authority: [u8; 32], clock: Clock) -> Result<ClientConfig, IdentityError> {
-    let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13]);
-    let verifier = ByDigest { authority, clock, provider: provider() };
-    let config = builder.map_err(unusable)?.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
-    Ok(config.with_no_client_auth())
+    let verifier = Controllers { trust: Trust::Digest(authority), clock, provider: provider() };
+    Ok(verifier.builder()?.with_no_client_auth())
 }
 
 fn unix(seconds: u64) -> UnixTime {
@@ -169,14 +164,42 @@ impl ClientCertVerifier for AnyTime {
     }
 }
 
-/// Checks a controller's certificate by the process's own clock; one that has not begun by it will do.
+/// How controllers are known.
 #[derive(Debug)]
-struct ByClock {
-    inner: Arc<WebPkiServerVerifier>,
-    clock: Clock,
+enum Trust {
+    /// By their authority.
+    Authority(Arc<RootCertStore>),
+    /// By the digest of an authority that they show themselves.
+    Digest([u8; 32]),
 }
 
-impl ServerCertVerifier for ByClock {
+/// Checks a controller's certificate, by the process's own clock; one that has not begun by it will do.
+#[derive(Debug)]
+struct Controllers {
+    trust: Trust,
+    clock: Clock,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Controllers {
+    fn builder(self) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, IdentityError> {
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&self.provider));
+        let builder = builder.with_protocol_versions(&[&rustls::version::TLS13]).map_err(unusable)?;
+        Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(self)))
+    }
+
+    fn roots(&self, chain: &[CertificateDer<'_>]) -> Option<Arc<RootCertStore>> {
+        match &self.trust {
+            Trust::Authority(known) => Some(Arc::clone(known)),
+            Trust::Digest(digest) => {
+                let authority = chain.iter().find(|one| Sha256::digest(one).as_slice() == digest)?;
+                roots(&authority.clone().into_owned()).ok()
+            }
+        }
+    }
+}
+
+impl ServerCertVerifier for Controllers {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -185,57 +208,11 @@ impl ServerCertVerifier for ByClock {
         ocsp: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let at = self.clock.now().max(validity(certificate)?.from);
-        self.inner.verify_server_cert(certificate, chain, name, ocsp, unix(at))
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
-}
-
-/// Checks a controller's certificate against an authority that is known by its digest only, and that the controller shows.
-#[derive(Debug)]
-struct ByDigest {
-    authority: [u8; 32],
-    clock: Clock,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for ByDigest {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        chain: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let is_ours = |one: &&CertificateDer<'_>| Sha256::digest(one).as_slice() == self.authority;
-        let unknown = || Error::InvalidCertificate(CertificateError::UnknownIssuer);
-        let authority = chain.iter().find(is_ours).ok_or_else(unknown)?;
-        let roots = roots(&authority.clone().into_owned()).map_err(|_| unknown())?;
+        let roots = self.roots(chain).ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
         let inner = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&self.provider)).build();
+        let at = self.clock.now().max(validity(certificate)?.from);
         let inner = inner.map_err(|error| Error::General(error.to_string()))?;
-        ByClock { inner, clock: self.clock }.verify_server_cert(certificate, chain, name, ocsp, now)
+        inner.verify_server_cert(certificate, chain, name, ocsp, unix(at))
     }
 
     fn verify_tls12_signature(

@@ -53,8 +53,9 @@ fn read_definition(reader: &mut Reader<'_>, root: Node<'_, '_>) -> ServiceDefini
         reader.error_at(root, &message, None);
     }
     check_public_ports(reader, root, &roles);
-    let traffic_rules =
-        reader.child(&children, "NetworkTrafficRules").map_or_else(Vec::new, |node| read_traffic_rules(reader, node));
+    let traffic_rules = reader
+        .child(&children, "NetworkTrafficRules")
+        .map_or_else(Vec::new, |node| read_traffic_rules(reader, node, &roles));
     ServiceDefinition { name, update_domain_count, probes, roles, traffic_rules }
 }
 
@@ -326,7 +327,8 @@ fn read_code(reader: &mut Reader<'_>, children: &[Node<'_, '_>]) -> RoleCode {
     code
 }
 
-fn read_traffic_rules(reader: &mut Reader<'_>, parent: Node<'_, '_>) -> Vec<TrafficRule> {
+fn read_traffic_rules(reader: &mut Reader<'_>, parent: Node<'_, '_>, roles: &[RoleDefinition]) -> Vec<TrafficRule> {
+    let find = |name: &str| roles.iter().find(|role| role.name.as_str() == name);
     let mut rules = Vec::new();
     for node in reader.children(parent, &["OnlyAllowTrafficTo"]) {
         let children = reader.children(node, &["Destinations", "AllowAllTraffic", "WhenSource"]);
@@ -334,15 +336,31 @@ fn read_traffic_rules(reader: &mut Reader<'_>, parent: Node<'_, '_>) -> Vec<Traf
         if let Some(destinations) = reader.child(&children, "Destinations") {
             for endpoint in reader.children(destinations, &["RoleEndpoint"]) {
                 let pair = (reader.required(endpoint, "roleName"), reader.required(endpoint, "endpointName"));
-                if let (Some(role), Some(endpoint)) = pair {
+                if let (Some(role), Some(name)) = pair {
+                    let is_it = |one: &&Endpoint| one.name() == name && matches!(one, Endpoint::Internal { .. });
+                    if find(role).and_then(|role| role.endpoints.iter().find(is_it)).is_none() {
+                        let message = format!("the role `{role}` has no internal endpoint `{name}`");
+                        reader.error_at(endpoint, &message, None);
+                    }
+                    let endpoint = name;
                     rule.destinations.push((role.to_owned(), endpoint.to_owned()));
                 }
             }
         }
         if let Some(source) = reader.child(&children, "WhenSource") {
             for from in reader.children(source, &["FromRole"]) {
-                rule.from_roles.extend(reader.required(from, "roleName").map(str::to_owned));
+                let name = reader.required(from, "roleName");
+                if let Some(name) = name.filter(|name| find(name).is_none()) {
+                    reader.error_in(from, "roleName", &format!("there is no role `{name}`"), None);
+                }
+                rule.from_roles.extend(name.map(str::to_owned));
             }
+        }
+        // A rule that names nobody must not be taken for one that lets everybody through.
+        if rule.from_roles.is_empty() && reader.child(&children, "AllowAllTraffic").is_none() {
+            let help =
+                "add <WhenSource matches=\"AnyRule\"><FromRole roleName=\"…\"/></WhenSource>, or <AllowAllTraffic/>";
+            reader.error_at(node, "the rule does not say who may call its destinations", Some(help));
         }
         rules.push(rule);
     }

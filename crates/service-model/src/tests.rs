@@ -121,6 +121,13 @@ fn errors_look_like_a_compilers() {
 
 #[test]
 fn wrong_definitions_are_explained() {
+    let rules = |role: &str, endpoint: &str, source: &str| {
+        format!(
+            "<NetworkTrafficRules><OnlyAllowTrafficTo><Destinations><RoleEndpoint roleName=\"{role}\" \
+             endpointName=\"{endpoint}\"/></Destinations>{source}</OnlyAllowTrafficTo></NetworkTrafficRules>\
+             </ServiceDefinition>"
+        )
+    };
     for (from, to, expected) in [
         ("</ServiceDefinition>", "", "not well-formed XML"),
         ("2008/10/ServiceDefinition", "2008/10/Nothing", "wrong namespace"),
@@ -133,6 +140,17 @@ fn wrong_definitions_are_explained() {
         ("name=\"Crunch\"", "name=\"WEB\"", "`WEB` is taken already"),
         ("min=\"2200\"", "min=\"3200\"", "before it starts"),
         ("min=\"2200\"", "min=\"80\"", "overlap"),
+        (
+            "</ServiceDefinition>",
+            &rules("web", "peers", "<WhenSource matches=\"AnyRule\"/>"),
+            "does not say who may call",
+        ),
+        ("</ServiceDefinition>", &rules("web", "http", "<AllowAllTraffic/>"), "no internal endpoint `http`"),
+        (
+            "</ServiceDefinition>",
+            &rules("web", "peers", "<WhenSource><FromRole roleName=\"x\"/></WhenSource>"),
+            "no role `x`",
+        ),
         ("path=\"health\"", "", "an http probe needs a `path`"),
         ("intervalInSeconds=\"5\"", "intervalInSeconds=\"4\"", "from 5 to"),
         ("<LocalResources>", "<Startup/><LocalResources>", "unknown element <Startup> in <VirtualMachineRole>"),
