@@ -6,9 +6,9 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use mayfly_model::{
-    AccessRule, Admission, Backend, Deployment, DnsRecord, Endpoint, EndpointGoal, GoalState, GuardGoal, Host,
-    HostName, Instance, NetworkGoal, Pass, PeerGoal, ProbeGoal, RoleDefinition, RoleName, RouteGoal, ServiceDefinition,
-    Slot, VipGoal, VmGoal,
+    AccessRule, Admission, Backend, Deployment, Distribution, DnsRecord, Endpoint, EndpointGoal, GoalState, GuardGoal,
+    Host, HostName, Instance, NetworkGoal, Pass, PeerGoal, ProbeGoal, RoleDefinition, RoleName, RouteGoal, Slot,
+    Version, VipGoal, VmGoal,
 };
 
 use crate::core::Core;
@@ -40,7 +40,7 @@ fn vm(state: &State, instance: &Instance) -> Option<VmGoal> {
         .cloned()
         .collect::<BTreeMap<_, _>>();
     let mut probes: Vec<ProbeGoal> =
-        role.endpoints.iter().filter_map(|endpoint| probe(&version.definition, endpoint)).collect();
+        role.endpoints.iter().filter_map(|endpoint| probe(version, &role.name, endpoint)).collect();
     probes.sort();
     probes.dedup();
     Some(VmGoal {
@@ -65,14 +65,14 @@ fn vm(state: &State, instance: &Instance) -> Option<VmGoal> {
         settings,
         probes,
         drain_seconds: configuration.drain_seconds(),
+        egress: configuration.egress(),
     })
 }
 
-fn probe(definition: &ServiceDefinition, endpoint: &Endpoint) -> Option<ProbeGoal> {
+fn probe(version: &Version, role: &RoleName, endpoint: &Endpoint) -> Option<ProbeGoal> {
     let Endpoint::Input { local_port, probe: Some(name), .. } = endpoint else { return None };
-    let probe = definition.probe(name)?;
-    let port = probe.port.unwrap_or(*local_port);
-    Some(ProbeGoal::new(&probe.protocol, port, probe.interval_seconds, probe.timeout_seconds))
+    let interval = version.configuration.role(role).and_then(|role| role.probe_interval_millis());
+    Some(ProbeGoal::new(version.definition.probe(name)?, *local_port, interval))
 }
 
 /// The location's network, the same for every host.
@@ -134,14 +134,15 @@ fn input_endpoint(
     role: &RoleDefinition,
     endpoint: &Endpoint,
 ) -> Option<EndpointGoal> {
-    let Endpoint::Input { protocol, port, local_port, ignore_role_instance_status, .. } = endpoint else {
+    let Endpoint::Input { protocol, port, local_port, ignore_role_instance_status, distribution, .. } = endpoint else {
         return None;
     };
     // A host asks what the instance's own version says; so that is what has to be looked for.
     let probe_of = |one: &Instance| {
-        let role = state.version_of(one)?.definition.role(&role.name)?;
+        let version = state.version_of(one)?;
+        let role = version.definition.role(&role.name)?;
         let own = role.endpoints.iter().find(|own| own.name() == endpoint.name())?;
-        probe(&state.version_of(one)?.definition, own)
+        probe(version, &role.name, own)
     };
     let backends =
         state.members(&deployment.key, &role.name).filter_map(|one| Some((one, one.wanted_vm()?))).map(|(one, vm)| {
@@ -155,7 +156,8 @@ fn input_endpoint(
         });
     let access = access(deployment, role, endpoint);
     let backends = backends.collect();
-    Some(EndpointGoal { udp: protocol.is_udp(), port: *port, local_port: *local_port, backends, access })
+    let (udp, distribution) = (protocol.is_udp(), *distribution);
+    Some(EndpointGoal { udp, port: *port, local_port: *local_port, backends, access, distribution })
 }
 
 /// The endpoints of which each instance has one of its own: the public port is the lowest plus the instance's number.
@@ -179,6 +181,7 @@ fn instance_endpoints(
             // Who asks for one instance wants that one, however it is doing.
             backends: vec![Backend { vm: vm.id, dip: vm.dip, host: vm.host.clone(), probe: None, always: true }],
             access: access(deployment, role, endpoint),
+            distribution: Distribution::Connection,
         })
         .collect()
 }

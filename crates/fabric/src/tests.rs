@@ -54,6 +54,7 @@ fn role(role: &str, size: VmSize) -> RoleDefinition {
         local_port: 8080,
         probe: None,
         ignore_role_instance_status: false,
+        distribution: mayfly_model::Distribution::Connection,
     };
     RoleDefinition {
         name: name(role),

@@ -161,6 +161,7 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
     tokio::spawn(async move {
         vm::settled(&network_agent).await;
         tokio::spawn(mesh::speak(Arc::clone(&network_agent), mesh));
+        mesh::acquainted(&network_agent).await;
         network::run(network_agent).await;
     });
     reporting::run(agent).await;

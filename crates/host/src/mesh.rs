@@ -1,7 +1,10 @@
 //! Telling the other hosts what is healthy here, and hearing it from them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
+use mayfly_model::HostName;
 use mayfly_net::mesh::{INTERVAL, PORT, Word, listen, tell};
 use tokio::net::UdpSocket;
 
@@ -33,6 +36,24 @@ async fn hear(agent: Arc<Agent>, socket: Arc<UdpSocket>) {
         };
         if news {
             agent.changed.send_modify(|count| *count += 1);
+        }
+    }
+}
+
+/// Waits until each peer has been heard, or has been silent for so long that it counts as gone. Before that, an agent that
+/// has just started would take itself for the only one left, and everybody's public addresses with it.
+pub(crate) async fn acquainted(agent: &Agent) {
+    let timeout = agent.config.timings.mesh_timeout;
+    let deadline = tokio::time::Instant::now() + Duration::from_millis(timeout);
+    let mut changed = agent.changed.subscribe();
+    loop {
+        let goal = agent.goal.borrow().clone();
+        let others = goal.network.peers.iter().filter(|peer| peer.host != agent.config.name);
+        let heard: BTreeSet<HostName> =
+            lock(&agent.peers).live(clock::now().0, timeout).map(|word| word.host.clone()).collect();
+        let all = others.into_iter().all(|peer| heard.contains(&peer.host));
+        if all || tokio::time::timeout_at(deadline, changed.changed()).await.is_err() {
+            return;
         }
     }
 }

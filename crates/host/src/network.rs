@@ -49,7 +49,9 @@ pub(crate) async fn prepare(agent: &Agent) -> anyhow::Result<()> {
     let first = current(agent);
     let mut nft = lock(&agent.nft);
     if nft.apply("create table inet mayfly").is_ok() {
-        nft.apply(&first.rules)?;
+        let present = nft.present()?;
+        nft.apply(&first.rules.whole(&present))?;
+        nft.apply(&first.arp)?;
     }
     Ok(())
 }
@@ -70,16 +72,16 @@ fn sysctl(name: &str, value: &str) -> anyhow::Result<()> {
 /// Follows the plan for ever.
 pub(crate) async fn run(agent: Arc<Agent>) {
     let mut changed = agent.changed.subscribe();
-    let mut applied = Plan::default();
+    // What the kernel holds as planned; nothing if that is unknown, so that everything is set again.
+    let mut applied: Option<Plan> = None;
     loop {
         let wanted = current(&agent);
-        if wanted != applied {
-            match apply(&agent, &applied, &wanted).await {
-                Ok(()) => applied = wanted,
+        if applied.as_ref() != Some(&wanted) {
+            match apply(&agent, applied.as_ref(), &wanted).await {
+                Ok(()) => applied = Some(wanted),
                 Err(error) => {
                     tracing::error!(%error, cause = ?std::error::Error::source(&error), "the network is not as planned");
-                    // What the kernel holds now is unknown, so everything is set again.
-                    applied = Plan::default();
+                    applied = None;
                 }
             }
         }
@@ -115,27 +117,40 @@ fn current(agent: &Agent) -> Plan {
     plan(&inputs)
 }
 
-async fn apply(agent: &Arc<Agent>, before: &Plan, wanted: &Plan) -> Result<(), NetError> {
+async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Result<(), NetError> {
     let own = agent.goal.borrow().network.peers.iter().find(|peer| peer.host == agent.config.name).cloned();
     if let Some(own) = own
-        && before.peers != wanted.peers
+        && before.is_none_or(|before| before.peers != wanted.peers)
     {
         agent.links.create_overlay(own.overlay, own.mac, agent.config.address).await?;
         agent.links.set_peers(&wanted.peers).await?;
     }
-    if before.rules != wanted.rules {
-        lock(&agent.nft).apply(&wanted.rules)?;
+    if before.is_none_or(|before| (&before.rules, &before.arp) != (&wanted.rules, &wanted.arp)) {
+        set_rules(agent, before, wanted)?;
         crate::guard::check(agent);
     }
-    if before.routes != wanted.routes {
+    if before.is_none_or(|before| before.routes != wanted.routes) {
         agent.links.set_routes(&wanted.routes).await?;
     }
-    if before.vips != wanted.vips {
+    if before.is_none_or(|before| before.vips != wanted.vips) {
         let new = agent.links.set_vips(&wanted.vips).await?;
         if !new.is_empty() {
             tracing::info!(?new, "public addresses taken");
             tokio::spawn(announce_all(Arc::clone(agent), new));
         }
+    }
+    Ok(())
+}
+
+fn set_rules(agent: &Agent, before: Option<&Plan>, wanted: &Plan) -> Result<(), NetError> {
+    let mut nft = lock(&agent.nft);
+    let script = match before {
+        Some(before) => wanted.rules.change(&before.rules),
+        None => wanted.rules.whole(&nft.present()?),
+    };
+    nft.apply(&script)?;
+    if before.is_none_or(|before| before.arp != wanted.arp) {
+        nft.apply(&wanted.arp)?;
     }
     Ok(())
 }

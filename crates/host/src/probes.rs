@@ -40,7 +40,7 @@ pub(crate) async fn run(agent: Arc<Agent>) {
         for (key, address) in wanted {
             let record = records.entry(key.clone()).or_default();
             let interval = match record.answered {
-                Some(_) => u64::from(key.2.interval_seconds) * 1000,
+                Some(_) => u64::from(key.2.interval_millis),
                 None => EAGER,
             };
             if record.asked != Time(0) && now.since(record.asked) < interval {
@@ -59,7 +59,7 @@ pub(crate) async fn run(agent: Arc<Agent>) {
             if answered {
                 record.answered = Some(clock::now());
             }
-            let patience = u64::from(key.2.timeout_seconds) * 1000;
+            let patience = u64::from(key.2.timeout_millis);
             let well = record.answered.is_some_and(|at| clock::now().since(at) < patience);
             if !well {
                 record.answered = None;

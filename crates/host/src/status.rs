@@ -176,6 +176,8 @@ impl Statuses {
             tap: tap_name(status.goal.vm),
             dip: status.goal.dip,
             mac: status.goal.mac(),
+            deployment_id: status.goal.deployment_id.clone(),
+            egress: status.goal.egress.clone(),
         };
         self.vms.values().filter(|status| status.has_tap).map(guest).collect()
     }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::autoscale::Autoscale;
+use crate::egress::Egress;
 use crate::limits;
 use crate::name::{ImageName, RoleName};
 use crate::requirements::{Requirements, Spread};
@@ -33,6 +34,13 @@ pub const AUTOSCALE_SETTING: &str = "Mayfly.Autoscale";
 
 /// The setting that says how many seconds requests that are under way are waited for before a planned stop.
 pub const DRAIN_SETTING: &str = "Mayfly.DrainSeconds";
+
+/// The setting that says where a role's guests may go, see [`Egress`].
+pub const EGRESS_SETTING: &str = "Mayfly.Egress";
+
+/// The setting that says how many milliseconds lie between two questions of the role's probes, 100 to 60000, in place of
+/// what the definition says.
+pub const PROBE_INTERVAL_SETTING: &str = "Mayfly.ProbeIntervalMilliseconds";
 
 /// What a guest sees its disk as, and how the hypervisor reaches it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,6 +157,16 @@ impl RoleConfiguration {
     pub fn drain_seconds(&self) -> u32 {
         let seconds = self.setting(DRAIN_SETTING).and_then(|text| text.parse().ok());
         seconds.unwrap_or(limits::DRAIN_SECONDS)
+    }
+
+    /// Where its guests may go.
+    pub fn egress(&self) -> Egress {
+        self.setting(EGRESS_SETTING).and_then(|text| text.parse().ok()).unwrap_or_default()
+    }
+
+    /// Milliseconds between two questions of its probes, where it does not leave that to the definition.
+    pub fn probe_interval_millis(&self) -> Option<u32> {
+        self.setting(PROBE_INTERVAL_SETTING)?.parse().ok()
     }
 
     /// Milliseconds of silence after which a guest is taken for sick.

@@ -176,8 +176,20 @@ impl fmt::Display for EndpointProtocol {
     }
 }
 
+/// What a load balancer chooses a backend by. Packets of one connection always go to the same one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Distribution {
+    /// Each connection by itself (the original's hash of the 5-tuple).
+    #[default]
+    Connection,
+    /// All connections of a client with one protocol to the same backend (3-tuple).
+    SourceIpProtocol,
+    /// All connections of a client to the same backend (2-tuple).
+    SourceIp,
+}
+
 /// A range of ports, both ends included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PortRange {
     /// The lowest port.
     pub min: u16,
@@ -202,6 +214,9 @@ pub enum Endpoint {
         probe: Option<String>,
         /// Whether the endpoint stays in rotation whatever the role's status.
         ignore_role_instance_status: bool,
+        /// What a backend is chosen by.
+        #[serde(default)]
+        distribution: Distribution,
     },
     /// Between instances of the deployment.
     Internal {

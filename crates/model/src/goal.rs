@@ -6,7 +6,8 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::configuration::{AccessRule, DiskModel};
-use crate::definition::{EndpointProtocol, PortRange, ProbeProtocol};
+use crate::definition::{Distribution, EndpointProtocol, LoadBalancerProbe, PortRange, ProbeProtocol};
+use crate::egress::Egress;
 use crate::image::Digest;
 use crate::name::{HostName, InstanceKey, RoleName};
 use crate::size::VmSize;
@@ -72,6 +73,9 @@ pub struct VmGoal {
     /// How many seconds requests that are under way are waited for at the most before a planned stop.
     #[serde(default)]
     pub drain_seconds: u32,
+    /// Where its guest may go.
+    #[serde(default)]
+    pub egress: Egress,
 }
 
 impl VmGoal {
@@ -89,20 +93,24 @@ pub struct ProbeGoal {
     pub port: u16,
     /// The path of an HTTP probe; a TCP probe has none.
     pub path: Option<String>,
-    /// Seconds between questions.
-    pub interval_seconds: u32,
-    /// Seconds without an answer until the backend leaves.
-    pub timeout_seconds: u32,
+    /// Milliseconds between questions.
+    pub interval_millis: u32,
+    /// Milliseconds without an answer until the backend leaves.
+    pub timeout_millis: u32,
 }
 
 impl ProbeGoal {
-    /// A probe of `port` as `protocol` says.
-    pub fn new(protocol: &ProbeProtocol, port: u16, interval_seconds: u32, timeout_seconds: u32) -> ProbeGoal {
-        let path = match protocol {
+    /// The probe of an endpoint whose port in the guest is `local_port`. With `interval_millis` the backend leaves after
+    /// that many milliseconds three times over without an answer; without it, as the definition says.
+    pub fn new(probe: &LoadBalancerProbe, local_port: u16, interval_millis: Option<u32>) -> ProbeGoal {
+        let path = match &probe.protocol {
             ProbeProtocol::Tcp => None,
             ProbeProtocol::Http { path } => Some(path.clone()),
         };
-        ProbeGoal { port, path, interval_seconds, timeout_seconds }
+        let of_definition = (probe.interval_seconds.saturating_mul(1000), probe.timeout_seconds.saturating_mul(1000));
+        let quick = interval_millis.map(|interval| (interval, interval.saturating_mul(3)));
+        let (interval_millis, timeout_millis) = quick.unwrap_or(of_definition);
+        ProbeGoal { port: probe.port.unwrap_or(local_port), path, interval_millis, timeout_millis }
     }
 }
 
@@ -202,6 +210,9 @@ pub struct EndpointGoal {
     /// Who may come in; everybody if there are no rules. The first that fits decides.
     #[serde(default)]
     pub access: Vec<AccessRule>,
+    /// What a backend is chosen by.
+    #[serde(default)]
+    pub distribution: Distribution,
 }
 
 /// An instance behind an endpoint.

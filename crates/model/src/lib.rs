@@ -7,6 +7,7 @@ pub mod autoscale;
 pub mod breaker;
 pub mod configuration;
 pub mod definition;
+pub mod egress;
 pub mod enrolment;
 pub mod event;
 pub mod goal;
@@ -31,9 +32,10 @@ pub use configuration::{
     AccessRule, DISK_SETTING, DiskModel, EndpointAcl, RoleConfiguration, ServiceConfiguration, USER_DATA_SETTING,
 };
 pub use definition::{
-    Endpoint, EndpointProtocol, LoadBalancerProbe, LocalStorage, PortRange, ProbeProtocol, RoleDefinition, RoleKind,
-    ServiceDefinition,
+    Distribution, Endpoint, EndpointProtocol, LoadBalancerProbe, LocalStorage, PortRange, ProbeProtocol,
+    RoleDefinition, RoleKind, ServiceDefinition,
 };
+pub use egress::{Destination, Egress, Target, Transport};
 pub use enrolment::{Enrolment, HostToken};
 pub use event::{Event, EventKind};
 pub use goal::{

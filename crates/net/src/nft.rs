@@ -1,12 +1,14 @@
 //! nftables, in process: libnftables is loaded at run time, so that a change costs a tenth of a millisecond instead of
 //! the twenty that starting `nft` takes. A script is one transaction.
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::net::Ipv4Addr;
 
 use libloading::Library;
 
 use crate::error::NetError;
+use crate::plan::ruleset::{Present, TABLE};
 
 const LIBRARY: &str = "libnftables.so.1";
 
@@ -17,6 +19,7 @@ pub struct Nft {
     context: Context,
     run: unsafe extern "C" fn(Context, *const c_char) -> c_int,
     error: unsafe extern "C" fn(Context) -> *const c_char,
+    output: unsafe extern "C" fn(Context) -> *const c_char,
     free: unsafe extern "C" fn(Context),
     // Has to outlive the functions above.
     _library: Library,
@@ -42,14 +45,18 @@ impl Nft {
             let buffer = *library
                 .get::<unsafe extern "C" fn(Context) -> c_int>(b"nft_ctx_buffer_error")
                 .map_err(NetError::NoNft)?;
+            let buffer_output = *library
+                .get::<unsafe extern "C" fn(Context) -> c_int>(b"nft_ctx_buffer_output")
+                .map_err(NetError::NoNft)?;
             let run = *library.get(b"nft_run_cmd_from_buffer").map_err(NetError::NoNft)?;
             let error = *library.get(b"nft_ctx_get_error_buffer").map_err(NetError::NoNft)?;
+            let output = *library.get(b"nft_ctx_get_output_buffer").map_err(NetError::NoNft)?;
             let free = *library.get(b"nft_ctx_free").map_err(NetError::NoNft)?;
             let context = new(0);
-            if context.is_null() || buffer(context) != 0 {
+            if context.is_null() || buffer(context) != 0 || buffer_output(context) != 0 {
                 return Err(NetError::Nft("no context".to_owned()));
             }
-            Ok(Nft { context, run, error, free, _library: library })
+            Ok(Nft { context, run, error, output, free, _library: library })
         }
     }
 
@@ -58,16 +65,61 @@ impl Nft {
     /// # Errors
     /// [`NetError::Nft`] with the library's words.
     pub fn apply(&mut self, script: &str) -> Result<(), NetError> {
+        self.run(script).map(drop)
+    }
+
+    /// Carries out a script, and returns what it prints.
+    ///
+    /// # Errors
+    /// [`NetError::Nft`] with the library's words.
+    pub fn run(&mut self, script: &str) -> Result<String, NetError> {
         let script = CString::new(script).map_err(|error| NetError::Nft(error.to_string()))?;
         // SAFETY: the context lives as long as `self`, and the script ends with a zero.
-        let (status, words) = unsafe {
+        let (status, words, printed) = unsafe {
             let status = (self.run)(self.context, script.as_ptr());
-            let words = (self.error)(self.context);
-            let words =
-                if words.is_null() { String::new() } else { CStr::from_ptr(words).to_string_lossy().into_owned() };
-            (status, words)
+            (status, text((self.error)(self.context)), text((self.output)(self.context)))
         };
-        if status == 0 { Ok(()) } else { Err(NetError::Nft(words.trim().to_owned())) }
+        if status == 0 { Ok(printed) } else { Err(NetError::Nft(words.trim().to_owned())) }
+    }
+
+    /// What is in the table of [`TABLE`]; nothing if there is no such table.
+    ///
+    /// # Errors
+    /// [`NetError::Nft`].
+    pub fn present(&mut self) -> Result<Present, NetError> {
+        if !self.run("list tables inet")?.lines().any(|line| line.trim() == format!("table {TABLE}")) {
+            return Ok(Present::default());
+        }
+        Ok(Present::read(&self.run(&format!("list table {TABLE}"))?))
+    }
+
+    /// How many packets and bytes each named counter has seen.
+    ///
+    /// # Errors
+    /// [`NetError::Nft`], also when there is no table.
+    pub fn counters(&mut self) -> Result<BTreeMap<String, (u64, u64)>, NetError> {
+        Ok(read_counters(&self.run(&format!("list counters table {TABLE}"))?))
+    }
+
+    /// Opens `addresses` for `seconds` in a set whose elements come and go with time.
+    ///
+    /// # Errors
+    /// [`NetError::Nft`], also when there is no such set any more.
+    pub fn learn(&mut self, set: &str, addresses: &[Ipv4Addr], seconds: u32) -> Result<(), NetError> {
+        if addresses.is_empty() {
+            return Ok(());
+        }
+        self.refresh(set, addresses, &format!("{seconds}s"))
+    }
+
+    /// An element that is there keeps its old time when it is added again, so it has to go first.
+    fn refresh(&mut self, set: &str, addresses: &[Ipv4Addr], time: &str) -> Result<(), NetError> {
+        let list = |suffix: &str| addresses.iter().map(|one| format!("{one}{suffix}")).collect::<Vec<_>>().join(", ");
+        let (plain, timed) = (list(""), list(&format!(" timeout {time}")));
+        self.apply(&format!(
+            "add element {TABLE} {set} {{ {timed} }}\ndelete element {TABLE} {set} {{ {plain} }}\n\
+             add element {TABLE} {set} {{ {timed} }}\n"
+        ))
     }
 
     /// Lets the kernel pass packets of these DIPs for so many milliseconds from now, and no longer.
@@ -78,13 +130,7 @@ impl Nft {
         if dips.is_empty() {
             return Ok(());
         }
-        let list = |suffix: &str| dips.iter().map(|dip| format!("{dip}{suffix}")).collect::<Vec<_>>().join(", ");
-        let (plain, timed) = (list(""), list(&format!(" timeout {millis}ms")));
-        // An element that is there keeps its old time when it is added again, so it has to go first.
-        self.apply(&format!(
-            "add element inet mayfly leased {{ {timed} }}\ndelete element inet mayfly leased {{ {plain} }}\n\
-             add element inet mayfly leased {{ {timed} }}\n"
-        ))
+        self.refresh("leased", dips, &format!("{millis}ms"))
     }
 
     /// Takes all DIPs off the network at once.
@@ -92,8 +138,34 @@ impl Nft {
     /// # Errors
     /// [`NetError::Nft`].
     pub fn revoke(&mut self) -> Result<(), NetError> {
-        self.apply("flush set inet mayfly leased\n")
+        self.apply(&format!("flush set {TABLE} leased\n"))
     }
+}
+
+/// # Safety
+/// `words` is null, or ends with a zero and is not changed meanwhile.
+#[expect(unsafe_code, reason = "libnftables returns C strings")]
+unsafe fn text(words: *const c_char) -> String {
+    // SAFETY: as the caller promises.
+    if words.is_null() { String::new() } else { unsafe { CStr::from_ptr(words) }.to_string_lossy().into_owned() }
+}
+
+fn read_counters(listing: &str) -> BTreeMap<String, (u64, u64)> {
+    let mut counters = BTreeMap::new();
+    let mut name = None;
+    for line in listing.lines().map(str::trim) {
+        if let Some(one) = line.strip_prefix("counter ").and_then(|line| line.strip_suffix(" {")) {
+            name = Some(one.to_owned());
+        }
+        let words: Vec<&str> = line.split(' ').collect();
+        if let (["packets", packets, "bytes", bytes], Some(name)) =
+            (words.as_slice(), name.take_if(|_| words.len() == 4))
+            && let (Ok(packets), Ok(bytes)) = (packets.parse(), bytes.parse())
+        {
+            counters.insert(name, (packets, bytes));
+        }
+    }
+    counters
 }
 
 #[expect(unsafe_code, reason = "the context was made by the library")]

@@ -36,7 +36,7 @@ mod tests {
             let _ = stream.read(&mut request).await;
             let _ = stream.write_all(text.as_bytes()).await;
         });
-        let probe = ProbeGoal { port, path: path.map(str::to_owned), interval_seconds: 5, timeout_seconds: 11 };
+        let probe = ProbeGoal { port, path: path.map(str::to_owned), interval_millis: 5000, timeout_millis: 11_000 };
         ask(Ipv4Addr::LOCALHOST, &probe, Duration::from_millis(500)).await
     }
 
@@ -46,7 +46,7 @@ mod tests {
         assert!(!answer("HTTP/1.1 503 Busy\r\n\r\n", Some("/")).await);
         assert!(!answer("nonsense", Some("/")).await);
         assert!(answer("", None).await, "a connection is enough for a tcp probe");
-        let closed = ProbeGoal { port: 1, path: None, interval_seconds: 5, timeout_seconds: 11 };
+        let closed = ProbeGoal { port: 1, path: None, interval_millis: 5000, timeout_millis: 11_000 };
         assert!(!ask(Ipv4Addr::LOCALHOST, &closed, Duration::from_millis(500)).await);
     }
 }

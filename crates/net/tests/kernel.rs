@@ -4,7 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use mayfly_net::plan::NextHop;
+use mayfly_model::{
+    AccessRule, Backend, Distribution, EndpointGoal, HostName, NetworkGoal, PeerGoal, RoleName, RouteGoal, VipGoal,
+    VmId,
+};
+use mayfly_net::plan::ruleset::Ruleset;
+use mayfly_net::plan::{Inputs, LocalGuest, NextHop, plan};
 use mayfly_net::{Links, Nft, create_tap, delete_tap};
 use nix::sched::{CloneFlags, unshare};
 
@@ -88,5 +93,128 @@ fn overlay_and_public_addresses_can_be_set_again_and_again() {
         assert_eq!(links.addresses("eth0").await.unwrap(), [(underlay, 24)]);
         let index = links.index("eth0").await.unwrap();
         mayfly_net::announce(index, links.mac("eth0").await.unwrap(), underlay).unwrap();
+    });
+}
+
+/// A row of pseudo-random numbers (SplitMix64).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % limit
+    }
+}
+
+fn host(number: u64) -> HostName {
+    HostName::new(format!("host-{number}")).unwrap()
+}
+
+/// A location of two hosts with up to eight guests of three deployments, as the dice say.
+fn any_rules(dice: &mut Dice) -> Ruleset {
+    let peer = |number: u8| PeerGoal {
+        host: host(u64::from(number)),
+        address: Ipv4Addr::new(10, 77, 0, number),
+        overlay: Ipv4Addr::new(100, 64, 0, number),
+        mac: [2, 0, 0, 0, 0, number],
+        voter: true,
+    };
+    let policies = ["allow", "deny", "198.51.100.0/24:443, *.example.org:80-90/tcp, 0.0.0.0/0:53/udp", "example.net"];
+    let (mut routes, mut guests, mut backends) = (Vec::new(), Vec::new(), Vec::new());
+    for last in (1..=8).filter(|_| dice.below(4) > 0).collect::<Vec<u8>>() {
+        let (dip, on) = (Ipv4Addr::new(10, 80, 0, 10 + last), 1 + dice.below(2));
+        let deployment_id = format!("{:032x}", last % 3);
+        let role = RoleName::new(["web", "db"][dice.below(2) as usize]).unwrap();
+        routes.push(RouteGoal { dip, host: host(on), deployment_id: deployment_id.clone(), role });
+        backends.push(Backend {
+            vm: VmId(u64::from(last)),
+            dip,
+            host: host(on),
+            probe: None,
+            always: dice.below(2) == 0,
+        });
+        if on == 1 {
+            let egress = policies[dice.below(4) as usize].parse().unwrap();
+            guests.push(LocalGuest {
+                tap: format!("mft{last}"),
+                dip,
+                mac: [2, 0, 10, 80, 0, last],
+                deployment_id,
+                egress,
+            });
+        }
+    }
+    let endpoint = |dice: &mut Dice, port: u16| EndpointGoal {
+        udp: dice.below(2) == 0,
+        port,
+        local_port: 8000 + dice.below(3) as u16,
+        backends: backends.iter().filter(|_| dice.below(3) > 0).cloned().collect(),
+        access: (0..dice.below(3))
+            .map(|rule| AccessRule { permit: rule == 0, network: Ipv4Addr::new(10, 1, rule as u8, 0), prefix: 24 })
+            .collect(),
+        distribution: [Distribution::Connection, Distribution::SourceIp, Distribution::SourceIpProtocol]
+            [dice.below(3) as usize],
+    };
+    let vips = (2..2 + dice.below(3) as u8).map(|last| VipGoal {
+        vip: Ipv4Addr::new(10, 78, 0, last),
+        endpoints: (0..dice.below(4) as u16).map(|port| endpoint(dice, 80 + port)).collect(),
+        owners: vec![host(1), host(2)],
+    });
+    let vips = vips.collect();
+    let peers = vec![peer(1), peer(2)];
+    let goal = NetworkGoal { zone: "z".to_owned(), peers, routes, vips, ..NetworkGoal::default() };
+    let health = (1..=8).filter(|_| dice.below(3) > 0).map(|vm| (VmId(vm), None)).collect();
+    let underlay = (dice.below(2) == 0).then_some("10.77.0.0/24");
+    let live = BTreeSet::from([host(1), host(2)]);
+    plan(&Inputs { host: &host(1), goal: &goal, guests: &guests, health: &health, live: &live, underlay }).rules
+}
+
+fn set_whole(nft: &mut Nft, rules: &Ruleset) {
+    let present = nft.present().unwrap();
+    let script = rules.whole(&present);
+    nft.apply(&script).unwrap_or_else(|error| panic!("{error}\n{script}"));
+}
+
+/// What the kernel holds, without the order of its parts and of elements, which has no meaning.
+fn listing(nft: &mut Nft) -> BTreeSet<String> {
+    let mut text = nft.run("list table inet mayfly").unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+    for kind in ["chain", "set", "map", "counter"] {
+        text = text.replace(&format!(" {kind} "), &format!("\n{kind} "));
+    }
+    let sort = |part: &str| match part.split_once("elements = {") {
+        Some((before, elements)) => {
+            let elements: BTreeSet<&str> = elements.split(',').map(|one| one.trim_matches([' ', '}'])).collect();
+            format!("{before}{elements:?}")
+        }
+        None => part.trim_end_matches([' ', '}']).to_owned(),
+    };
+    text.lines().map(sort).collect()
+}
+
+#[test]
+fn any_row_of_changes_leads_to_the_table_that_is_wanted() {
+    in_namespace(|| async {
+        let mut nft = Nft::load().unwrap();
+        let mut dice = Dice(7);
+        let mut before = any_rules(&mut dice);
+        set_whole(&mut nft, &before);
+        for round in 0..400 {
+            let rules = any_rules(&mut dice);
+            let script = rules.change(&before);
+            nft.apply(&script).unwrap_or_else(|error| panic!("round {round}: {error}\n{script}"));
+            before = rules;
+            if round % 20 == 0 {
+                let changed = listing(&mut nft);
+                // The whole is set over whatever is there.
+                set_whole(&mut nft, &any_rules(&mut dice));
+                set_whole(&mut nft, &before);
+                let whole = listing(&mut nft);
+                assert_eq!(changed, whole, "round {round}");
+            }
+        }
+        nft.apply("delete table inet mayfly").unwrap();
+        assert_eq!(nft.present().unwrap(), mayfly_net::plan::ruleset::Present::default());
     });
 }

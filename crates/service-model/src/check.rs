@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use mayfly_model::configuration::{
-    APPLY_SETTING, AUTOSCALE_SETTING, DRAIN_SETTING, REQUIRE_SETTING, SPREAD_SETTING, START_TIMEOUT_SETTING,
-    UNRESPONSIVE_SETTING,
+    APPLY_SETTING, AUTOSCALE_SETTING, DRAIN_SETTING, EGRESS_SETTING, PROBE_INTERVAL_SETTING, REQUIRE_SETTING,
+    SPREAD_SETTING, START_TIMEOUT_SETTING, UNRESPONSIVE_SETTING,
 };
-use mayfly_model::{Autoscale, DISK_SETTING, DiskModel, Requirements, Spread};
+use mayfly_model::{Autoscale, DISK_SETTING, DiskModel, Egress, Requirements, Spread};
 use mayfly_model::{RoleKind, ServiceConfiguration, ServiceDefinition, USER_DATA_SETTING, limits};
 use roxmltree::{Document, Node};
 
@@ -14,7 +14,7 @@ use crate::diagnostic::{Diagnostics, Source};
 use crate::element::{HasLocalName, Reader};
 
 /// The settings that Mayfly itself understands.
-const SETTINGS: [&str; 9] = [
+const SETTINGS: [&str; 11] = [
     USER_DATA_SETTING,
     START_TIMEOUT_SETTING,
     DISK_SETTING,
@@ -24,6 +24,8 @@ const SETTINGS: [&str; 9] = [
     UNRESPONSIVE_SETTING,
     AUTOSCALE_SETTING,
     DRAIN_SETTING,
+    EGRESS_SETTING,
+    PROBE_INTERVAL_SETTING,
 ];
 
 /// Texts of files that a configuration refers to as `@name`, by that name.
@@ -130,6 +132,11 @@ fn check_value(name: &str, value: &str) -> Result<(), String> {
             let known = DiskModel::ALL.map(|(name, _)| name).join(", ");
             Err(format!("`{value}` is none of {known}"))
         }
+        PROBE_INTERVAL_SETTING => match value.parse::<u32>() {
+            Ok(100..=60_000) => Ok(()),
+            _ => Err(format!("`{value}` is not a whole number of milliseconds from 100 to 60000")),
+        },
+        EGRESS_SETTING => value.parse::<Egress>().map(drop),
         SPREAD_SETTING => value.parse::<Spread>().map(drop),
         REQUIRE_SETTING => value.parse::<Requirements>().map(drop),
         AUTOSCALE_SETTING => value.parse::<Autoscale>().map(drop),

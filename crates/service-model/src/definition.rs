@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use mayfly_model::definition::{RoleCode, StartupTask, TrafficRule};
 use mayfly_model::{
-    Endpoint, EndpointProtocol, LoadBalancerProbe, LocalStorage, PortRange, ProbeProtocol, RoleDefinition, RoleKind,
-    RoleName, ServiceDefinition, VmSize, limits,
+    Distribution, Endpoint, EndpointProtocol, LoadBalancerProbe, LocalStorage, PortRange, ProbeProtocol,
+    RoleDefinition, RoleKind, RoleName, ServiceDefinition, VmSize, limits,
 };
 use roxmltree::Node;
 
@@ -194,8 +194,8 @@ fn read_input_endpoint(
     ports: &mut HashSet<(bool, u16)>,
     probes: &[LoadBalancerProbe],
 ) -> Option<Endpoint> {
-    let known =
-        ["name", "protocol", "port", "localPort", "certificate", "ignoreRoleInstanceStatus", "loadBalancerProbe"];
+    let (affinity, probe) = ("loadBalancerDistribution", "loadBalancerProbe");
+    let known = ["name", "protocol", "port", "localPort", "certificate", "ignoreRoleInstanceStatus", probe, affinity];
     reader.attributes(node, &known);
     use EndpointProtocol::{Http, Https, Tcp, Udp};
     let protocol = reader.choice(node, "protocol", &[("tcp", Tcp), ("udp", Udp), ("http", Http), ("https", Https)]);
@@ -230,7 +230,19 @@ fn read_input_endpoint(
         reader.error_in(node, "loadBalancerProbe", &format!("there is no probe `{wanted}`"), Some(&help));
     }
     let ignore_role_instance_status = reader.flag(node, "ignoreRoleInstanceStatus", false);
-    Some(Endpoint::Input { name: name?, protocol: protocol?, port, local_port, probe, ignore_role_instance_status })
+    let distribution = read_distribution(reader, node);
+    let (name, protocol) = (name?, protocol?);
+    Some(Endpoint::Input { name, protocol, port, local_port, probe, ignore_role_instance_status, distribution })
+}
+
+/// The names are the ones that the original's tools wrote: `none` is the 5-tuple.
+fn read_distribution(reader: &mut Reader<'_>, node: Node<'_, '_>) -> Distribution {
+    use Distribution::{Connection, SourceIp, SourceIpProtocol};
+    if node.attribute("loadBalancerDistribution").is_none() {
+        return Connection;
+    }
+    let names = [("none", Connection), ("sourceIP", SourceIp), ("sourceIPProtocol", SourceIpProtocol)];
+    reader.choice(node, "loadBalancerDistribution", &names).unwrap_or_default()
 }
 
 fn read_internal_endpoint(reader: &mut Reader<'_>, node: Node<'_, '_>, name: Option<String>) -> Option<Endpoint> {

@@ -50,6 +50,7 @@ fn guest() -> Guest {
         settings: BTreeMap::from([("A&B".to_owned(), "<\"x\ny\">".to_owned())]),
         probes: vec![],
         drain_seconds: 0,
+        egress: mayfly_model::Egress::Allow,
     };
     Guest { goal, incarnation: 3, domain: "shop.internal.z".to_owned(), location: "here".to_owned() }
 }

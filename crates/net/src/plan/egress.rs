@@ -1,0 +1,85 @@
+//! Where guests may go: a chain for each policy, and a map of guests that leads to it.
+//!
+//! Destinations are compared with what the guest asked for, before a load balancer chose: so a service of the fabric is
+//! named like any other. Names are open as the addresses that the host's DNS has told this deployment; see `Learned`.
+
+use std::fmt::Write;
+use std::hash::Hasher;
+
+use mayfly_model::{Destination, Egress, Target};
+
+use crate::plan::balance::Fnv;
+use crate::plan::frame::DENIED;
+use crate::plan::isolation::deployment_set;
+use crate::plan::ruleset::{Elements, Ruleset};
+use crate::plan::{Inputs, LocalGuest};
+
+/// Writes the policies of this host's guests.
+pub(super) fn exits(rules: &mut Ruleset, inputs: &Inputs<'_>) {
+    let mut exits = Elements::map("type ipv4_addr : verdict;");
+    for guest in inputs.guests {
+        let destinations = match &guest.egress {
+            Egress::Allow => continue,
+            Egress::Deny => &[][..],
+            Egress::Only(destinations) => destinations,
+        };
+        let chain = format!("x_{}", policy_name(&guest.deployment_id, &guest.egress));
+        exits.elements.insert(guest.dip.to_string(), format!("jump {chain}"));
+        if !rules.chains.contains_key(&chain) {
+            let text = policy(rules, guest, destinations);
+            rules.chains.insert(chain, text);
+        }
+    }
+    rules.sets.insert("exits".to_owned(), exits);
+}
+
+fn policy(rules: &mut Ruleset, guest: &LocalGuest, destinations: &[Destination]) -> String {
+    let mut text = String::new();
+    let own = deployment_set(&guest.deployment_id);
+    if rules.sets.contains_key(&own) {
+        // Among themselves, the receiver judges.
+        let _ = writeln!(text, "ct original ip daddr @{own} return");
+    }
+    for (number, destination) in destinations.iter().enumerate() {
+        let target = match &destination.target {
+            Target::Network { prefix: 0, .. } => String::new(),
+            Target::Network { address, prefix } => format!("ct original ip daddr {address}/{prefix} "),
+            Target::Name(_) | Target::Below(_) => {
+                let set = learned_set(&guest.deployment_id, &guest.egress, number);
+                let target = format!("ct original ip daddr @{set} ");
+                rules.kept.insert(set, "type ipv4_addr; flags timeout;".to_owned());
+                target
+            }
+        };
+        let _ = writeln!(text, "{target}{}return", what(destination));
+    }
+    let _ = writeln!(text, "counter name {DENIED} reject with icmpx type admin-prohibited");
+    text
+}
+
+fn what(destination: &Destination) -> String {
+    let protocol = match (destination.protocol, destination.ports) {
+        (Some(protocol), _) => format!("meta l4proto {} ", protocol.as_str()),
+        (None, Some(_)) => "meta l4proto { tcp, udp } ".to_owned(),
+        (None, None) => String::new(),
+    };
+    match destination.ports {
+        Some(ports) => format!("{protocol}ct original proto-dst {}-{} ", ports.min, ports.max),
+        None => protocol,
+    }
+}
+
+/// The set of addresses that guests of this deployment with this policy have been told for the destination of that
+/// number.
+pub fn learned_set(deployment_id: &str, egress: &Egress, number: usize) -> String {
+    format!("n_{}_{number}", policy_name(deployment_id, egress))
+}
+
+/// The policy's name: two that are equal share one.
+fn policy_name(deployment_id: &str, egress: &Egress) -> String {
+    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
+    hasher.write(deployment_id.as_bytes());
+    hasher.write(&[0]);
+    hasher.write(egress.to_string().as_bytes());
+    format!("{deployment_id}_{:016x}", hasher.finish())
+}

@@ -1,0 +1,87 @@
+//! Who may talk to this host's guests: their own deployment, as its definition says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use mayfly_model::{EndpointProtocol, GuardGoal, Pass, RoleName, RouteGoal};
+
+use crate::plan::ruleset::{Elements, Ruleset};
+use crate::plan::{Inputs, LocalGuest};
+
+const ADDRESSES: &str = "type ipv4_addr;";
+
+/// The set of a deployment's addresses.
+pub(super) fn deployment_set(deployment_id: &str) -> String {
+    format!("d_{deployment_id}")
+}
+
+/// Writes who may talk to whom.
+pub(super) fn members(rules: &mut Ruleset, inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>) {
+    let mut deployments: BTreeMap<&str, Vec<&RouteGoal>> = BTreeMap::new();
+    for route in &inputs.goal.routes {
+        deployments.entry(&route.deployment_id).or_default().push(route);
+    }
+    let mut homes = Elements::map("type ipv4_addr : verdict;");
+    for (id, routes) in deployments {
+        let here: Vec<&&RouteGoal> = routes.iter().filter(|route| own.contains_key(&route.dip)).collect();
+        if here.is_empty() {
+            continue;
+        }
+        let all = Elements::set(ADDRESSES).with(routes.iter().map(|route| route.dip.to_string()));
+        rules.sets.insert(deployment_set(id), all);
+        let roles: BTreeSet<&RoleName> = routes.iter().map(|route| &route.role).collect();
+        let number = |role: &RoleName| roles.iter().position(|one| *one == role).unwrap_or_default();
+        for route in here {
+            let guard = inputs.goal.guards.iter().find(|guard| guard.deployment_id == id && guard.role == route.role);
+            let chain = match guard {
+                Some(guard) => {
+                    let chain = format!("t_{id}_{}", number(&route.role));
+                    rules.chains.entry(chain.clone()).or_insert_with(|| guarded(guard, number));
+                    for role in guard.passes.iter().flat_map(|pass| &pass.from_roles) {
+                        let of_role = routes.iter().filter(|route| route.role == *role);
+                        let set = Elements::set(ADDRESSES).with(of_role.map(|route| route.dip.to_string()));
+                        rules.sets.insert(role_set(id, number(role)), set);
+                    }
+                    chain
+                }
+                None => {
+                    let chain = format!("t_{id}");
+                    let open = format!("ip saddr @{} accept\n", deployment_set(id));
+                    rules.chains.entry(chain.clone()).or_insert(open);
+                    chain
+                }
+            };
+            homes.elements.insert(route.dip.to_string(), format!("jump {chain}"));
+        }
+    }
+    rules.sets.insert("homes".to_owned(), homes);
+}
+
+fn role_set(deployment_id: &str, number: usize) -> String {
+    format!("r_{deployment_id}_{number}")
+}
+
+/// What a role lets through that is guarded.
+fn guarded(guard: &GuardGoal, number: impl Fn(&RoleName) -> usize) -> String {
+    let mut text = String::new();
+    for pass in &guard.passes {
+        let what = ports(pass);
+        if pass.from_roles.is_empty() {
+            text.push_str(&format!("ip saddr @{} {what}accept\n", deployment_set(&guard.deployment_id)));
+        }
+        for role in &pass.from_roles {
+            text.push_str(&format!("ip saddr @{} {what}accept\n", role_set(&guard.deployment_id, number(role))));
+        }
+    }
+    text
+}
+
+fn ports(pass: &Pass) -> String {
+    let protocol = if pass.protocol.is_udp() { "udp" } else { "tcp" };
+    match (pass.protocol, pass.ports) {
+        (EndpointProtocol::Any, None) => String::new(),
+        (EndpointProtocol::Any, Some(ports)) => format!("th dport {}-{} ", ports.min, ports.max),
+        (_, None) => format!("meta l4proto {protocol} "),
+        (_, Some(ports)) => format!("{protocol} dport {}-{} ", ports.min, ports.max),
+    }
+}

@@ -1,0 +1,114 @@
+//! From what is wanted and what is healthy to what the kernel should hold. Pure.
+
+mod balance;
+mod egress;
+mod frame;
+mod isolation;
+pub mod ruleset;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use mayfly_model::{Egress, HostName, NetworkGoal, ProbeGoal, VmId};
+
+pub use crate::plan::balance::endpoint_name;
+pub use crate::plan::egress::learned_set;
+use crate::plan::ruleset::Ruleset;
+
+/// A guest of this host, as the network sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalGuest {
+    /// Its tap.
+    pub tap: String,
+    /// Its address.
+    pub dip: Ipv4Addr,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// Its deployment.
+    pub deployment_id: String,
+    /// Where it may go.
+    pub egress: Egress,
+}
+
+/// What is healthy: the guest's own readiness (`None`) or one of its probes.
+pub type Health = BTreeSet<(VmId, Option<ProbeGoal>)>;
+
+/// What the plan is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// This host.
+    pub host: &'a HostName,
+    /// The location's network.
+    pub goal: &'a NetworkGoal,
+    /// This host's guests that have a tap.
+    pub guests: &'a [LocalGuest],
+    /// Healthy instances everywhere, as far as they are known to be on live hosts.
+    pub health: &'a Health,
+    /// Hosts that are heard, this one included if it may serve.
+    pub live: &'a BTreeSet<HostName>,
+    /// The hosts' own network, as `ADDRESS/PREFIX`, if guests may reach what lies beyond it. Itself they never may.
+    pub underlay: Option<&'a str>,
+}
+
+/// Where packets for a DIP go.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NextHop {
+    /// To a guest of this host.
+    Tap(String),
+    /// To another host, through the overlay.
+    Overlay(Ipv4Addr),
+}
+
+/// What the kernel should hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Who may send what to whom, and who serves.
+    pub rules: Ruleset,
+    /// What guests may say by ARP: a script by itself.
+    pub arp: String,
+    /// Routes to DIPs.
+    pub routes: BTreeMap<Ipv4Addr, NextHop>,
+    /// VIPs that this host answers for.
+    pub vips: BTreeSet<Ipv4Addr>,
+    /// The other hosts, as (overlay address, hardware address, underlay address).
+    pub peers: BTreeSet<(Ipv4Addr, [u8; 6], Ipv4Addr)>,
+}
+
+/// Makes the plan.
+pub fn plan(inputs: &Inputs<'_>) -> Plan {
+    let Inputs { host, goal, guests, live, .. } = *inputs;
+    let own: BTreeMap<Ipv4Addr, &LocalGuest> = guests.iter().map(|guest| (guest.dip, guest)).collect();
+    let overlays: BTreeMap<&HostName, Ipv4Addr> = goal.peers.iter().map(|peer| (&peer.host, peer.overlay)).collect();
+    let remote = goal
+        .routes
+        .iter()
+        .filter(|route| route.host != *host)
+        .filter_map(|route| Some((route.dip, NextHop::Overlay(*overlays.get(&route.host)?))));
+    let local = own.values().map(|guest| (guest.dip, NextHop::Tap(guest.tap.clone())));
+    let owned = |owners: &[HostName]| owners.iter().find(|owner| live.contains(*owner)) == Some(host);
+    Plan {
+        rules: rules(inputs, &own),
+        arp: frame::arp(guests),
+        routes: remote.chain(local).collect(),
+        vips: goal.vips.iter().filter(|vip| owned(&vip.owners)).map(|vip| vip.vip).collect(),
+        peers: goal
+            .peers
+            .iter()
+            .filter(|peer| peer.host != *host)
+            .map(|one| (one.overlay, one.mac, one.address))
+            .collect(),
+    }
+}
+
+fn rules(inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>) -> Ruleset {
+    let overlay = inputs.goal.peers.iter().find(|peer| peer.host == *inputs.host).map(|peer| peer.overlay);
+    let mut rules = Ruleset { frame: frame::frame(overlay, inputs.underlay), ..Ruleset::default() };
+    frame::guests(&mut rules, inputs);
+    balance::endpoints(&mut rules, inputs, own);
+    isolation::members(&mut rules, inputs, own);
+    egress::exits(&mut rules, inputs);
+    rules
+}
+
+#[cfg(test)]
+mod tests;

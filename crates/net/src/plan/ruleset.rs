@@ -1,0 +1,217 @@
+//! The rule set of a host as data, and the smallest script that leads from one to another.
+//!
+//! What changes often stands in named chains and in elements of named sets and maps, so that a change costs what changes
+//! and not what is there: with a thousand public addresses, taking a backend out touches one chain.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+/// The table of addresses and ports.
+pub const TABLE: &str = "inet mayfly";
+
+/// A rule set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ruleset {
+    /// Chains with hooks, and whatever else hardly ever changes: a script by itself.
+    pub frame: String,
+    /// Named sets and maps.
+    pub sets: BTreeMap<String, Elements>,
+    /// Named chains without hooks, with their rules, a line each.
+    pub chains: BTreeMap<String, String>,
+    /// Sets whose elements are not the plan's, as they come and go with time; with their type.
+    pub kept: BTreeMap<String, String>,
+    /// Named counters; they go on counting through changes.
+    pub counters: BTreeSet<String>,
+}
+
+/// A named set or map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elements {
+    /// `set` or `map`.
+    pub kind: Kind,
+    /// Its type, and its flags if it has any, as nftables writes them.
+    pub declaration: String,
+    /// Keys, and for maps what they lead to.
+    pub elements: BTreeMap<String, String>,
+}
+
+/// Whether elements lead to something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// They do not.
+    Set,
+    /// They do.
+    Map,
+}
+
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Kind::Set => "set",
+            Kind::Map => "map",
+        }
+    }
+}
+
+impl Elements {
+    /// An empty set of this type.
+    pub fn set(declaration: &str) -> Elements {
+        Elements { kind: Kind::Set, declaration: declaration.to_owned(), elements: BTreeMap::new() }
+    }
+
+    /// An empty map of this type.
+    pub fn map(declaration: &str) -> Elements {
+        Elements { kind: Kind::Map, declaration: declaration.to_owned(), elements: BTreeMap::new() }
+    }
+
+    /// This set with these elements.
+    pub fn with(mut self, keys: impl IntoIterator<Item = String>) -> Elements {
+        self.elements.extend(keys.into_iter().map(|key| (key, String::new())));
+        self
+    }
+}
+
+impl Ruleset {
+    /// The script that makes the table this rule set, whatever it was before. `present` are the chains and sets that are
+    /// there; those that are not wanted go. Elements of [`kept`](Ruleset::kept) sets stay.
+    pub fn whole(&self, present: &Present) -> String {
+        let mut text = format!("add table {TABLE}\n");
+        // References go before what they refer to.
+        for name in &present.sets {
+            if !self.kept.contains_key(name) {
+                let _ = writeln!(text, "flush set {TABLE} {name}");
+            }
+        }
+        for name in &present.maps {
+            let _ = writeln!(text, "flush map {TABLE} {name}");
+        }
+        let _ = writeln!(text, "flush table {TABLE}");
+        for name in present.chains.iter().filter(|name| !self.chains.contains_key(*name)) {
+            let _ = writeln!(text, "delete chain {TABLE} {name}");
+        }
+        for name in present.sets.iter().filter(|name| !self.kept.contains_key(*name)) {
+            let _ = writeln!(text, "delete set {TABLE} {name}");
+        }
+        for name in &present.maps {
+            let _ = writeln!(text, "delete map {TABLE} {name}");
+        }
+        for name in present.counters.iter().filter(|name| !self.counters.contains(*name)) {
+            let _ = writeln!(text, "delete counter {TABLE} {name}");
+        }
+        self.declare(&mut text, &Ruleset::default());
+        text.push_str(&self.frame);
+        self.fill(&mut text, &Ruleset::default());
+        text
+    }
+
+    /// The script that leads from `before`, which is exactly what the kernel holds, to this rule set.
+    pub fn change(&self, before: &Ruleset) -> String {
+        let mut text = String::new();
+        self.declare(&mut text, before);
+        if self.frame != before.frame {
+            text.push_str(&self.frame);
+        }
+        self.fill(&mut text, before);
+        // What is gone is not referred to any more.
+        for name in before.chains.keys().filter(|name| !self.chains.contains_key(*name)) {
+            let _ = writeln!(text, "flush chain {TABLE} {name}");
+        }
+        for name in before.chains.keys().filter(|name| !self.chains.contains_key(*name)) {
+            let _ = writeln!(text, "delete chain {TABLE} {name}");
+        }
+        for (name, set) in before.sets.iter().filter(|(name, _)| !self.sets.contains_key(*name)) {
+            let _ = writeln!(text, "delete {} {TABLE} {name}", set.kind.word());
+        }
+        for name in before.counters.difference(&self.counters) {
+            let _ = writeln!(text, "delete counter {TABLE} {name}");
+        }
+        for name in before.kept.keys().filter(|name| !self.kept.contains_key(*name)) {
+            let _ = writeln!(text, "delete set {TABLE} {name}");
+        }
+        text
+    }
+
+    fn declare(&self, text: &mut String, before: &Ruleset) {
+        for (name, declaration) in self.kept.iter().filter(|(name, _)| !before.kept.contains_key(*name)) {
+            let _ = writeln!(text, "add set {TABLE} {name} {{ {declaration} }}");
+        }
+        for (name, set) in self.sets.iter().filter(|(name, _)| !before.sets.contains_key(*name)) {
+            let _ = writeln!(text, "add {} {TABLE} {name} {{ {} }}", set.kind.word(), set.declaration);
+        }
+        for name in self.counters.difference(&before.counters) {
+            let _ = writeln!(text, "add counter {TABLE} {name}");
+        }
+        for name in self.chains.keys().filter(|name| !before.chains.contains_key(*name)) {
+            let _ = writeln!(text, "add chain {TABLE} {name}");
+        }
+    }
+
+    fn fill(&self, text: &mut String, before: &Ruleset) {
+        for (name, rules) in &self.chains {
+            match before.chains.get(name) {
+                Some(same) if same == rules => continue,
+                Some(_) => drop(writeln!(text, "flush chain {TABLE} {name}")),
+                None => {}
+            }
+            for rule in rules.lines() {
+                let _ = writeln!(text, "add rule {TABLE} {name} {}", rule.trim());
+            }
+        }
+        let nothing = BTreeMap::new();
+        for (name, set) in &self.sets {
+            let known = before.sets.get(name).map_or(&nothing, |set| &set.elements);
+            let gone = known.iter().filter(|(key, to)| set.elements.get(*key) != Some(to));
+            elements(text, "delete", name, gone.map(|(key, _)| key.clone()));
+            let new = set.elements.iter().filter(|(key, to)| known.get(*key) != Some(to));
+            let pair = |(key, to): (&String, &String)| match set.kind {
+                Kind::Set => key.clone(),
+                Kind::Map => format!("{key} : {to}"),
+            };
+            elements(text, "add", name, new.map(pair));
+        }
+        for (name, set) in before.sets.iter().filter(|(name, _)| !self.sets.contains_key(*name)) {
+            elements(text, "delete", name, set.elements.keys().cloned());
+        }
+    }
+}
+
+fn elements(text: &mut String, verb: &str, name: &str, which: impl Iterator<Item = String>) {
+    let which: Vec<String> = which.collect();
+    if !which.is_empty() {
+        let _ = writeln!(text, "{verb} element {TABLE} {name} {{ {} }}", which.join(", "));
+    }
+}
+
+/// What is in the kernel's table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Present {
+    /// Chains without hooks.
+    pub chains: BTreeSet<String>,
+    /// Named sets.
+    pub sets: BTreeSet<String>,
+    /// Named maps.
+    pub maps: BTreeSet<String>,
+    /// Named counters.
+    pub counters: BTreeSet<String>,
+}
+
+impl Present {
+    /// Reads what `list table` prints.
+    pub fn read(listing: &str) -> Present {
+        let mut present = Present::default();
+        let mut lines = listing.lines().map(str::trim).peekable();
+        while let Some(line) = lines.next() {
+            let Some((kind, name)) = line.strip_suffix(" {").and_then(|line| line.split_once(' ')) else { continue };
+            let hooked =
+                lines.peek().is_some_and(|next| next.starts_with("type filter") || next.starts_with("type nat"));
+            let _ = match kind {
+                "chain" if !hooked => present.chains.insert(name.to_owned()),
+                "set" => present.sets.insert(name.to_owned()),
+                "map" => present.maps.insert(name.to_owned()),
+                "counter" => present.counters.insert(name.to_owned()),
+                _ => false,
+            };
+        }
+        present
+    }
+}

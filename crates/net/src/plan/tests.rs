@@ -1,0 +1,234 @@
+use mayfly_model::{
+    AccessRule, Backend, Distribution, EndpointGoal, EndpointProtocol, GuardGoal, Pass, PeerGoal, PortRange, RoleName,
+    RouteGoal, VipGoal,
+};
+
+use super::*;
+use crate::plan::ruleset::Present;
+
+fn host(number: u8) -> HostName {
+    HostName::new(format!("host-{number}")).unwrap()
+}
+
+fn dip(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 80, 0, last)
+}
+
+/// Three hosts with one instance each of a deployment `d`, and a stranger on host 1.
+fn goal() -> NetworkGoal {
+    let peers = (1..=3).map(|number| PeerGoal {
+        host: host(number),
+        address: Ipv4Addr::new(10, 77, 0, number),
+        overlay: Ipv4Addr::new(100, 64, 0, number),
+        mac: [2, 0, 0, 0, 0, number],
+        voter: true,
+    });
+    let route = |last, on, deployment: &str| RouteGoal {
+        dip: dip(last),
+        host: host(on),
+        deployment_id: deployment.to_owned(),
+        role: RoleName::new(if last == 13 { "db" } else { "web" }).unwrap(),
+    };
+    let backends = (1..=3).map(|number| Backend {
+        vm: VmId(u64::from(number)),
+        dip: dip(10 + number),
+        host: host(number),
+        probe: None,
+        always: false,
+    });
+    let endpoint = EndpointGoal {
+        udp: false,
+        port: 80,
+        local_port: 8080,
+        backends: backends.collect(),
+        access: vec![],
+        distribution: Distribution::Connection,
+    };
+    NetworkGoal {
+        zone: "z".to_owned(),
+        peers: peers.collect(),
+        routes: vec![route(11, 1, "d"), route(12, 2, "d"), route(13, 3, "d"), route(20, 1, "other")],
+        vips: vec![VipGoal {
+            vip: Ipv4Addr::new(10, 78, 0, 2),
+            endpoints: vec![endpoint],
+            owners: vec![host(2), host(1), host(3)],
+        }],
+        guards: vec![],
+        dns: vec![],
+        voters: 4,
+    }
+}
+
+fn plan_of(live: &[u8], healthy: &[u64]) -> Plan {
+    plan_with(&goal(), live, healthy)
+}
+
+fn plan_with(goal: &NetworkGoal, live: &[u8], healthy: &[u64]) -> Plan {
+    plan_for(goal, live, healthy, "allow")
+}
+
+fn plan_for(goal: &NetworkGoal, live: &[u8], healthy: &[u64], egress: &str) -> Plan {
+    let guest = |last: u8, deployment: &str| LocalGuest {
+        tap: format!("mft{last}"),
+        dip: dip(last),
+        mac: [2, 0, 10, 80, 0, last],
+        deployment_id: deployment.to_owned(),
+        egress: egress.parse().unwrap(),
+    };
+    plan(&Inputs {
+        host: &host(1),
+        goal,
+        guests: &[guest(11, "d"), guest(20, "other")],
+        health: &healthy.iter().map(|vm| (VmId(*vm), None)).collect(),
+        live: &live.iter().map(|number| host(*number)).collect(),
+        underlay: Some("10.77.0.0/24"),
+    })
+}
+
+const DOOR: &str = "e_10.78.0.2_tcp_80";
+
+#[test]
+fn only_healthy_backends_on_live_hosts_are_in_rotation() {
+    let rules = plan_of(&[1, 2, 3], &[1, 2]).rules;
+    let two = "dnat ip to numgen inc mod 2 map { 0 : 10.80.0.11, 1 : 10.80.0.12 } : 8080";
+    assert_eq!(rules.chains[DOOR].trim(), format!("meta l4proto tcp counter name \"{DOOR}\" {two}"));
+    assert_eq!(rules.sets["doors"].elements["10.78.0.2 . tcp . 80"], format!("goto {DOOR}"));
+    let rules = plan_of(&[1, 3], &[1, 2, 3]).rules;
+    assert!(rules.chains[DOOR].contains("map { 0 : 10.80.0.11, 1 : 10.80.0.13 }"), "{rules:?}");
+    assert!(plan_of(&[1, 2, 3], &[]).rules.sets["doors"].elements.is_empty(), "nobody is behind it");
+}
+
+#[test]
+fn clients_keep_their_backend_when_others_come_and_go() {
+    let slots = |healthy: &[u64]| {
+        let mut goal = goal();
+        goal.vips[0].endpoints[0].distribution = Distribution::SourceIp;
+        let rules = plan_with(&goal, &[1, 2, 3], healthy).rules;
+        let chain = rules.chains[DOOR].clone();
+        assert!(chain.contains("jhash ip saddr . ip daddr mod 256 seed 0x"), "{chain}");
+        let map = chain.split(['{', '}']).nth(1).unwrap().to_owned();
+        map.split(',').map(|slot| slot.split(" : ").nth(1).unwrap().trim().to_owned()).collect::<Vec<_>>()
+    };
+    let (three, two) = (slots(&[1, 2, 3]), slots(&[1, 3]));
+    for (before, after) in three.iter().zip(&two) {
+        assert!(before == after || before == "10.80.0.12", "{before} became {after}");
+    }
+    for last in [11, 12, 13] {
+        let share = three.iter().filter(|one| **one == dip(last).to_string()).count();
+        assert!((60..=112).contains(&share), "{share} of 256 slots");
+    }
+}
+
+#[test]
+fn the_first_live_owner_has_the_vip() {
+    assert!(plan_of(&[1, 2, 3], &[]).vips.is_empty());
+    assert_eq!(plan_of(&[1, 3], &[]).vips.len(), 1);
+    assert!(plan_of(&[3], &[]).vips.is_empty());
+}
+
+#[test]
+fn deployments_talk_only_among_themselves() {
+    let rules = plan_of(&[1, 2, 3], &[]).rules;
+    let members = |set: &str| rules.sets[set].elements.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(rules.sets["homes"].elements["10.80.0.11"], "jump t_d");
+    assert_eq!(rules.chains["t_d"], "ip saddr @d_d accept\n");
+    assert_eq!(members("d_d"), ["10.80.0.11", "10.80.0.12", "10.80.0.13"]);
+    assert_eq!(members("d_other"), ["10.80.0.20"]);
+}
+
+#[test]
+fn the_first_rule_that_fits_decides_who_comes_in() {
+    let rule = |permit, last, prefix| AccessRule { permit, network: Ipv4Addr::new(10, 1, 0, last), prefix };
+    let balance =
+        format!("meta l4proto tcp counter name \"{DOOR}\" dnat ip to numgen inc mod 1 map {{ 0 : 10.80.0.11 }} : 8080");
+    for (access, expected) in [
+        (vec![], vec![balance.clone()]),
+        (
+            vec![rule(false, 7, 32), rule(true, 0, 24)],
+            // Where some are let in, others are not.
+            vec!["ip saddr 10.1.0.7/32 drop".to_owned(), format!("ip saddr 10.1.0.0/24 {balance}"), "drop".to_owned()],
+        ),
+        (vec![rule(false, 7, 32)], vec!["ip saddr 10.1.0.7/32 drop".to_owned(), balance.clone()]),
+        (vec![rule(true, 0, 0)], vec![balance.clone(), "drop".to_owned()]),
+    ] {
+        let mut goal = goal();
+        goal.vips[0].endpoints[0].access = access;
+        let rules = plan_with(&goal, &[1, 2, 3], &[1]).rules;
+        assert_eq!(rules.chains[DOOR].lines().collect::<Vec<_>>(), expected);
+    }
+}
+
+#[test]
+fn a_guarded_role_is_reached_as_the_rules_say_and_not_otherwise() {
+    let role = |name: &str| RoleName::new(name).unwrap();
+    let pass = Pass {
+        from_roles: vec![role("db")],
+        protocol: EndpointProtocol::Tcp,
+        ports: Some(PortRange { min: 1000, max: 1010 }),
+    };
+    let guard = GuardGoal { deployment_id: "d".to_owned(), role: role("web"), passes: vec![pass] };
+    let rules = plan_with(&NetworkGoal { guards: vec![guard], ..goal() }, &[1, 2, 3], &[]).rules;
+    assert_eq!(rules.sets["homes"].elements["10.80.0.11"], "jump t_d_1");
+    assert_eq!(rules.chains["t_d_1"], "ip saddr @r_d_0 tcp dport 1000-1010 accept\n");
+    assert_eq!(rules.sets["r_d_0"].elements.keys().collect::<Vec<_>>(), ["10.80.0.13"]);
+    assert_eq!(rules.sets["homes"].elements["10.80.0.20"], "jump t_other", "others as before");
+}
+
+#[test]
+fn guests_go_only_where_they_may() {
+    let rules = |egress: &str| plan_for(&goal(), &[1, 2, 3], &[1], egress).rules;
+    assert!(rules("allow").sets["exits"].elements.is_empty());
+    let closed = rules("deny");
+    let chain = closed.sets["exits"].elements["10.80.0.11"].strip_prefix("jump ").unwrap();
+    assert_eq!(
+        closed.chains[chain],
+        "ct original ip daddr @d_d return\ncounter name denied reject with icmpx type admin-prohibited\n"
+    );
+    let some = rules("198.51.100.0/24:443, example.org:80/tcp, 0.0.0.0/0:53/udp");
+    let chain = some.sets["exits"].elements["10.80.0.20"].strip_prefix("jump ").unwrap();
+    let learned =
+        learned_set("other", &"198.51.100.0/24:443, example.org:80/tcp, 0.0.0.0/0:53/udp".parse().unwrap(), 1);
+    assert_eq!(
+        some.chains[chain].lines().collect::<Vec<_>>(),
+        [
+            "ct original ip daddr @d_other return",
+            "ct original ip daddr 198.51.100.0/24 meta l4proto { tcp, udp } ct original proto-dst 443-443 return",
+            &format!("ct original ip daddr @{learned} meta l4proto tcp ct original proto-dst 80-80 return"),
+            "meta l4proto udp ct original proto-dst 53-53 return",
+            "counter name denied reject with icmpx type admin-prohibited",
+        ]
+    );
+    assert!(some.kept.contains_key(&learned));
+}
+
+#[test]
+fn routes_lead_to_taps_and_hosts() {
+    let routes = plan_of(&[1], &[]).routes;
+    assert_eq!(routes[&dip(11)], NextHop::Tap("mft11".to_owned()));
+    assert_eq!(routes[&dip(13)], NextHop::Overlay(Ipv4Addr::new(100, 64, 0, 3)));
+    assert_eq!(routes.len(), 4);
+}
+
+#[test]
+fn the_rules_are_what_they_were() {
+    let plan = plan_of(&[1, 2, 3], &[1, 2, 3]);
+    let rules = plan.arp.clone() + &plan.rules.whole(&Present::default());
+    assert!(
+        rules == include_str!("../../tests/rules.golden"),
+        "if this is meant, write it to crates/net/tests/rules.golden:\n{rules}"
+    );
+}
+
+#[test]
+fn a_change_costs_what_changes() {
+    let (before, after) = (plan_of(&[1, 2, 3], &[1, 2, 3]).rules, plan_of(&[1, 2, 3], &[1, 3]).rules);
+    let script = after.change(&before);
+    let two = "dnat ip to numgen inc mod 2 map { 0 : 10.80.0.11, 1 : 10.80.0.13 } : 8080";
+    assert_eq!(
+        script,
+        format!(
+            "flush chain inet mayfly {DOOR}\nadd rule inet mayfly {DOOR} meta l4proto tcp counter name \"{DOOR}\" {two}\n"
+        )
+    );
+    assert_eq!(after.change(&after), "");
+}
