@@ -6,13 +6,13 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use mayfly_model::{
-    AccessRule, Admission, Backend, Deployment, Distribution, DnsRecord, Endpoint, EndpointGoal, GoalState, GuardGoal,
-    Host, HostName, Instance, NetworkGoal, Pass, PeerGoal, ProbeGoal, RoleDefinition, RoleName, RouteGoal, Slot,
-    Version, VipGoal, VmGoal,
+    AccessRule, Admission, Backend, Deployment, Distribution, Endpoint, EndpointGoal, GoalState, GuardGoal, Host,
+    HostName, Instance, NetworkGoal, Pass, PeerGoal, ProbeGoal, RoleDefinition, RoleName, RouteGoal, Version, VipGoal,
+    VmGoal,
 };
 
 use crate::core::Core;
-use crate::mutant::Mutant;
+use crate::names;
 use crate::state::State;
 
 /// The goal state of a host.
@@ -84,7 +84,8 @@ pub fn network(core: &Core) -> NetworkGoal {
         routes: routes(core),
         vips: state.deployments.values().filter(|one| !one.is_deleting()).map(|one| vip(state, one)).collect(),
         guards: state.deployments.values().flat_map(|deployment| guards(deployment)).collect(),
-        dns: dns(core),
+        dns: names::addresses(core),
+        services: names::services(core),
         voters: core.voters(),
     }
 }
@@ -219,37 +220,4 @@ fn rendezvous(vip: Ipv4Addr, host: &HostName) -> u64 {
     let mut hasher = DefaultHasher::new();
     (vip, host).hash(&mut hasher);
     hasher.finish()
-}
-
-/// The zone: a service's name leads to its VIP, the names inside it to the DIPs of today.
-pub fn dns(core: &Core) -> Vec<DnsRecord> {
-    let (state, zone) = (core.state(), &core.config().zone);
-    let keeps = core.planted().is(Mutant::KeepNames);
-    let mut records = Vec::new();
-    for deployment in state.deployments.values().filter(|one| !one.is_deleting()) {
-        let name = match deployment.key.slot {
-            Slot::Production => format!("{}.{zone}", deployment.key.service),
-            Slot::Staging => format!("{}.{zone}", deployment.id),
-        };
-        records.push(DnsRecord { name, address: deployment.vip });
-    }
-    for instance in state.instances.values() {
-        let shown = if keeps { instance.vm() } else { instance.wanted_vm() };
-        let Some(vm) = shown else { continue };
-        let suffix = internal_suffix(instance, zone);
-        for label in [instance.key.dns_label(), vm.computer_name.clone()] {
-            records.push(DnsRecord { name: format!("{label}.{suffix}"), address: vm.dip });
-        }
-    }
-    records.sort();
-    records
-}
-
-/// What follows an instance's label: `shop.internal.<zone>`, in staging `staging.shop.internal.<zone>`.
-fn internal_suffix(instance: &Instance, zone: &str) -> String {
-    let service = &instance.key.deployment.service;
-    match instance.key.deployment.slot {
-        Slot::Production => format!("{service}.internal.{zone}"),
-        Slot::Staging => format!("staging.{service}.internal.{zone}"),
-    }
 }

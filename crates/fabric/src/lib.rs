@@ -28,6 +28,7 @@ mod ladder;
 pub mod lease;
 pub mod meter;
 mod mutant;
+pub mod names;
 pub mod placement;
 mod rebalance;
 pub mod record;

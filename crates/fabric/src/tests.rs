@@ -382,7 +382,7 @@ fn names_lead_to_the_addresses_of_today() {
     fabric.deploy(&[("web", 1, VmSize::Small)]).unwrap();
     let instance = fabric.instance("shop/web_IN_0");
     let vm = instance.vm().unwrap();
-    let records = goal::dns(&fabric.core);
+    let records = crate::names::addresses(&fabric.core);
     let find = |name: &str| records.iter().find(|record| record.name == name).map(|record| record.address);
     assert_eq!(find("shop.mayfly.test"), Some(Ipv4Addr::new(10, 78, 0, 2)));
     assert_eq!(find("web-in-0.shop.internal.mayfly.test"), Some(vm.dip));

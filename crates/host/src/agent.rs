@@ -88,9 +88,16 @@ impl Agent {
             );
             return;
         }
-        self.zone.send_replace(Arc::new(Zone::new(&goal.network.zone, &goal.network.dns)));
+        self.take_names(&goal);
         self.goal.send_replace(Arc::new(goal));
         self.tell();
+    }
+}
+
+impl Agent {
+    fn take_names(&self, goal: &GoalState) {
+        let network = &goal.network;
+        self.zone.send_replace(Arc::new(Zone::new(&network.zone, &network.dns, &network.services)));
     }
 }
 
@@ -145,7 +152,7 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
     network::prepare(&agent).await.context("cannot prepare the network")?;
     guard::check(&agent);
     let goal = GoalState::clone(&agent.goal.borrow());
-    agent.zone.send_replace(Arc::new(Zone::new(&goal.network.zone, &goal.network.dns)));
+    agent.take_names(&goal);
     servers::start(&agent).await.context("cannot serve guests")?;
     let mesh = mesh::start(&agent).await.context("cannot talk to the other hosts")?;
     tracing::info!(host = %agent.config.name, incarnation = %goal.incarnation, "the agent is up");

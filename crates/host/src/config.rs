@@ -1,7 +1,7 @@
 //! What a host agent is started with, as a JSON file.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use mayfly_model::{HostName, LeaseTimings, Resources};
@@ -23,6 +23,10 @@ pub struct HostConfig {
     pub gateway: Option<Ipv4Addr>,
     /// Whether guests may reach what lies beyond the gateway.
     pub guest_egress: bool,
+    /// Name servers that know what is outside the zone; those of `/etc/resolv.conf` unless this says otherwise. Nobody is
+    /// asked where guests may not leave the fabric.
+    #[serde(default)]
+    pub dns_forwarders: Option<Vec<SocketAddr>>,
     /// What it may carry.
     pub capacity: Resources,
     /// What roles may ask for, such as `disk` = `ssd`.
@@ -90,11 +94,29 @@ fn image_cache_bytes() -> u64 {
 }
 
 impl HostConfig {
+    /// Who knows names outside the zone, if guests may ask.
+    pub(crate) fn name_servers(&self) -> Option<Vec<SocketAddr>> {
+        let servers = match &self.dns_forwarders {
+            Some(servers) => servers.clone(),
+            None => of_resolver(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
+        };
+        Some(servers).filter(|servers| self.guest_egress && !servers.is_empty())
+    }
+
     /// The hosts' own network, as `ADDRESS/PREFIX`.
     pub(crate) fn underlay(&self) -> String {
         let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
         format!("{}/{}", Ipv4Addr::from(u32::from(self.address) & mask), self.prefix)
     }
+}
+
+/// The name servers in a file of the form of `resolv.conf`.
+fn of_resolver(text: &str) -> Vec<SocketAddr> {
+    let servers = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
+    servers
+        .filter_map(|server| server.trim().parse::<IpAddr>().ok())
+        .map(|server| SocketAddr::new(server, 53))
+        .collect()
 }
 
 /// The disk server's control socket.

@@ -1,16 +1,23 @@
 //! The servers that guests talk to: wire server, metadata, DNS.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 
+use mayfly_model::Egress;
 use mayfly_net::address::{METADATA, WIRE_SERVER};
-use mayfly_net::serve_dns;
+use mayfly_net::plan::learned_set;
+use mayfly_net::{Asked, DnsServer, Forwarder, NameObserver};
 use mayfly_wire::{Guest, Guests, HealthReport, metadata_router, wire_server_router};
 use tokio::net::TcpListener;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, lock};
 use crate::clock;
 use crate::status::Stage;
+
+/// Questions that one guest may put to DNS in a second, and at once.
+const DNS_LIMIT: (u32, u32) = (1000, 2000);
+/// Most threads that answer DNS.
+const DNS_THREADS: usize = 4;
 
 /// The agent, as the protocols see it.
 struct Directory(Arc<Agent>);
@@ -62,11 +69,48 @@ pub(crate) async fn start(agent: &Arc<Agent>) -> anyhow::Result<()> {
             }
         });
     }
-    let zone = agent.zone.subscribe();
-    tokio::spawn(async move {
-        if let Err(error) = serve_dns(WIRE_SERVER, zone).await {
-            tracing::error!(%error, "the guests' DNS ended");
+    let dns = DnsServer {
+        zone: agent.zone.subscribe(),
+        forwarder: agent.config.name_servers().map(|servers| Arc::new(Forwarder::new(servers))),
+        limit: Some(DNS_LIMIT),
+        observer: Some(Arc::new(Names(Arc::clone(agent)))),
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(DNS_THREADS);
+    Ok(dns.start(SocketAddrV4::new(WIRE_SERVER, 53), threads, Arc::default()).await?)
+}
+
+/// Who may ask for which names, and what opens to whom has been told their addresses.
+struct Names(Arc<Agent>);
+
+impl NameObserver for Names {
+    fn asked(&self, by: Ipv4Addr, name: &str, inside: bool) -> Asked {
+        let mut statuses = self.0.statuses();
+        match statuses.at(by).map(|status| &status.goal.egress) {
+            None | Some(Egress::Allow) => Asked::Freely,
+            // Names inside are no secret, and lead out only where they are open.
+            Some(egress) if egress.may_resolve(name) => Asked::Watched,
+            Some(_) if inside => Asked::Freely,
+            Some(_) => Asked::Refused,
         }
-    });
-    Ok(())
+    }
+
+    fn told(&self, guest: Ipv4Addr, name: &str, addresses: &[Ipv4Addr], seconds: u32) {
+        let policy = {
+            let mut statuses = self.0.statuses();
+            statuses.at(guest).map(|status| (status.goal.deployment_id.clone(), status.goal.egress.clone()))
+        };
+        let Some((deployment_id, Egress::Only(destinations))) = policy else { return };
+        let egress = Egress::Only(destinations.clone());
+        for (number, _) in destinations.iter().enumerate().filter(|(_, one)| one.target.is_named(name)) {
+            let set = learned_set(&deployment_id, &egress, number);
+            if let Err(error) = lock(&self.0.nft).learn(&set, addresses, seconds) {
+                // The guest's rules are not in force yet; it asks again.
+                tracing::debug!(%guest, name, %error, "addresses are not open yet");
+            }
+        }
+    }
+
+    fn is_needed(&self) -> bool {
+        self.0.goal.borrow().vms.iter().any(|vm| vm.egress != Egress::Allow)
+    }
 }

@@ -130,6 +130,9 @@ pub struct NetworkGoal {
     pub guards: Vec<GuardGoal>,
     /// Names and addresses.
     pub dns: Vec<DnsRecord>,
+    /// Endpoints by their names.
+    #[serde(default)]
+    pub services: Vec<ServiceRecord>,
     /// Voters of the location, controllers included; see `lease`.
     pub voters: usize,
 }
@@ -237,4 +240,18 @@ pub struct DnsRecord {
     pub name: String,
     /// Its address.
     pub address: Ipv4Addr,
+    /// Whether it is the name that the address leads back to.
+    #[serde(default)]
+    pub canonical: bool,
+}
+
+/// Where a service is found by its name (an SRV record, RFC 2782).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ServiceRecord {
+    /// The full name, `_http._tcp.shop.<zone>`, in lower case, without a dot at the end.
+    pub name: String,
+    /// The port.
+    pub port: u16,
+    /// The name of the machine.
+    pub target: String,
 }

@@ -39,8 +39,8 @@ pub use egress::{Destination, Egress, Target, Transport};
 pub use enrolment::{Enrolment, HostToken};
 pub use event::{Event, EventKind};
 pub use goal::{
-    Backend, DnsRecord, EndpointGoal, GoalState, GuardGoal, NetworkGoal, Pass, PeerGoal, ProbeGoal, RouteGoal, VipGoal,
-    VmGoal,
+    Backend, DnsRecord, EndpointGoal, GoalState, GuardGoal, NetworkGoal, Pass, PeerGoal, ProbeGoal, RouteGoal,
+    ServiceRecord, VipGoal, VmGoal,
 };
 pub use host::{Admission, Host, HostCondition};
 pub use image::{Digest, Image};

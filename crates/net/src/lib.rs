@@ -20,7 +20,7 @@ pub mod probe;
 mod tap;
 
 pub use dhcp::{DhcpLease, serve_dhcp};
-pub use dns::{Zone, serve_dns};
+pub use dns::{Asked, DnsServer, Forwarder, Limit, NameObserver, Zone};
 pub use error::NetError;
 pub use garp::announce;
 pub use links::Links;

@@ -77,6 +77,7 @@ pub(super) fn configure(
         prefix: 24,
         gateway: Some(fabric.machine()),
         guest_egress: false,
+        dns_forwarders: None,
         capacity,
         controller: fabric.host_url(),
         join: None,

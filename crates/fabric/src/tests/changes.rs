@@ -146,7 +146,7 @@ fn slots_are_swapped_without_touching_a_vm() {
     assert_eq!((vms(&fabric, &production("shop")), vms(&fabric, &staging("shop"))), (green, red));
     let now = fabric.deployment();
     assert_eq!((now.id.clone(), now.vip), (back.id.clone(), front.vip), "the address stays with the slot");
-    let records = goal::dns(&fabric.core);
+    let records = crate::names::addresses(&fabric.core);
     let shop = records.iter().find(|one| one.name == "shop.mayfly.test").unwrap();
     assert_eq!(shop.address, front.vip);
     fabric.run(2000);

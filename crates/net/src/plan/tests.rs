@@ -55,6 +55,7 @@ fn goal() -> NetworkGoal {
         }],
         guards: vec![],
         dns: vec![],
+        services: vec![],
         voters: 4,
     }
 }
