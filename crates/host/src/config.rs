@@ -27,6 +27,9 @@ pub struct HostConfig {
     /// asked where guests may not leave the fabric.
     #[serde(default)]
     pub dns_forwarders: Option<Vec<SocketAddr>>,
+    /// Whether guests send and receive only as fast as the table of sizes says.
+    #[serde(default = "on")]
+    pub limit_rates: bool,
     /// What it may carry.
     pub capacity: Resources,
     /// What roles may ask for, such as `disk` = `ssd`.
@@ -83,6 +86,10 @@ pub enum RebootBy {
     Kernel,
     /// By the process that keeps the agent running: the agent ends with [`REBOOT_STATUS`](crate::REBOOT_STATUS).
     Supervisor,
+}
+
+fn on() -> bool {
+    true
 }
 
 fn background_rate() -> u64 {

@@ -38,6 +38,8 @@ pub(crate) async fn prepare(agent: &Agent) -> anyhow::Result<()> {
     sysctl("net/ipv4/ip_forward", "1")?;
     for scope in ["all", "default"] {
         sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "0")?;
+        // Nobody is to learn of a way around this host.
+        sysctl(&format!("net/ipv4/conf/{scope}/send_redirects"), "0")?;
         // Hosts without IPv6 lack this.
         let _ = sysctl(&format!("net/ipv6/conf/{scope}/disable_ipv6"), "1");
     }
@@ -61,6 +63,7 @@ pub(crate) fn prepare_tap(tap: &str) -> anyhow::Result<()> {
     // The host answers ARP for every address that it can reach on another device, without the usual random delay.
     sysctl(&format!("net/ipv4/conf/{tap}/proxy_arp"), "1")?;
     sysctl(&format!("net/ipv4/neigh/{tap}/proxy_delay"), "0")?;
+    sysctl(&format!("net/ipv4/conf/{tap}/send_redirects"), "0")?;
     let _ = sysctl(&format!("net/ipv6/conf/{tap}/disable_ipv6"), "1");
     Ok(())
 }

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mayfly_model::{ProbeGoal, Time, VmId};
-use mayfly_net::probe::ask;
+use mayfly_net::probe::{Steadiness, ask};
 
 use crate::agent::Agent;
 use crate::clock;
 use crate::status::Stage;
 
 /// Between two looks at what has to be asked.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(50);
 /// Between two questions until the first answer, so that a new guest enters the rotation at once.
 const EAGER: u64 = 250;
 /// How long one question may take.
@@ -23,10 +23,12 @@ const LIMIT: Duration = Duration::from_secs(2);
 type Key = (VmId, u32, ProbeGoal);
 
 /// The history of one probe.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Record {
     asked: Time,
     answered: Option<Time>,
+    steadiness: Steadiness,
+    in_rotation: bool,
 }
 
 /// Asks for ever.
@@ -39,22 +41,24 @@ pub(crate) async fn run(agent: Arc<Agent>) {
         records.retain(|key, _| wanted.contains_key(key));
         for (key, address) in wanted {
             let record = records.entry(key.clone()).or_default();
-            let interval = match record.answered {
-                Some(_) => u64::from(key.2.interval_millis),
-                None => EAGER,
-            };
+            let interval = u64::from(key.2.interval_millis);
+            let interval = if record.in_rotation { interval } else { interval.min(EAGER) };
             if record.asked != Time(0) && now.since(record.asked) < interval {
                 continue;
             }
             record.asked = now;
             let sender = sender.clone();
             tokio::spawn(async move {
-                let answered = ask(address, &key.2, LIMIT).await;
+                let limit = LIMIT.min(Duration::from_millis(u64::from(key.2.timeout_millis)));
+                let answered = ask(address, &key.2, limit).await;
                 // The receiver lives as long as the agent.
                 let _ = sender.send((key, answered));
             });
         }
-        while let Ok((key, answered)) = answers.try_recv() {
+        // The sender above lives as long as this task.
+        let mut next = tokio::time::timeout(LOOK, answers.recv()).await.ok().flatten();
+        while let Some((key, answered)) = next {
+            next = answers.try_recv().ok();
             let Some(record) = records.get_mut(&key) else { continue };
             if answered {
                 record.answered = Some(clock::now());
@@ -64,9 +68,9 @@ pub(crate) async fn run(agent: Arc<Agent>) {
             if !well {
                 record.answered = None;
             }
-            note(&agent, &key, well);
+            record.in_rotation = record.steadiness.note(clock::now().0, well);
+            note(&agent, &key, record.in_rotation);
         }
-        tokio::time::sleep(LOOK).await;
     }
 }
 

@@ -90,6 +90,18 @@ impl VmSize {
         gib << 30
     }
 
+    /// Bits a second that an instance of this size may send, and as many that it may receive: the table of sizes of 2011.
+    pub fn bits_per_second(self) -> u64 {
+        let megabits = match self {
+            VmSize::ExtraSmall => 5,
+            VmSize::Small => 100,
+            VmSize::Medium => 200,
+            VmSize::Large => 400,
+            VmSize::ExtraLarge => 800,
+        };
+        megabits * 1_000_000
+    }
+
     /// What an instance of this size takes from its host. The shared core counts as a quarter.
     pub fn resources(self) -> Resources {
         let (cpu_milli, memory_mib) = match self {

@@ -26,6 +26,8 @@ pub const OVERLAY_DEVICE: &str = "mfvx";
 pub const GUEST_MTU: u16 = 1450;
 /// What all taps start with.
 pub const TAP_PREFIX: &str = "mft";
+/// What the devices start with through which guests' packets are led to limit their rate.
+pub const RATE_PREFIX: &str = "mfi";
 /// The VXLAN's number.
 pub const OVERLAY_ID: u32 = 7070;
 /// The routing protocol number by which the agent knows its own routes again.

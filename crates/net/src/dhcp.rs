@@ -4,10 +4,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, Opcode, OptionCode, UnknownOption};
 use dhcproto::{Decodable, Decoder, Encodable, Encoder};
+use ipnet::Ipv4Net;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 
-use crate::address::{DIP_PREFIX, GATEWAY, GUEST_MTU, WIRE_SERVER};
+use crate::address::{DIP_PREFIX, GATEWAY, GUEST_MTU, METADATA, WIRE_SERVER};
 use crate::error::NetError;
 
 /// What the guest is told.
@@ -90,6 +91,10 @@ fn answer(request: &Message, lease: &DhcpLease) -> Option<Message> {
     }
     options.insert(DhcpOption::SubnetMask(Ipv4Addr::from(u32::MAX << (32 - u32::from(DIP_PREFIX)))));
     options.insert(DhcpOption::Router(vec![GATEWAY]));
+    // Whoever asks for these routes ignores the router above (RFC 3442); guests' agents look for the wire server's.
+    let way = |address, prefix| Some((Ipv4Net::new(address, prefix).ok()?, GATEWAY));
+    let ways = [way(Ipv4Addr::UNSPECIFIED, 0), way(WIRE_SERVER, 32), way(METADATA, 32)];
+    options.insert(DhcpOption::ClasslessStaticRoute(ways.into_iter().flatten().collect()));
     options.insert(DhcpOption::DomainNameServer(vec![WIRE_SERVER]));
     options.insert(DhcpOption::Hostname(lease.host_name.clone()));
     options.insert(DhcpOption::DomainName(lease.domain.clone()));

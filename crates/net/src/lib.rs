@@ -17,6 +17,7 @@ pub mod mesh;
 mod nft;
 pub mod plan;
 pub mod probe;
+mod rate;
 mod tap;
 
 pub use dhcp::{DhcpLease, serve_dhcp};

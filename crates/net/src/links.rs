@@ -32,6 +32,10 @@ impl Links {
         Ok(Links { handle })
     }
 
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
     /// The index of a device.
     ///
     /// # Errors
@@ -84,6 +88,15 @@ impl Links {
     pub async fn up(&self, device: &str) -> Result<(), NetError> {
         let index = self.index(device).await?;
         let message = LinkUnspec::new_with_index(index).up().build();
+        self.handle.link().set(message).execute().await.map_err(NetError::netlink(format!("bring {device} up")))
+    }
+
+    /// Brings a device up with this MTU.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub async fn up_with_mtu(&self, device: &str, mtu: u16) -> Result<(), NetError> {
+        let message = LinkUnspec::new_with_index(self.index(device).await?).mtu(u32::from(mtu)).up().build();
         self.handle.link().set(message).execute().await.map_err(NetError::netlink(format!("bring {device} up")))
     }
 

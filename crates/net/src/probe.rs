@@ -1,5 +1,6 @@
 //! Probes: asking an instance whether it is well.
 
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -23,6 +24,41 @@ pub async fn ask(address: Ipv4Addr, probe: &ProbeGoal, limit: Duration) -> bool 
     matches!(tokio::time::timeout(limit, question).await, Ok(Some(())))
 }
 
+/// Falls within [`MEMORY`] from which on a backend is held back.
+const FALLS: usize = 3;
+/// How long a fall is remembered, in milliseconds.
+const MEMORY: u64 = 60_000;
+/// How long a backend has to be well again after the third fall, in milliseconds; twice as long after each further one.
+const HOLD: u64 = 2_000;
+/// The longest that it is held back.
+const HOLD_MAX: u64 = 60_000;
+
+/// Whether a backend that answers may be in rotation: one that keeps falling is held back, longer each time, so that
+/// clients do not keep running into it.
+#[derive(Clone, Debug, Default)]
+pub struct Steadiness {
+    well_since: Option<u64>,
+    falls: VecDeque<u64>,
+}
+
+impl Steadiness {
+    /// Notes how it is doing at `now` (milliseconds of the caller's clock), and says whether it may be in rotation.
+    pub fn note(&mut self, now: u64, well: bool) -> bool {
+        self.falls.retain(|fall| now.saturating_sub(*fall) < MEMORY);
+        match (well, self.well_since) {
+            (true, None) => self.well_since = Some(now),
+            (false, Some(_)) => {
+                self.well_since = None;
+                self.falls.push_back(now);
+            }
+            _ => {}
+        }
+        let doublings = self.falls.len().checked_sub(FALLS);
+        let hold = doublings.map_or(0, |doublings| (HOLD << doublings.min(16)).min(HOLD_MAX));
+        self.well_since.is_some_and(|since| now.saturating_sub(since) >= hold)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,6 +74,22 @@ mod tests {
         });
         let probe = ProbeGoal { port, path: path.map(str::to_owned), interval_millis: 5000, timeout_millis: 11_000 };
         ask(Ipv4Addr::LOCALHOST, &probe, Duration::from_millis(500)).await
+    }
+
+    #[test]
+    fn who_keeps_falling_is_held_back() {
+        let mut steadiness = Steadiness::default();
+        assert!(steadiness.note(0, true), "the first time at once");
+        for fall in 1..=2 {
+            assert!(!steadiness.note(fall * 1000, false));
+            assert!(steadiness.note(fall * 1000 + 100, true), "fall {fall}");
+        }
+        assert!(!steadiness.note(3000, false));
+        assert!(!steadiness.note(3100, true) && !steadiness.note(5000, true) && steadiness.note(5100, true));
+        assert!(!steadiness.note(6000, false));
+        assert!(!steadiness.note(6100, true) && !steadiness.note(10_000, true) && steadiness.note(10_100, true));
+        // What was long ago is forgotten.
+        assert!(!steadiness.note(200_000, false) && steadiness.note(200_100, true));
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use mayfly_model::{
@@ -216,5 +217,79 @@ fn any_row_of_changes_leads_to_the_table_that_is_wanted() {
         }
         nft.apply("delete table inet mayfly").unwrap();
         assert_eq!(nft.present().unwrap(), mayfly_net::plan::ruleset::Present::default());
+    });
+}
+
+/// Moves a device into the network namespace of another thread of this process.
+async fn give(handle: &rtnetlink::Handle, device: &str, thread: nix::unistd::Pid) {
+    let namespace = std::fs::File::open(format!("/proc/self/task/{thread}/ns/net")).unwrap();
+    let moved = rtnetlink::LinkUnspec::new_with_name(device).setns_by_fd(namespace.as_raw_fd()).build();
+    handle.link().set(moved).execute().await.unwrap();
+}
+
+/// How long it takes to receive so many bytes from `address`, which sends them to whoever connects.
+fn fetch(address: (Ipv4Addr, u16), bytes: usize) -> Duration {
+    let start = std::time::Instant::now();
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    let mut buffer = vec![0; bytes];
+    std::io::Read::read_exact(&mut stream, &mut buffer).unwrap();
+    start.elapsed()
+}
+
+fn serve(address: (Ipv4Addr, u16), bytes: usize) {
+    let listener = std::net::TcpListener::bind(address).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            // Who only looks whether somebody is there hangs up at once.
+            let _ = std::io::Write::write_all(&mut stream.unwrap(), &vec![7; bytes]);
+        }
+    });
+}
+
+#[test]
+fn guests_send_and_receive_no_faster_than_their_size_allows() {
+    const BYTES: usize = 1_000_000;
+    let (host, guest) = (Ipv4Addr::new(10, 9, 0, 1), Ipv4Addr::new(10, 9, 0, 2));
+    in_namespace(move || async move {
+        let (tell, told) = std::sync::mpsc::channel();
+        let (ready, go) = std::sync::mpsc::channel();
+        // The other end of the wire is in a namespace, and so a thread, of its own.
+        let far = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            tell.send(nix::unistd::gettid()).unwrap();
+            go.recv().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let links = Links::open().unwrap();
+                links.add_address("far", guest, 24).await.unwrap();
+                links.up("far").await.unwrap();
+            });
+            serve((guest, 9000), BYTES);
+            go.recv().unwrap();
+            fetch((host, 9000), BYTES)
+        });
+        let links = Links::open().unwrap();
+        let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+        tokio::spawn(connection);
+        let wire = rtnetlink::LinkVeth::new("mft1", "far").build();
+        handle.link().add(wire).execute().await.unwrap();
+        give(&handle, "far", told.recv().unwrap()).await;
+        links.add_address("mft1", host, 24).await.unwrap();
+        links.up_with_mtu("mft1", 1450).await.unwrap();
+        for _ in 0..2 {
+            links.limit_rate("mft1", 5_000_000).await.unwrap();
+        }
+        ready.send(()).unwrap();
+        serve((host, 9000), BYTES);
+        while std::net::TcpStream::connect_timeout(&(guest, 9000).into(), Duration::from_secs(1)).is_err() {}
+        // A million bytes are 1.6 seconds of that rate; faster is impossible, however the machine is doing.
+        let sent = fetch((guest, 9000), BYTES);
+        assert!(sent > Duration::from_millis(1200), "the guest sent a million bytes in {sent:?}");
+        ready.send(()).unwrap();
+        let received = far.join().unwrap();
+        assert!(received > Duration::from_millis(1200), "the guest received a million bytes in {received:?}");
+        links.delete("mft1").await.unwrap();
+        links.forget_rate("mft1").await.unwrap();
+        assert_eq!(links.names().await.unwrap(), ["lo"]);
     });
 }

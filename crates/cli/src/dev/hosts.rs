@@ -78,6 +78,7 @@ pub(super) fn configure(
         gateway: Some(fabric.machine()),
         guest_egress: false,
         dns_forwarders: None,
+        limit_rates: true,
         capacity,
         controller: fabric.host_url(),
         join: None,

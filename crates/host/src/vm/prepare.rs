@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use mayfly_disk::{Base, Export, Transport};
 use mayfly_model::{DiskModel, VmGoal};
-use mayfly_net::address::tap_name;
+use mayfly_net::address::{GUEST_MTU, tap_name};
 use mayfly_net::create_tap;
 use mayfly_qemu::Accelerator;
 
@@ -62,7 +62,13 @@ pub(super) async fn tap(agent: &Agent, goal: &VmGoal) -> anyhow::Result<()> {
     let tap = tap_name(goal.vm);
     create_tap(&tap)?;
     prepare_tap(&tap)?;
-    agent.links.up(&tap).await?;
+    agent.links.up_with_mtu(&tap, GUEST_MTU).await?;
+    if agent.config.limit_rates {
+        agent.links.limit_rate(&tap, goal.size.bits_per_second()).await.context(
+            "the kernel needs sch_tbf, sch_ingress, ifb, cls_u32 and act_mirred for that; without them, set \
+             \"limit_rates\": false in the host's configuration",
+        )?;
+    }
     agent.links.pin_neighbour(&tap, goal.dip, goal.mac()).await?;
     Ok(())
 }

@@ -311,7 +311,11 @@ impl Runner {
                     _ => Ok(()),
                 }
             });
-            match done.await.map_err(anyhow::Error::from).and_then(|done| done) {
+            let mut done = done.await.map_err(anyhow::Error::from).and_then(|done| done);
+            if done.is_ok() {
+                done = self.agent.links.forget_rate(&tap_name(vm)).await.map_err(anyhow::Error::from);
+            }
+            match done {
                 Ok(()) => break,
                 Err(error) => tracing::warn!(%vm, error = format!("{error:#}"), "a VM cannot be thrown away yet"),
             }
