@@ -1,16 +1,14 @@
 //! Makes the kernel's tables what the plan says.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use mayfly_model::HostName;
-use mayfly_net::address::{GATEWAY, METADATA, UNDERLAY_DEVICE, WIRE_SERVER};
+use mayfly_net::address::UNDERLAY_DEVICE;
 use mayfly_net::plan::{Health, Inputs, Plan, plan};
-use mayfly_net::{Links, NetError, announce};
+use mayfly_net::{Links, NetError, announce, prepare_host};
 
 use crate::agent::{Agent, lock};
 use crate::clock;
@@ -35,17 +33,7 @@ pub(crate) async fn join_underlay(config: &HostConfig, links: &Links) -> anyhow:
 
 /// Sets up what is the same for all goal states.
 pub(crate) async fn prepare(agent: &Agent) -> anyhow::Result<()> {
-    sysctl("net/ipv4/ip_forward", "1")?;
-    for scope in ["all", "default"] {
-        sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "0")?;
-        // Nobody is to learn of a way around this host.
-        sysctl(&format!("net/ipv4/conf/{scope}/send_redirects"), "0")?;
-        // Hosts without IPv6 lack this.
-        let _ = sysctl(&format!("net/ipv6/conf/{scope}/disable_ipv6"), "1");
-    }
-    for address in [WIRE_SERVER, METADATA, GATEWAY] {
-        agent.links.add_address("lo", address, 32).await?;
-    }
+    prepare_host(&agent.links).await?;
     // Where there are rules already, an earlier agent made them for guests that may still run; they hold until it is
     // known how those are doing.
     let first = current(agent);
@@ -56,20 +44,6 @@ pub(crate) async fn prepare(agent: &Agent) -> anyhow::Result<()> {
         nft.apply(&first.arp)?;
     }
     Ok(())
-}
-
-/// Sets what has to be set on a new tap.
-pub(crate) fn prepare_tap(tap: &str) -> anyhow::Result<()> {
-    // The host answers ARP for every address that it can reach on another device, without the usual random delay.
-    sysctl(&format!("net/ipv4/conf/{tap}/proxy_arp"), "1")?;
-    sysctl(&format!("net/ipv4/neigh/{tap}/proxy_delay"), "0")?;
-    sysctl(&format!("net/ipv4/conf/{tap}/send_redirects"), "0")?;
-    let _ = sysctl(&format!("net/ipv6/conf/{tap}/disable_ipv6"), "1");
-    Ok(())
-}
-
-fn sysctl(name: &str, value: &str) -> anyhow::Result<()> {
-    fs::write(format!("/proc/sys/{name}"), value).with_context(|| format!("cannot set {}", name.replace('/', ".")))
 }
 
 /// Follows the plan for ever.

@@ -7,11 +7,10 @@ use anyhow::{Context, bail};
 use mayfly_disk::{Base, Export, Transport};
 use mayfly_model::{DiskModel, VmGoal};
 use mayfly_net::address::{GUEST_MTU, tap_name};
-use mayfly_net::create_tap;
+use mayfly_net::{create_tap, prepare_tap};
 use mayfly_qemu::Accelerator;
 
 use crate::agent::Agent;
-use crate::network::prepare_tap;
 
 /// The differencing disk of a VM.
 pub(super) fn disk_path(agent: &Agent, goal: &VmGoal) -> PathBuf {

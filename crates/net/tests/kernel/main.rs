@@ -1,5 +1,8 @@
 //! The data plane's parts against the real kernel, each in a network namespace of its own. They need root.
 
+mod lab;
+mod membership;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
@@ -32,10 +35,10 @@ fn rules_are_accepted_and_leases_end_by_themselves() {
     in_namespace(|| async {
         let mut nft = Nft::load().unwrap();
         for _ in 0..2 {
-            nft.apply(include_str!("rules.golden")).unwrap();
+            nft.apply(include_str!("../rules.golden")).unwrap();
         }
         nft.lease(&[Ipv4Addr::new(10, 80, 0, 11)], 5000).unwrap();
-        nft.apply(include_str!("rules.golden")).unwrap();
+        nft.apply(include_str!("../rules.golden")).unwrap();
         nft.apply("get element inet mayfly leased { 10.80.0.11 }").expect("a new rule set must not end a lease");
         nft.lease(&[Ipv4Addr::new(10, 80, 0, 11)], 200).unwrap();
         tokio::time::sleep(Duration::from_millis(600)).await;

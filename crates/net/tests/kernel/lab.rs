@@ -1,0 +1,298 @@
+//! A data centre on one machine without guests: hosts, native backends in place of guests, and clients, each in a network
+//! namespace of its own. Hosts are set up by the code that sets up real ones.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::sync::Mutex;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+
+use mayfly_model::{
+    Backend, Distribution, Egress, EndpointGoal, HostName, NetworkGoal, PeerGoal, RoleName, RouteGoal, VipGoal, VmId,
+};
+use mayfly_net::address::{GATEWAY, GUEST_MTU, UNDERLAY_DEVICE};
+use mayfly_net::plan::{Inputs, LocalGuest, Plan, plan};
+use mayfly_net::{Links, Nft, prepare_host, prepare_tap};
+use nix::sched::{CloneFlags, unshare};
+use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use tokio::runtime::Runtime;
+
+/// What is at hand inside a namespace.
+pub struct Kit {
+    pub runtime: Runtime,
+    pub links: Links,
+    pub handle: Handle,
+    pub nft: Nft,
+}
+
+type Job = Box<dyn FnOnce(&mut Kit) + Send>;
+
+/// A network namespace: a thread that lives in it. It ends with the thread, and processes that the thread starts are in it.
+pub struct Namespace {
+    /// The thread's id, by which the kernel finds the namespace.
+    pub thread_id: u32,
+    jobs: Mutex<Option<Sender<Job>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Namespace {
+    pub fn new() -> Namespace {
+        let (jobs, queue) = channel::<Job>();
+        let (tell, told) = channel();
+        let thread = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).expect("this needs root");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let (links, handle) = runtime.block_on(async {
+                let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+                tokio::spawn(connection);
+                let links = Links::open().unwrap();
+                links.up("lo").await.unwrap();
+                (links, handle)
+            });
+            let mut kit = Kit { runtime, links, handle, nft: Nft::load().unwrap() };
+            tell.send(nix::unistd::gettid().as_raw() as u32).unwrap();
+            while let Ok(job) = queue.recv() {
+                job(&mut kit);
+            }
+        });
+        Namespace { thread_id: told.recv().unwrap(), jobs: Mutex::new(Some(jobs)), thread: Some(thread) }
+    }
+
+    /// Does something inside, and waits for it.
+    pub fn run<T: Send + 'static>(&self, job: impl FnOnce(&mut Kit) -> T + Send + 'static) -> T {
+        let (tell, told) = channel();
+        let job: Job = Box::new(move |kit| drop(tell.send(job(kit))));
+        self.jobs.lock().unwrap().as_ref().unwrap().send(job).unwrap();
+        told.recv().expect("what ran in the namespace panicked")
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        drop(self.jobs.lock().unwrap().take());
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A host.
+pub struct LabHost {
+    pub name: HostName,
+    pub namespace: Namespace,
+    pub guests: Vec<LocalGuest>,
+    pub applied: Option<Plan>,
+}
+
+/// The data centre.
+pub struct Lab {
+    pub hosts: Vec<LabHost>,
+    pub backends: Vec<Namespace>,
+    pub clients: Vec<Namespace>,
+    pub goal: NetworkGoal,
+    // The hosts' legs are on its bridge.
+    _centre: Namespace,
+}
+
+/// The public address.
+pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
+/// The port on it and in the backends.
+pub const PORT: u16 = 80;
+
+/// The address of a host, counted from 1.
+pub fn underlay(number: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 77, 0, 10 + number as u8)
+}
+
+/// The address of a backend, counted from 1.
+pub fn dip(number: usize) -> Ipv4Addr {
+    let [_, _, high, low] = (number as u32 + 1).to_be_bytes();
+    Ipv4Addr::new(10, 80, high, low)
+}
+
+fn overlay(number: usize) -> Ipv4Addr {
+    Ipv4Addr::new(100, 64, 0, number as u8)
+}
+
+fn guest(number: usize) -> LocalGuest {
+    let [a, b, c, d] = dip(number).octets();
+    LocalGuest {
+        tap: format!("mft{number}"),
+        dip: dip(number),
+        mac: [2, 0, a, b, c, d],
+        deployment_id: "d".to_owned(),
+        egress: Egress::Allow,
+    }
+}
+
+impl Lab {
+    /// So many hosts with one backend each, behind [`VIP`], which the first host has; and so many clients.
+    pub fn new(hosts: usize, clients: usize) -> Lab {
+        let centre = Namespace::new();
+        centre.run(|kit| {
+            let bridge = kit.links.create_bridge("dc", [2, 0, 0, 0, 0, 1], "mayfly lab");
+            kit.runtime.block_on(bridge).unwrap();
+        });
+        let leg = |name: String, thread_id: u32| {
+            centre.run(move |kit| kit.runtime.block_on(kit.links.create_leg(&name, "dc", thread_id)).unwrap());
+        };
+        let mut lab = Lab {
+            hosts: Vec::new(),
+            backends: Vec::new(),
+            clients: Vec::new(),
+            goal: NetworkGoal { zone: "z".to_owned(), ..NetworkGoal::default() },
+            _centre: Namespace::new(),
+        };
+        for number in 1..=hosts {
+            let (namespace, backend) = (Namespace::new(), Namespace::new());
+            leg(format!("h{number}"), namespace.thread_id);
+            let guest = guest(number);
+            connect(&namespace, &backend, number, guest.clone());
+            lab.backends.push(backend);
+            let name = HostName::new(format!("host-{number}")).unwrap();
+            lab.hosts.push(LabHost { name, namespace, guests: vec![guest], applied: None });
+        }
+        for number in 1..=clients {
+            let namespace = Namespace::new();
+            leg(format!("c{number}"), namespace.thread_id);
+            namespace.run(move |kit| {
+                kit.runtime.block_on(async {
+                    let last = 200 + number as u8;
+                    kit.links.add_address(UNDERLAY_DEVICE, Ipv4Addr::new(10, 77, 0, last), 24).await.unwrap();
+                    kit.links.up(UNDERLAY_DEVICE).await.unwrap();
+                    // The public address is on the wire.
+                    let index = kit.links.index(UNDERLAY_DEVICE).await.unwrap();
+                    let public =
+                        RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(VIP, 32).output_interface(index);
+                    kit.handle.route().add(public.scope(RouteScope::Link).build()).execute().await.unwrap();
+                });
+            });
+            lab.clients.push(namespace);
+        }
+        lab._centre = centre;
+        lab.goal = lab.first_goal();
+        lab.follow(&lab.all());
+        lab
+    }
+
+    fn first_goal(&self) -> NetworkGoal {
+        let names: Vec<HostName> = self.hosts.iter().map(|host| host.name.clone()).collect();
+        let numbered = || names.iter().cloned().zip(1..);
+        let backends = numbered().map(|(host, number): (HostName, usize)| Backend {
+            vm: VmId(number as u64),
+            dip: dip(number),
+            host,
+            probe: None,
+            always: false,
+        });
+        let endpoint = EndpointGoal {
+            udp: false,
+            port: PORT,
+            local_port: PORT,
+            backends: backends.collect(),
+            access: vec![],
+            distribution: Distribution::Connection,
+        };
+        NetworkGoal {
+            zone: "z".to_owned(),
+            peers: numbered()
+                .map(|(host, number)| PeerGoal {
+                    host,
+                    address: underlay(number),
+                    overlay: overlay(number),
+                    mac: [2, 0x6d, 0x66, 0, 0, number as u8],
+                    voter: true,
+                })
+                .collect(),
+            routes: numbered()
+                .map(|(host, number)| RouteGoal {
+                    dip: dip(number),
+                    host,
+                    deployment_id: "d".to_owned(),
+                    role: RoleName::new("web").unwrap(),
+                })
+                .collect(),
+            vips: vec![VipGoal { vip: VIP, endpoints: vec![endpoint], owners: names.clone() }],
+            ..NetworkGoal::default()
+        }
+    }
+
+    /// All backends.
+    pub fn all(&self) -> BTreeSet<u64> {
+        (1..=self.hosts.len() as u64).collect()
+    }
+
+    /// Makes every host follow the goal, with these backends healthy.
+    pub fn follow(&mut self, healthy: &BTreeSet<u64>) {
+        let live: BTreeSet<HostName> = self.hosts.iter().map(|host| host.name.clone()).collect();
+        let health = healthy.iter().map(|vm| (VmId(*vm), None)).collect();
+        for (number, host) in self.hosts.iter_mut().enumerate() {
+            let inputs = Inputs {
+                host: &host.name,
+                goal: &self.goal,
+                guests: &host.guests,
+                health: &health,
+                live: &live,
+                underlay: None,
+            };
+            let wanted = plan(&inputs);
+            let before = host.applied.replace(wanted.clone());
+            let dips: Vec<Ipv4Addr> = host.guests.iter().map(|guest| guest.dip).collect();
+            let number = number + 1;
+            host.namespace.run(move |kit| apply(kit, number, before.as_ref(), &wanted, &dips));
+        }
+    }
+}
+
+/// Does what the host agent does.
+fn apply(kit: &mut Kit, number: usize, before: Option<&Plan>, wanted: &Plan, dips: &[Ipv4Addr]) {
+    let script = match before {
+        Some(before) => wanted.rules.change(&before.rules),
+        None => wanted.rules.whole(&kit.nft.present().unwrap()),
+    };
+    kit.nft.apply(&script).unwrap_or_else(|error| panic!("{error}\n{script}"));
+    if before.is_some() {
+        return;
+    }
+    kit.nft.apply(&wanted.arp).unwrap();
+    kit.nft.lease(dips, 3_600_000).unwrap();
+    let mac = [2, 0x6d, 0x66, 0, 0, number as u8];
+    kit.runtime.block_on(async {
+        kit.links.create_overlay(overlay(number), mac, underlay(number)).await.unwrap();
+        kit.links.set_peers(&wanted.peers).await.unwrap();
+        kit.links.set_routes(&wanted.routes).await.unwrap();
+        kit.links.set_vips(&wanted.vips).await.unwrap();
+    });
+}
+
+/// Sets up a host, and a backend on a wire that is called as a tap would be.
+fn connect(host: &Namespace, backend: &Namespace, number: usize, guest: LocalGuest) {
+    let (far, thread_id) = (format!("far{number}"), backend.thread_id);
+    let (tap, own) = (guest.tap.clone(), guest.clone());
+    let near = far.clone();
+    host.run(move |kit| {
+        kit.runtime.block_on(async {
+            kit.links.add_address(UNDERLAY_DEVICE, underlay(number), 24).await.unwrap();
+            kit.links.up(UNDERLAY_DEVICE).await.unwrap();
+            prepare_host(&kit.links).await.unwrap();
+            kit.handle.link().add(LinkVeth::new(&tap, &near).build()).execute().await.unwrap();
+            let moved = LinkUnspec::new_with_name(&near).setns_by_pid(thread_id).build();
+            kit.handle.link().set(moved).execute().await.unwrap();
+            prepare_tap(&tap).unwrap();
+            kit.links.up_with_mtu(&tap, GUEST_MTU).await.unwrap();
+            kit.links.pin_neighbour(&tap, own.dip, own.mac).await.unwrap();
+        });
+    });
+    backend.run(move |kit| {
+        kit.runtime.block_on(async {
+            let index = kit.links.index(&far).await.unwrap();
+            let card = LinkUnspec::new_with_index(index).name(UNDERLAY_DEVICE).address(guest.mac.to_vec()).build();
+            kit.handle.link().set(card).execute().await.unwrap();
+            kit.links.add_address(UNDERLAY_DEVICE, guest.dip, 16).await.unwrap();
+            kit.links.up_with_mtu(UNDERLAY_DEVICE, GUEST_MTU).await.unwrap();
+            kit.links.add_default_route(GATEWAY).await.unwrap();
+        });
+    });
+}
