@@ -19,6 +19,16 @@ done
 echo no
 ";
 
+/// Tries one open and one closed port of a name; the door is open once the name has been asked for.
+const CAGED: &str = "#!/bin/sh
+try() { if nc -w 3 $1 $2 </dev/null >/dev/null 2>&1; then echo \"$2: reached\"; else echo \"$2: no\"; fi; }
+sleep 2
+try mob.mayfly.test 8000
+try mob.mayfly.test 8010
+try 10.77.0.1 7070
+nslookup www.example.org 168.63.129.16 >/dev/null 2>&1 && echo resolved || echo refused
+";
+
 fn definition() -> String {
     let role = |name: &str, from: u16, endpoints: &str| {
         format!(
@@ -36,14 +46,21 @@ fn definition() -> String {
          </OnlyAllowTrafficTo></NetworkTrafficRules></ServiceDefinition>",
         role("web", 8000, "<InputEndpoint name=\"http\" protocol=\"tcp\" port=\"80\"/>"),
         role("db", 8010, "<InternalEndpoint name=\"sql\" protocol=\"tcp\" port=\"80\"/>"),
-        role("spy", 8020, ""),
+        role("spy", 8020, "") + &role("caged", 8030, ""),
     )
 }
 
 fn configuration(keeps_out: &str) -> String {
     let role = |name: &str, count: u32| {
         // A guest serves when its script has ended, so the one that is asked has none.
-        let script = if name == "db" { "" } else { "<Setting name=\"Mayfly.UserData\" value=\"@ask.sh\"/>" };
+        let script = match name {
+            "db" => "",
+            "caged" => {
+                "<Setting name=\"Mayfly.UserData\" value=\"@caged.sh\"/>\
+                 <Setting name=\"Mayfly.Egress\" value=\"mob.mayfly.test:8000\"/>"
+            }
+            _ => "<Setting name=\"Mayfly.UserData\" value=\"@ask.sh\"/>",
+        };
         format!(
             "<Role name=\"{name}\"><OsImage href=\"hello\"/><Instances count=\"{count}\"/>\
              <ConfigurationSettings>{script}</ConfigurationSettings></Role>"
@@ -57,7 +74,7 @@ fn configuration(keeps_out: &str) -> String {
          </ServiceConfiguration>",
         role("web", 2),
         role("db", 1),
-        role("spy", 1),
+        role("spy", 1) + &role("caged", 1),
     )
 }
 
@@ -66,6 +83,7 @@ fn definition_and_configuration_say_who_reaches_whom() {
     let stage = Stage::up();
     let fabric = &stage.fabric;
     stage.file("ask.sh", SCRIPT);
+    stage.file("caged.sh", CAGED);
     let definition = stage.file("test.csdef", definition());
     let files = |configuration: &str| {
         ["--definition".to_owned(), definition.clone(), "--configuration".to_owned(), configuration.to_owned()]
@@ -87,11 +105,12 @@ fn definition_and_configuration_say_who_reaches_whom() {
     assert!(page(8011).is_err(), "nobody has this port");
     let heard = |port: u16| page(port).map(|page: Value| page["script_output"].as_str().unwrap_or_default().to_owned());
     wait_until("all scripts have ended", Duration::from_secs(60), || {
-        Ok([8000, 8001, 8020].into_iter().all(|port| heard(port).is_ok_and(|said| !said.is_empty())))
+        Ok([8000, 8001, 8020, 8030].into_iter().all(|port| heard(port).is_ok_and(|said| !said.is_empty())))
     })
     .unwrap();
     assert_eq!((heard(8000).unwrap().trim(), heard(8001).unwrap().trim()), ("reached", "reached"));
     assert_eq!(heard(8020).unwrap().trim(), "no", "only `web` may talk to `db`");
+    assert_eq!(heard(8030).unwrap().trim(), "8000: reached\n8010: no\n7070: no\nrefused");
 
     assert!(page(80).is_err(), "the access control keeps everybody out");
     let open = files(&stage.file("open.cscfg", configuration("192.0.2.0/24")));

@@ -86,8 +86,10 @@ fn forward(underlay: Option<&str>) -> Vec<String> {
         format!("oifname {guest} ct status dnat {served} accept"),
         format!("oifname {guest} iifname {tunnel} ip saddr {hosts} {served} accept"),
         format!("oifname {guest} counter name {ISOLATED} drop"),
-        // To another host: the receiver judges.
-        format!("iifname {guest} oifname {tunnel} accept"),
+        // To another host: to its own deployment, or through a load balancer. The receiver judges again.
+        format!("iifname {guest} oifname {tunnel} ct status dnat accept"),
+        format!("iifname {guest} oifname {tunnel} ip saddr vmap @friends"),
+        format!("iifname {guest} oifname {tunnel} counter name {ISOLATED} drop"),
         format!("iifname \"{UNDERLAY_DEVICE}\" oifname {tunnel} ct status dnat accept"),
     ];
     if let Some(underlay) = underlay {

@@ -8,6 +8,7 @@ use mayfly_model::{EndpointProtocol, GuardGoal, Pass, RoleName, RouteGoal};
 use crate::plan::ruleset::{Elements, Ruleset};
 use crate::plan::{Inputs, LocalGuest};
 
+const VERDICTS: &str = "type ipv4_addr : verdict;";
 const ADDRESSES: &str = "type ipv4_addr;";
 
 /// The set of a deployment's addresses.
@@ -21,7 +22,7 @@ pub(super) fn members(rules: &mut Ruleset, inputs: &Inputs<'_>, own: &BTreeMap<I
     for route in &inputs.goal.routes {
         deployments.entry(&route.deployment_id).or_default().push(route);
     }
-    let mut homes = Elements::map("type ipv4_addr : verdict;");
+    let (mut homes, mut friends) = (Elements::map(VERDICTS), Elements::map(VERDICTS));
     for (id, routes) in deployments {
         let here: Vec<&&RouteGoal> = routes.iter().filter(|route| own.contains_key(&route.dip)).collect();
         if here.is_empty() {
@@ -52,9 +53,13 @@ pub(super) fn members(rules: &mut Ruleset, inputs: &Inputs<'_>, own: &BTreeMap<I
                 }
             };
             homes.elements.insert(route.dip.to_string(), format!("jump {chain}"));
+            let out = format!("f_{id}");
+            friends.elements.insert(route.dip.to_string(), format!("jump {out}"));
+            rules.chains.entry(out).or_insert_with(|| format!("ip daddr @{} accept\n", deployment_set(id)));
         }
     }
     rules.sets.insert("homes".to_owned(), homes);
+    rules.sets.insert("friends".to_owned(), friends);
 }
 
 fn role_set(deployment_id: &str, number: usize) -> String {

@@ -1,5 +1,7 @@
 //! The data plane's parts against the real kernel, each in a network namespace of its own. They need root.
 
+mod adversary;
+mod frames;
 mod lab;
 mod membership;
 
