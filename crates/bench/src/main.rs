@@ -8,6 +8,7 @@ mod fio;
 #[expect(dead_code, reason = "the tests use what the benchmarks do not")]
 mod front;
 mod memory;
+mod net;
 mod peers;
 mod report;
 mod vhost;
@@ -59,6 +60,27 @@ enum Bench {
         #[arg(long, default_value = "/var/tmp")]
         folder: PathBuf,
     },
+    /// The data plane, beside HAProxy, dnsmasq and Knot
+    Net {
+        /// The program to measure
+        #[arg(long)]
+        mayfly: PathBuf,
+        /// The file whose section is written anew
+        #[arg(long)]
+        write: Option<PathBuf>,
+        /// Rounds of measurements
+        #[arg(long, default_value_t = 5)]
+        pairs: usize,
+        /// Seconds of each measurement of throughput
+        #[arg(long, default_value_t = 3)]
+        seconds: u32,
+        /// Where files are made
+        #[arg(long, default_value = "/var/tmp")]
+        folder: PathBuf,
+    },
+    /// Serves the names of the bench, until it is killed
+    #[command(hide = true)]
+    Dns,
     /// Loads a store, and prints seconds and MiB
     #[command(hide = true)]
     Load { file: PathBuf },
@@ -78,6 +100,7 @@ fn run(bench: Bench) -> anyhow::Result<()> {
     let work = |folder: &PathBuf| tempfile::Builder::new().prefix("mayfly-bench-").tempdir_in(folder);
     let (report, write) = match bench {
         Bench::Load { file } => return fabric::load(&file),
+        Bench::Dns => return net::serve(),
         Bench::Disk { mayfly, write, pairs, seconds, folder } => {
             let work = work(&folder)?;
             let mut report = Report::new("disk");
@@ -92,6 +115,12 @@ fn run(bench: Bench) -> anyhow::Result<()> {
             let work = work(&folder)?;
             let mut report = Report::new("fabric");
             fabric::measure(&mut report, work.path(), &mayfly, pairs, seconds)?;
+            (report, write)
+        }
+        Bench::Net { mayfly, write, pairs, seconds, folder } => {
+            let work = work(&folder)?;
+            let mut report = Report::new("net");
+            net::measure(&mut report, work.path(), &mayfly, pairs, seconds)?;
             (report, write)
         }
     };

@@ -1,6 +1,6 @@
 //! What a controller is started with, as a JSON file.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 
 use mayfly_fabric::address::AddressRange;
@@ -21,6 +21,9 @@ pub struct ControllerConfig {
     /// Where it is served to hosts, by mutual TLS.
     #[serde(default)]
     pub listen_hosts: Vec<SocketAddr>,
+    /// Where services' names are told to the outside by DNS, while this controller leads.
+    #[serde(default)]
+    pub dns: Vec<SocketAddrV4>,
     /// Other addresses under which hosts reach this controller, for its certificate.
     #[serde(default)]
     pub advertise: Vec<IpAddr>,

@@ -10,6 +10,7 @@ mod http;
 mod identity;
 mod images;
 mod listener;
+mod names;
 mod usage;
 
 pub use config::{ControllerConfig, FabricConfig, StoreConfig};
@@ -97,6 +98,7 @@ async fn lead(config: &ControllerConfig, gate: &Arc<Gate>, identity: Arc<Identit
         "this controller does not have the fabric's authority; copy authority.pem and authority.key from a controller that does",
     )?;
     tokio::spawn(driver.clone().tick());
+    names::serve(&config.dns, &driver).await.context("names cannot be told; see `dns` in the configuration")?;
     let holders = images::Holders::default();
     let usage = usage::Usage::default();
     let shared = Arc::new(http::Shared { driver, images, holders, usage, identity, config: config.clone() });

@@ -27,6 +27,7 @@ impl Stage {
             folder: folder.path().to_owned(),
             listen: vec![users],
             listen_hosts: vec![hosts],
+            dns: vec![],
             advertise: Vec::new(),
             authority: None,
             host_certificate_days: 30,

@@ -157,8 +157,8 @@ fn input_endpoint(
         });
     let access = access(deployment, role, endpoint);
     let backends = backends.collect();
-    let (udp, distribution) = (protocol.is_udp(), *distribution);
-    Some(EndpointGoal { udp, port: *port, local_port: *local_port, backends, access, distribution })
+    let (udp, distribution, name) = (protocol.is_udp(), *distribution, full_name(role, endpoint));
+    Some(EndpointGoal { name, udp, port: *port, local_port: *local_port, backends, access, distribution })
 }
 
 /// The endpoints of which each instance has one of its own: the public port is the lowest plus the instance's number.
@@ -176,6 +176,7 @@ fn instance_endpoints(
     });
     with_port
         .map(|(vm, port)| EndpointGoal {
+            name: full_name(role, endpoint),
             udp: protocol.is_udp(),
             port,
             local_port: *local_port,
@@ -185,6 +186,10 @@ fn instance_endpoints(
             distribution: Distribution::Connection,
         })
         .collect()
+}
+
+fn full_name(role: &RoleDefinition, endpoint: &Endpoint) -> String {
+    format!("{}/{}", role.name, endpoint.name())
 }
 
 /// Who may come in at an endpoint.

@@ -9,11 +9,7 @@ use crate::mutant::Mutant;
 pub fn addresses(core: &Core) -> Vec<DnsRecord> {
     let (state, zone) = (core.state(), &core.config().zone);
     let keeps = core.planted().is(Mutant::KeepNames);
-    let mut records = Vec::new();
-    for deployment in state.deployments.values().filter(|one| !one.is_deleting()) {
-        let name = public_name(deployment, zone);
-        records.push(DnsRecord { name, address: deployment.vip, canonical: true });
-    }
+    let mut records = public(core);
     for instance in state.instances.values() {
         let shown = if keeps { instance.vm() } else { instance.wanted_vm() };
         let Some(vm) = shown else { continue };
@@ -24,6 +20,17 @@ pub fn addresses(core: &Core) -> Vec<DnsRecord> {
     }
     records.sort();
     records
+}
+
+/// The names of the services alone.
+pub fn public(core: &Core) -> Vec<DnsRecord> {
+    let deployments = core.state().deployments.values().filter(|one| !one.is_deleting());
+    let record = |deployment: &std::sync::Arc<Deployment>| DnsRecord {
+        name: public_name(deployment, &core.config().zone),
+        address: deployment.vip,
+        canonical: true,
+    };
+    deployments.map(record).collect()
 }
 
 /// Endpoints by name: `_http._tcp.shop.<zone>` leads to the public address and its port, `_sql._tcp.shop.internal.<zone>`

@@ -202,6 +202,9 @@ pub struct VipGoal {
 /// An input endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointGoal {
+    /// `ROLE/ENDPOINT`.
+    #[serde(default)]
+    pub name: String,
     /// Whether it is UDP.
     pub udp: bool,
     /// The port on the VIP.

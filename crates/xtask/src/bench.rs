@@ -7,14 +7,26 @@ use anyhow::{Context, ensure};
 
 use crate::setup;
 
-/// What a bench compares Mayfly with.
-const PEERS: &[(&str, &str)] =
-    &[("/usr/bin/fio", "fio"), ("/usr/bin/nbdkit", "nbdkit"), ("/usr/bin/taskset", "util-linux")];
+/// What the benches compare Mayfly with.
+fn peers(name: &str) -> &'static [(&'static str, &'static str)] {
+    match name {
+        "net" => &[
+            ("/usr/bin/taskset", "util-linux"),
+            ("/usr/sbin/nginx", "nginx-light"),
+            ("/usr/sbin/haproxy", "haproxy"),
+            ("/usr/bin/wrk", "wrk"),
+            ("/usr/sbin/dnsmasq", "dnsmasq-base"),
+            ("/usr/sbin/knotd", "knot"),
+            ("/usr/bin/dnsperf", "dnsperf"),
+        ],
+        _ => &[("/usr/bin/fio", "fio"), ("/usr/bin/nbdkit", "nbdkit"), ("/usr/bin/taskset", "util-linux")],
+    }
+}
 
 /// Runs a bench and writes its section of `docs/benchmarks.md`.
 pub fn bench(root: &Path, name: &str, arguments: &[String]) -> anyhow::Result<()> {
     setup::install()?;
-    setup::install_all(PEERS)?;
+    setup::install_all(peers(name))?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let build = ["build", "--release", "--quiet", "--locked", "-p", "mayfly-cli", "-p", "mayfly-bench"];
     println!("building mayfly and the benchmarks, optimised");

@@ -21,6 +21,9 @@ const NEEDED: &[(&str, &str)] = &[
     ("/usr/bin/cpio", "cpio"),
     ("/usr/bin/vhdiinfo", "libvhdi-utils"),
     ("/usr/bin/etcd", "etcd-server"),
+    ("/usr/sbin/bird", "bird2"),
+    ("/usr/bin/python3", "python3"),
+    ("/sbin/ip", "iproute2"),
     ("/usr/bin/gcc", "gcc"),
     ("/usr/lib/x86_64-linux-gnu/libc.a", "libc6-dev"),
 ];

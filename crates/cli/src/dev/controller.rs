@@ -37,6 +37,7 @@ pub(super) fn start(layout: &Layout, fabric: &Fabric, index: u8) -> anyhow::Resu
         folder: folder.clone(),
         listen: vec![fabric.controller(index)[0]],
         listen_hosts: vec![fabric.controller(index)[1]],
+        dns: vec![fabric.names(index)],
         advertise: Vec::new(),
         authority: Some(layout.authority()),
         host_certificate_days: 30,

@@ -1,7 +1,7 @@
 //! Where the dev fabric keeps what, and what it remembers of itself.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 /// The controller's port.
 const PORT: u16 = 7070;
+/// The port at which a dev fabric's controllers answer DNS.
+const DNS_PORT: u16 = 5300;
 
 /// The folders and files of a dev fabric.
 #[derive(Clone, Debug)]
@@ -75,6 +77,11 @@ impl Fabric {
     pub fn controller(&self, index: u8) -> [SocketAddr; 2] {
         let users = SocketAddr::from(([127, 77, self.number, 1 + index], PORT));
         [users, SocketAddr::from((self.machine(), PORT + u16::from(index)))]
+    }
+
+    /// Where a controller answers DNS. Port 53 may belong to the machine's own resolver, on all its addresses.
+    pub fn names(&self, index: u8) -> SocketAddrV4 {
+        SocketAddrV4::new(Ipv4Addr::new(127, 77, self.number, 1 + index), DNS_PORT)
     }
 
     /// A controller's name on the command line.

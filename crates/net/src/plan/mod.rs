@@ -5,6 +5,7 @@ mod egress;
 mod frame;
 mod isolation;
 pub mod ruleset;
+pub mod trace;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;

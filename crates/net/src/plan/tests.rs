@@ -37,6 +37,7 @@ fn goal() -> NetworkGoal {
         always: false,
     });
     let endpoint = EndpointGoal {
+        name: "web/http".to_owned(),
         udp: false,
         port: 80,
         local_port: 8080,

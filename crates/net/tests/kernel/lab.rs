@@ -194,6 +194,7 @@ impl Lab {
             backends: backends.collect(),
             access: vec![],
             distribution: Distribution::Connection,
+            name: "web/http".to_owned(),
         };
         NetworkGoal {
             zone: "z".to_owned(),
@@ -222,6 +223,21 @@ impl Lab {
     /// All backends.
     pub fn all(&self) -> BTreeSet<u64> {
         (1..=self.hosts.len() as u64).collect()
+    }
+
+    /// Does something with what a host's plan is made of, all backends being healthy.
+    pub fn inputs<T>(&self, number: usize, act: impl FnOnce(&Inputs<'_>) -> T) -> T {
+        let live = self.hosts.iter().map(|host| host.name.clone()).collect();
+        let health = self.all().into_iter().map(|vm| (VmId(vm), None)).collect();
+        let host = &self.hosts[number - 1];
+        act(&Inputs {
+            host: &host.name,
+            goal: &self.goal,
+            guests: &host.guests,
+            health: &health,
+            live: &live,
+            underlay: None,
+        })
     }
 
     /// Makes every host follow the goal, with these backends healthy.

@@ -4,6 +4,7 @@ mod adversary;
 mod frames;
 mod lab;
 mod membership;
+mod traced;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -153,6 +154,7 @@ fn any_rules(dice: &mut Dice) -> Ruleset {
         }
     }
     let endpoint = |dice: &mut Dice, port: u16| EndpointGoal {
+        name: format!("web/{port}"),
         udp: dice.below(2) == 0,
         port,
         local_port: 8000 + dice.below(3) as u16,
@@ -297,4 +299,16 @@ fn guests_send_and_receive_no_faster_than_their_size_allows() {
         links.forget_rate("mft1").await.unwrap();
         assert_eq!(links.names().await.unwrap(), ["lo"]);
     });
+}
+
+#[test]
+fn public_addresses_are_announced_by_bgp_as_the_example_says() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: this needs root");
+        return;
+    }
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/bgp/check.sh");
+    let output = std::process::Command::new("sh").arg(script).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
 }

@@ -1,0 +1,22 @@
+//! The data plane: load balancing beside HAProxy, DNS beside dnsmasq and Knot, and what changes cost.
+
+#[path = "../../../net/tests/kernel/lab.rs"]
+mod lab;
+mod live;
+mod names;
+mod rules;
+mod throughput;
+
+pub use names::serve;
+
+use std::path::Path;
+
+use crate::report::Report;
+
+/// Everything, in turns.
+pub fn measure(report: &mut Report, work: &Path, mayfly: &Path, pairs: usize, seconds: u32) -> anyhow::Result<()> {
+    throughput::measure(report, work, pairs, seconds)?;
+    rules::measure(report)?;
+    names::measure(report, work, pairs, seconds)?;
+    live::measure(report, work, mayfly)
+}

@@ -1,0 +1,210 @@
+//! Whether a packet would pass, and which rule decides: the plan in words, for people.
+//!
+//! It follows the chains of `frame`, `egress`, `balance` and `isolation` in their order; a test holds it to what the kernel
+//! does.
+
+use std::net::Ipv4Addr;
+
+use mayfly_model::{
+    AccessRule, Destination, Egress, EndpointGoal, EndpointProtocol, Pass, RouteGoal, Target, Transport, VipGoal,
+};
+
+use crate::address::{GATEWAY, METADATA, WIRE_SERVER};
+use crate::plan::balance::in_rotation;
+use crate::plan::{Inputs, LocalGuest};
+
+/// Who sends.
+#[derive(Clone, Copy, Debug)]
+pub enum Sender<'a> {
+    /// A guest of the host whose plan it is.
+    Guest(&'a LocalGuest),
+    /// Somebody outside the fabric.
+    Outside(Ipv4Addr),
+}
+
+/// Where to.
+#[derive(Clone, Debug)]
+pub struct Receiver {
+    /// The name, if the sender has asked for one.
+    pub name: Option<String>,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The protocol.
+    pub protocol: Transport,
+    /// The port.
+    pub port: u16,
+}
+
+/// One rule on the way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// What it says.
+    pub rule: String,
+    /// Whether the packet passes it.
+    pub passes: bool,
+}
+
+fn passes(rule: impl Into<String>) -> Step {
+    Step { rule: rule.into(), passes: true }
+}
+
+fn stops(rule: impl Into<String>) -> Step {
+    Step { rule: rule.into(), passes: false }
+}
+
+/// The rules that a connection's first packet meets. The last one decides: whoever stops it ends the row.
+pub fn trace(inputs: &Inputs<'_>, from: Sender<'_>, to: &Receiver) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let source = match from {
+        Sender::Guest(guest) => guest.dip,
+        Sender::Outside(address) => address,
+    };
+    if let Sender::Guest(guest) = from {
+        if [GATEWAY, WIRE_SERVER, METADATA].contains(&to.address) {
+            return vec![server(to)];
+        }
+        steps.push(leaves(inputs, guest, to));
+    }
+    if steps.iter().all(|step| step.passes) {
+        if let Some(vip) = inputs.goal.vips.iter().find(|vip| vip.vip == to.address) {
+            balanced(&mut steps, inputs, vip, source, to);
+        } else if let Some(route) = inputs.goal.routes.iter().find(|route| route.dip == to.address) {
+            steps.push(arrives(inputs, from, route, to));
+        } else {
+            steps.push(away(inputs, from, to));
+        }
+    }
+    steps
+}
+
+/// The servers that each host has for its guests.
+fn server(to: &Receiver) -> Step {
+    let open = match (to.address, to.protocol, to.port) {
+        (WIRE_SERVER | METADATA, Transport::Tcp, 80) => true,
+        (WIRE_SERVER, _, 53) => true,
+        (_, Transport::Udp, 67) => true,
+        _ => false,
+    };
+    if open {
+        passes("the host's own servers are open to its guests")
+    } else {
+        stops("of the host, guests reach DHCP, DNS, the wire server and metadata, and nothing else")
+    }
+}
+
+/// Whether a guest's policy lets it go there.
+fn leaves(inputs: &Inputs<'_>, guest: &LocalGuest, to: &Receiver) -> Step {
+    let own = |route: &&RouteGoal| route.deployment_id == guest.deployment_id && route.dip == to.address;
+    let destinations = match &guest.egress {
+        Egress::Allow => return passes("egress of its role: allow"),
+        _ if inputs.goal.routes.iter().any(|route| own(&route)) => {
+            return passes("egress of its role does not concern its own deployment");
+        }
+        Egress::Deny => return stops("egress of its role: deny"),
+        Egress::Only(destinations) => destinations,
+    };
+    match destinations.iter().find(|one| opens(one, to)) {
+        Some(one) => passes(format!("egress of its role: `{one}` is open")),
+        None if to.name.is_none() && destinations.iter().any(|one| !matches!(one.target, Target::Network { .. })) => {
+            stops(format!(
+                "egress of its role: only {}; names are open as the addresses that the guest was told",
+                guest.egress
+            ))
+        }
+        None => stops(format!("egress of its role: only {}", guest.egress)),
+    }
+}
+
+fn opens(destination: &Destination, to: &Receiver) -> bool {
+    let target = match &destination.target {
+        Target::Network { address, prefix } => is_in(to.address, *address, *prefix),
+        named => to.name.as_ref().is_some_and(|name| named.is_named(name)),
+    };
+    let protocol = destination.protocol.is_none_or(|protocol| protocol == to.protocol);
+    target && protocol && destination.ports.is_none_or(|ports| (ports.min..=ports.max).contains(&to.port))
+}
+
+fn is_in(address: Ipv4Addr, network: Ipv4Addr, prefix: u8) -> bool {
+    let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+    u32::from(address) & mask == u32::from(network) & mask
+}
+
+/// Through a public address.
+fn balanced(steps: &mut Vec<Step>, inputs: &Inputs<'_>, vip: &VipGoal, source: Ipv4Addr, to: &Receiver) {
+    let udp = to.protocol == Transport::Udp;
+    let Some(endpoint) = vip.endpoints.iter().find(|one| one.udp == udp && one.port == to.port) else {
+        let what = format!("no endpoint of {} is at port {}/{}", vip.vip, to.port, to.protocol.as_str());
+        return steps.push(stops(what));
+    };
+    let up: Vec<String> = endpoint
+        .backends
+        .iter()
+        .filter(|one| in_rotation(inputs, one))
+        .map(|one| format!("{}:{} on {}", one.dip, endpoint.local_port, one.host))
+        .collect();
+    let name = &endpoint.name;
+    if up.is_empty() {
+        return steps.push(stops(format!("endpoint {name}: nobody is in rotation, so it refuses")));
+    }
+    steps.push(admitted(endpoint, source));
+    if steps.iter().all(|step| step.passes) {
+        steps.push(passes(format!("endpoint {name}: sent to {}", up.join(" or "))));
+    }
+}
+
+/// The first rule of an access control that fits decides.
+fn admitted(endpoint: &EndpointGoal, source: Ipv4Addr) -> Step {
+    let name = &endpoint.name;
+    let fits = |rule: &&AccessRule| is_in(source, rule.network, rule.prefix);
+    match endpoint.access.iter().find(fits) {
+        Some(rule) => {
+            let word = if rule.permit { "permits" } else { "denies" };
+            let what = format!("access control of {name}: {word} {}/{}", rule.network, rule.prefix);
+            if rule.permit { passes(what) } else { stops(what) }
+        }
+        None if endpoint.access.iter().any(|rule| rule.permit) => {
+            stops(format!("access control of {name}: others than those it permits stay out"))
+        }
+        None => passes(format!("access control of {name}: no rule keeps {source} out")),
+    }
+}
+
+/// At an instance's own address.
+fn arrives(inputs: &Inputs<'_>, from: Sender<'_>, route: &RouteGoal, to: &Receiver) -> Step {
+    let Sender::Guest(guest) = from else {
+        return stops("instances are reached from outside through public addresses only");
+    };
+    if guest.deployment_id != route.deployment_id {
+        return stops(format!("{} belongs to another deployment", route.dip));
+    }
+    let guards = &inputs.goal.guards;
+    let guard = guards.iter().find(|guard| guard.deployment_id == route.deployment_id && guard.role == route.role);
+    let Some(guard) = guard else {
+        return passes("instances of one deployment reach each other where no traffic rule says otherwise");
+    };
+    let own_role = inputs.goal.routes.iter().find(|one| one.dip == guest.dip).map(|one| &one.role);
+    let lets_in = |pass: &&Pass| {
+        let role = pass.from_roles.is_empty() || own_role.is_some_and(|role| pass.from_roles.contains(role));
+        let udp = to.protocol == Transport::Udp;
+        let protocol = pass.protocol == EndpointProtocol::Any || pass.protocol.is_udp() == udp;
+        role && protocol && pass.ports.is_none_or(|ports| (ports.min..=ports.max).contains(&to.port))
+    };
+    match guard.passes.iter().find(lets_in) {
+        Some(_) => passes(format!("a traffic rule lets it reach role {}", route.role)),
+        None => stops(format!("role {} is reached only as its traffic rules say", route.role)),
+    }
+}
+
+/// Anywhere else.
+fn away(inputs: &Inputs<'_>, from: Sender<'_>, to: &Receiver) -> Step {
+    if matches!(from, Sender::Outside(_)) {
+        return stops(format!("nobody in the fabric has {}", to.address));
+    }
+    if inputs.goal.peers.iter().any(|peer| peer.address == to.address || peer.overlay == to.address) {
+        return stops("the hosts' own network is closed to guests");
+    }
+    match inputs.underlay {
+        Some(_) => passes("it leaves the fabric, under its host's address"),
+        None => stops("its host does not let guests out of the fabric"),
+    }
+}

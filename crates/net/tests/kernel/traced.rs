@@ -1,0 +1,86 @@
+//! What a trace says is what the kernel does.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use mayfly_model::{AccessRule, EndpointProtocol, GuardGoal, Pass, PortRange, RoleName, Transport};
+use mayfly_net::address::{GATEWAY, METADATA, WIRE_SERVER};
+use mayfly_net::plan::trace::{Receiver, Sender, trace};
+
+use crate::lab::{Lab, VIP, dip, underlay};
+
+/// How long the answer may take of somebody who answers.
+const PATIENCE: Duration = Duration::from_millis(250);
+const PORTS: [u16; 3] = [80, 81, 1000];
+
+/// Three instances of one deployment, one of them guarded, and a stranger; endpoints with and without access controls.
+fn lab() -> Lab {
+    let mut lab = Lab::new(4, 1);
+    let role = |name: &str| RoleName::new(name).unwrap();
+    for (number, name) in [(0, "web"), (1, "db"), (2, "batch")] {
+        lab.goal.routes[number].role = role(name);
+    }
+    lab.goal.routes[3].deployment_id = "other".to_owned();
+    lab.hosts[3].guests[0].deployment_id = "other".to_owned();
+    let pass = Pass {
+        from_roles: vec![role("web")],
+        protocol: EndpointProtocol::Tcp,
+        ports: Some(PortRange { min: 1000, max: 1010 }),
+    };
+    lab.goal.guards = vec![GuardGoal { deployment_id: "d".to_owned(), role: role("db"), passes: vec![pass] }];
+    // The balanced ones are the first and the stranger; the second door is closed to its own instances.
+    let mut closed = lab.goal.vips[0].endpoints[0].clone();
+    closed.port = 81;
+    let rule = |permit, network, prefix| AccessRule { permit, network, prefix };
+    closed.access = vec![rule(false, Ipv4Addr::new(10, 80, 0, 0), 16)];
+    lab.goal.vips[0].endpoints.push(closed);
+    let networks = |text: &str| text.parse().unwrap();
+    lab.hosts[2].guests[0].egress = networks("10.78.0.0/24:80/tcp, example.org");
+    lab.hosts[3].guests[0].egress = networks("deny");
+    let all = lab.all();
+    lab.follow(&all);
+    lab
+}
+
+#[test]
+fn a_trace_says_what_the_kernel_does() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: this needs root");
+        return;
+    }
+    let lab = lab();
+    let serve = |_: &mut crate::lab::Kit| {
+        for port in PORTS {
+            let listener = TcpListener::bind(("0.0.0.0", port)).unwrap();
+            std::thread::spawn(move || listener.incoming().for_each(drop));
+        }
+    };
+    lab.backends.iter().for_each(|backend| backend.run(serve));
+    lab.hosts.iter().for_each(|host| host.namespace.run(serve));
+    let targets =
+        [VIP, dip(1), dip(2), dip(3), dip(4), dip(9), GATEWAY, WIRE_SERVER, METADATA, underlay(1), underlay(2)];
+    let (mut passed, mut stopped) = (0, 0);
+    for from in 0..=lab.backends.len() {
+        let namespace = if from == 0 { &lab.clients[0] } else { &lab.backends[from - 1] };
+        for (address, port) in targets.into_iter().flat_map(|address| PORTS.map(|port| (address, port))) {
+            // To itself nothing passes the network, and the hosts' own network is the client's.
+            if from > 0 && address == dip(from) || from == 0 && address != VIP {
+                continue;
+            }
+            let receiver = Receiver { name: None, address, protocol: Transport::Tcp, port };
+            let steps = lab.inputs(from.max(1), |inputs| {
+                let sender = match from {
+                    0 => Sender::Outside(Ipv4Addr::new(10, 77, 0, 201)),
+                    _ => Sender::Guest(&inputs.guests[0]),
+                };
+                trace(inputs, sender, &receiver)
+            });
+            let expected = steps.last().unwrap().passes;
+            let reached = namespace
+                .run(move |_| TcpStream::connect_timeout(&SocketAddr::from((address, port)), PATIENCE).is_ok());
+            assert_eq!(reached, expected, "from {from} to {address}:{port}: {steps:?}");
+            if reached { passed += 1 } else { stopped += 1 }
+        }
+    }
+    assert!(passed > 10 && stopped > 50, "{passed} passed, {stopped} were stopped");
+}

@@ -1,0 +1,116 @@
+#!/bin/sh
+# Tries host.conf and router.conf in network namespaces: two hosts, a router, a client behind it. Needs root, bird2,
+# iproute2 and python3. Exit status: 0 all holds, 1 something does not, 2 it could not be set up.
+set -u
+HERE=$(cd "$(dirname "$0")" && pwd)
+VIP=10.78.0.2
+ROUTER=mfbgp-r HOST1=mfbgp-h1 HOST2=mfbgp-h2 CLIENT=mfbgp-c
+PIDS='' RESULT=0
+FOLDER=$(mktemp -d) || exit 2
+
+cleanup() {
+  trap - EXIT INT TERM
+  for file in "$FOLDER"/*.pid; do [ -s "$file" ] && kill "$(cat "$file")" 2>/dev/null; done
+  for pid in $PIDS; do kill "$pid" 2>/dev/null; done
+  for name in $CLIENT $HOST1 $HOST2 $ROUTER; do ip netns del $name 2>/dev/null; done
+  rm -rf "$FOLDER"
+  exit $RESULT
+}
+trap cleanup EXIT
+trap 'RESULT=2; exit' INT TERM
+
+now() { echo $(($(date +%s%N) / 1000000)); }
+# until_so MILLISECONDS COMMAND...: waits, and says whether it came true.
+until_so() {
+  end=$(($(now) + $1)); shift
+  until "$@" >/dev/null 2>&1; do [ "$(now)" -lt $end ] || return 1; sleep 0.005; done
+}
+# holds WHAT COMMAND...: the command has to come true within twenty seconds.
+holds() {
+  what=$1 began=$(now); shift
+  if until_so 20000 "$@"; then echo "ok    $what ($(($(now) - began)) ms)"; else echo "FAIL  $what"; RESULT=1; fi
+}
+leads_to() { ip -n $ROUTER route show $VIP | grep -q "via $1 "; }
+leads_nowhere() { ! ip -n $ROUTER route show $VIP | grep -q via; }
+answers() { [ "$(ip netns exec $CLIENT python3 "$FOLDER/ask.py" $VIP)" = "$1" ]; }
+bird_of() { name=$1; shift; birdc -s "$FOLDER/$name.ctl" "$@"; }
+is_up() { bird_of $1 show protocols tor | grep -q Established && bird_of $1 show bfd sessions | grep -q " Up "; }
+
+for name in $ROUTER $HOST1 $HOST2 $CLIENT; do
+  ip netns add $name && ip -n $name link set lo up || { RESULT=2; exit; }
+done
+ip -n $ROUTER link add br0 type bridge && ip -n $ROUTER link set br0 up && ip -n $ROUTER addr add 10.79.0.1/24 dev br0 ||
+  { RESULT=2; exit; }
+for number in 1 2; do
+  host=mfbgp-h$number
+  ip -n $ROUTER link add p$number type veth peer name eth0 netns $host
+  ip -n $ROUTER link set p$number master br0 up
+  ip -n $host addr add 10.79.0.1$number/24 dev eth0
+  ip -n $host link set eth0 up
+  ip -n $host route add default via 10.79.0.1
+  # What a host has besides, and must not announce: the overlay and the routes to guests.
+  ip -n $host link add mfvx type bridge
+  ip -n $host link set mfvx up
+  ip -n $host addr add 100.64.0.$number/16 dev mfvx
+  ip -n $host route add 10.80.0.$number/32 dev mfvx proto 77
+done
+ip -n $ROUTER link add c0 type veth peer name eth0 netns $CLIENT
+ip -n $ROUTER link set c0 up
+ip -n $ROUTER addr add 198.51.100.1/24 dev c0
+ip -n $CLIENT addr add 198.51.100.2/24 dev eth0
+ip -n $CLIENT link set eth0 up
+ip -n $CLIENT route add default via 198.51.100.1
+ip netns exec $ROUTER sysctl -qw net.ipv4.ip_forward=1
+
+cat >"$FOLDER/serve.py" <<'X'
+import socket, sys
+server = socket.socket()
+server.setsockopt(0, 15, 1)  # IP_FREEBIND: the address need not be here yet
+server.setsockopt(1, 2, 1)
+server.bind((sys.argv[1], 80))
+server.listen(64)
+while True:
+    visitor = server.accept()[0]
+    visitor.sendall(sys.argv[2].encode())
+    visitor.close()
+X
+cat >"$FOLDER/ask.py" <<'X'
+import socket, sys
+with socket.create_connection((sys.argv[1], 80), 1) as server:
+    print(server.recv(9).decode())
+X
+for number in 1 2; do
+  ip netns exec mfbgp-h$number python3 "$FOLDER/serve.py" $VIP h$number & PIDS="$PIDS $!"
+  sed -e "s/@HOST_IP@/10.79.0.1$number/" -e 's/@HOST_AS@/65001/' -e 's/@TOR_IP@/10.79.0.1/' -e 's/@TOR_AS@/65000/' \
+    -e 's|@VIP_RANGE@|10.78.0.0/24|' -e 's/^log .*/log stderr all;/' "$HERE/host.conf" >"$FOLDER/mfbgp-h$number.conf"
+done
+sed -e 's/@TOR_IP@/10.79.0.1/' -e 's/@TOR_AS@/65000/' -e 's/@TOR_DEV@/br0/' -e 's|@HOSTS@|10.79.0.0/24|' -e 's/@HOST_AS@/65001/' \
+  -e 's|@VIP_RANGE@|10.78.0.0/24|' -e 's/^log .*/log stderr all;/' "$HERE/router.conf" >"$FOLDER/$ROUTER.conf"
+for name in $ROUTER $HOST1 $HOST2; do
+  ip netns exec $name bird -f -c "$FOLDER/$name.conf" -s "$FOLDER/$name.ctl" -P "$FOLDER/$name.pid" 2>"$FOLDER/$name.log" &
+  PIDS="$PIDS $!"
+done
+for name in $HOST1 $HOST2; do holds "$name has a session with the router" is_up $name; done
+[ $RESULT = 0 ] || { RESULT=2; cat "$FOLDER"/*.log; exit; }
+
+ip -n $HOST1 addr add $VIP/32 dev eth0
+holds "an address that a host takes leads to it" leads_to 10.79.0.11
+holds "a client behind the router is answered" answers h1
+# Other addresses of the host, one of the range on another device, a network of the range: none of them goes out.
+ip -n $HOST1 addr add 10.78.0.9/32 dev mfvx
+ip -n $HOST1 addr add 10.78.0.129/25 dev eth0
+ip -n $HOST1 addr add 10.99.0.1/32 dev eth0
+ip -n $HOST1 addr add 10.78.0.3/32 dev eth0
+holds "another address follows" sh -c "ip -n $ROUTER route show 10.78.0.3 | grep -q via"
+OUT=$(bird_of $HOST1 show route export tor | awk '$1 ~ /\// {print $1}' | sort | xargs)
+holds "nothing else is announced ($OUT)" [ "$OUT" = "10.78.0.2/32 10.78.0.3/32" ]
+ip -n $HOST1 addr del $VIP/32 dev eth0
+holds "an address that nobody has leads nowhere" leads_nowhere
+ip -n $HOST2 addr add $VIP/32 dev eth0
+holds "it moves" leads_to 10.79.0.12
+holds "and its new owner answers" answers h2
+# The second host dies without a word, and the first takes the address.
+ip -n $HOST2 link set eth0 down
+ip -n $HOST1 addr add $VIP/32 dev eth0
+holds "a dead host loses it" leads_to 10.79.0.11
+holds "and a client is answered again" answers h1
