@@ -10,6 +10,7 @@ use mayfly_api::Client;
 use mayfly_disk::DiskClient;
 use mayfly_identity::Clock;
 use mayfly_model::{Digest, GoalState, HostLease, Incident, Time};
+use mayfly_net::address::UNDERLAY_DEVICE;
 use mayfly_net::mesh::Peers;
 use mayfly_net::{Links, Nft, Zone};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -37,6 +38,8 @@ pub(crate) struct Agent {
     pub ledger: Ledger,
     pub disks: DiskClient,
     pub links: Links,
+    /// The largest packet that a guest may send, in bytes.
+    pub guest_mtu: u16,
     pub nft: Mutex<Nft>,
     /// What should be.
     pub goal: watch::Sender<Arc<GoalState>>,
@@ -127,6 +130,7 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
         renew_now: Notify::new(),
         identity: watch::Sender::new(0),
         disks: DiskClient::new(disk_control(&folder)),
+        guest_mtu: config.transit.guest_mtu(links.mtu(UNDERLAY_DEVICE).await?),
         links,
         nft: Mutex::new(Nft::load()?),
         goal: watch::Sender::new(Arc::new(ledger.goal())),

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use mayfly_model::{HostName, LeaseTimings, Resources};
+use mayfly_net::Transit;
 use mayfly_qemu::Accelerator;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,9 @@ pub struct HostConfig {
     /// asked where guests may not leave the fabric.
     #[serde(default)]
     pub dns_forwarders: Option<Vec<SocketAddr>>,
+    /// How packets get to other hosts' guests; the same on all hosts.
+    #[serde(default)]
+    pub transit: Transit,
     /// Whether guests send and receive only as fast as the table of sizes says.
     #[serde(default = "on")]
     pub limit_rates: bool,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use mayfly_model::HostName;
 use mayfly_net::address::UNDERLAY_DEVICE;
 use mayfly_net::plan::{Health, Inputs, Plan, plan};
-use mayfly_net::{Links, NetError, announce, prepare_host};
+use mayfly_net::{Links, NetError, Transit, announce, prepare_host};
 
 use crate::agent::{Agent, lock};
 use crate::clock;
@@ -90,6 +90,7 @@ fn current(agent: &Agent) -> Plan {
         health: &health,
         live: &live,
         underlay: agent.config.guest_egress.then_some(underlay.as_str()),
+        transit: agent.config.transit,
     };
     plan(&inputs)
 }
@@ -97,6 +98,7 @@ fn current(agent: &Agent) -> Plan {
 async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Result<(), NetError> {
     let own = agent.goal.borrow().network.peers.iter().find(|peer| peer.host == agent.config.name).cloned();
     if let Some(own) = own
+        && agent.config.transit == Transit::Vxlan
         && before.is_none_or(|before| before.peers != wanted.peers)
     {
         agent.links.create_overlay(own.overlay, own.mac, agent.config.address).await?;

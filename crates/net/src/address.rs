@@ -22,8 +22,6 @@ pub const OVERLAY_PREFIX: u8 = 16;
 pub const UNDERLAY_DEVICE: &str = "eth0";
 /// The tunnel device.
 pub const OVERLAY_DEVICE: &str = "mfvx";
-/// What fits into the tunnel: 1500 less 50 of VXLAN.
-pub const GUEST_MTU: u16 = 1450;
 /// What all taps start with.
 pub const TAP_PREFIX: &str = "mft";
 /// What the devices start with through which guests' packets are led to limit their rate.

@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 
-use crate::address::{DIP_PREFIX, GATEWAY, GUEST_MTU, METADATA, WIRE_SERVER};
+use crate::address::{DIP_PREFIX, GATEWAY, METADATA, WIRE_SERVER};
 use crate::error::NetError;
 
 /// What the guest is told.
@@ -20,6 +20,8 @@ pub struct DhcpLease {
     pub host_name: String,
     /// Its search domain.
     pub domain: String,
+    /// The largest packet that it may send, in bytes.
+    pub mtu: u16,
 }
 
 const LEASE_SECONDS: u32 = 86_400;
@@ -98,7 +100,7 @@ fn answer(request: &Message, lease: &DhcpLease) -> Option<Message> {
     options.insert(DhcpOption::DomainNameServer(vec![WIRE_SERVER]));
     options.insert(DhcpOption::Hostname(lease.host_name.clone()));
     options.insert(DhcpOption::DomainName(lease.domain.clone()));
-    options.insert(DhcpOption::InterfaceMtu(GUEST_MTU));
+    options.insert(DhcpOption::InterfaceMtu(lease.mtu));
     options.insert(DhcpOption::AddressLeaseTime(LEASE_SECONDS));
     let wire_server = UnknownOption::new(OptionCode::Unknown(OPTION_WIRE_SERVER), WIRE_SERVER.octets().to_vec());
     options.insert(DhcpOption::Unknown(wire_server));
@@ -117,8 +119,12 @@ mod tests {
         if let Some(address) = wanted {
             request.opts_mut().insert(DhcpOption::RequestedIpAddress(address));
         }
-        let lease =
-            DhcpLease { address: Ipv4Addr::new(10, 80, 0, 9), host_name: "mfx".to_owned(), domain: "d".to_owned() };
+        let lease = DhcpLease {
+            address: Ipv4Addr::new(10, 80, 0, 9),
+            host_name: "mfx".to_owned(),
+            domain: "d".to_owned(),
+            mtu: 1450,
+        };
         let reply = answer(&request, &lease)?;
         assert_eq!(reply.xid(), 7);
         match reply.opts().get(OptionCode::MessageType) {

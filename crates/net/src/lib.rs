@@ -20,6 +20,7 @@ mod prepare;
 pub mod probe;
 mod rate;
 mod tap;
+mod transit;
 
 pub use dhcp::{DhcpLease, serve_dhcp};
 pub use dns::{Asked, DnsServer, Forwarder, Limit, NameObserver, Zone};
@@ -29,3 +30,4 @@ pub use links::Links;
 pub use nft::Nft;
 pub use prepare::{prepare_host, prepare_tap};
 pub use tap::{create_tap, delete_tap};
+pub use transit::Transit;

@@ -11,7 +11,7 @@ use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
 
-use crate::address::{GUEST_MTU, OVERLAY_DEVICE, OVERLAY_ID, OVERLAY_PREFIX, ROUTE_PROTOCOL, UNDERLAY_DEVICE};
+use crate::address::{OVERLAY_DEVICE, OVERLAY_ID, OVERLAY_PREFIX, ROUTE_PROTOCOL, UNDERLAY_DEVICE};
 use crate::error::NetError;
 use crate::plan::NextHop;
 
@@ -55,6 +55,19 @@ impl Links {
             _ => None,
         });
         bytes.ok_or_else(|| NetError::NoDevice(format!("{device} with a hardware address")))
+    }
+
+    /// The largest packet that a device carries, in bytes.
+    ///
+    /// # Errors
+    /// [`NetError::NoDevice`].
+    pub async fn mtu(&self, device: &str) -> Result<u16, NetError> {
+        let link = self.get(device).await?.ok_or_else(|| NetError::NoDevice(device.to_owned()))?;
+        let mtu = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(u16::try_from(*mtu).unwrap_or(u16::MAX)),
+            _ => None,
+        });
+        mtu.ok_or_else(|| NetError::NoDevice(format!("{device} with an MTU")))
     }
 
     /// The names of all devices.
@@ -228,14 +241,14 @@ impl Links {
     pub async fn create_overlay(&self, own: Ipv4Addr, mac: [u8; 6], underlay: Ipv4Addr) -> Result<(), NetError> {
         if self.get(OVERLAY_DEVICE).await?.is_none() {
             let below = self.index(UNDERLAY_DEVICE).await?;
-            // The kernel is told where every peer is, so there is nothing to learn.
+            // The device below bounds the size of packets (by `dev`), so that none has to be cut. The kernel is told
+            // where every peer is, so there is nothing to learn.
             let message = LinkVxlan::new(OVERLAY_DEVICE, OVERLAY_ID)
                 .dev(below)
                 .port(4789)
                 .append_info_data(InfoVxlan::Local(underlay))
                 .append_info_data(InfoVxlan::Learning(false))
                 .address(mac.to_vec())
-                .mtu(u32::from(GUEST_MTU))
                 .up()
                 .build();
             self.handle.link().add(message).execute().await.map_err(NetError::netlink("make the overlay"))?;
@@ -310,6 +323,7 @@ impl Links {
             let device = match hop {
                 NextHop::Tap(tap) => tap.as_str(),
                 NextHop::Overlay(_) => OVERLAY_DEVICE,
+                NextHop::Host(_) => UNDERLAY_DEVICE,
             };
             if !indexes.contains_key(device) {
                 indexes.insert(device.to_owned(), self.get(device).await?.map(|link| link.header.index));
@@ -321,7 +335,7 @@ impl Links {
                 .protocol(RouteProtocol::Other(ROUTE_PROTOCOL));
             route = match hop {
                 NextHop::Tap(_) => route.scope(rtnetlink::packet_route::route::RouteScope::Link),
-                NextHop::Overlay(peer) => route.gateway(*peer).onlink(),
+                NextHop::Overlay(peer) | NextHop::Host(peer) => route.gateway(*peer).onlink(),
             };
             let added = self.handle.route().add(route.build()).replace().execute().await;
             added.map_err(NetError::netlink(format!("route {address}")))?;

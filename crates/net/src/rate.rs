@@ -7,7 +7,7 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
 use rtnetlink::{Handle, LinkIfb};
 
-use crate::address::{GUEST_MTU, RATE_PREFIX, TAP_PREFIX};
+use crate::address::{RATE_PREFIX, TAP_PREFIX};
 use crate::error::NetError;
 use crate::links::Links;
 
@@ -23,7 +23,6 @@ const TCA_TBF_RATE64: u16 = 4;
 const TCA_TBF_BURST: u16 = 6;
 /// Rates are counted with Ethernet's headers.
 const LINKLAYER_ETHERNET: u8 = 1;
-const ETHERNET_HEADER: u64 = 14;
 
 /// The device through which packets from a tap are led.
 fn device_of(tap: &str) -> String {
@@ -73,7 +72,7 @@ async fn bucket(handle: &mut Handle, index: u32, bits_per_second: u64) -> Result
     parameters.extend([0; 12]);
     parameters.extend(u32::try_from(limit).unwrap_or(u32::MAX).to_ne_bytes());
     parameters.extend([0; 8]);
-    let burst = burst.max(u64::from(GUEST_MTU) + ETHERNET_HEADER) as u32;
+    let burst = burst as u32;
     let mut message = TcMessage::with_index(index as i32);
     message.header.parent = TcHandle::ROOT;
     message.attributes.push(TcAttribute::Kind("tbf".to_owned()));

@@ -1,6 +1,7 @@
 //! The data plane: load balancing beside HAProxy, DNS beside dnsmasq and Knot, and what changes cost.
 
 #[path = "../../../net/tests/kernel/lab.rs"]
+#[expect(dead_code, reason = "the tests use what the benchmarks do not")]
 mod lab;
 mod live;
 mod names;

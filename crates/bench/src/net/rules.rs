@@ -8,6 +8,7 @@ use anyhow::{Context, ensure};
 use mayfly_model::{
     Backend, Distribution, Egress, EndpointGoal, HostName, NetworkGoal, RoleName, RouteGoal, VipGoal, VmId,
 };
+use mayfly_net::Transit;
 use mayfly_net::plan::{Health, Inputs, LocalGuest, Plan, plan};
 
 use super::lab::{Lab, Namespace, PORT, VIP, dip};
@@ -64,7 +65,15 @@ fn changes(report: &mut Report) {
     let everybody: Health = (0..u64::from(VIPS * BACKENDS)).map(|vm| (VmId(vm), None)).collect();
     let hosts: BTreeSet<HostName> = (0..BACKENDS).map(host).collect();
     let make = |health: &Health, live: &BTreeSet<HostName>| {
-        plan(&Inputs { host: &host(0), goal: &goal, guests: &[], health, live, underlay: None })
+        plan(&Inputs {
+            host: &host(0),
+            goal: &goal,
+            guests: &[],
+            health,
+            live,
+            underlay: None,
+            transit: Transit::Vxlan,
+        })
     };
     let namespace = Namespace::new();
     let mut before = make(&everybody, &hosts);
@@ -110,7 +119,7 @@ fn serve(backend: &Namespace) {
 
 /// New connections, one after the other, while a backend leaves and comes back.
 fn drained(report: &mut Report) -> anyhow::Result<()> {
-    let mut lab = Lab::new(3, 1);
+    let mut lab = Lab::new(3, 1, Transit::Vxlan);
     lab.backends.iter().for_each(serve);
     let all = lab.all();
     let client = lab.clients.remove(0);
@@ -142,7 +151,7 @@ fn drained(report: &mut Report) -> anyhow::Result<()> {
 
 /// The rules for so many guests of one host, and the time of a connection's first packets through them.
 fn whole(report: &mut Report, guests: u32) -> anyhow::Result<()> {
-    let mut lab = Lab::new(1, 1);
+    let mut lab = Lab::new(1, 1, Transit::Vxlan);
     serve(&lab.backends[0]);
     let name = lab.hosts[0].name.clone();
     // The first guest is there; the others are so in name only.
@@ -168,6 +177,7 @@ fn whole(report: &mut Report, guests: u32) -> anyhow::Result<()> {
         health: &health,
         live: &live,
         underlay: None,
+        transit: Transit::Vxlan,
     };
     let began = Instant::now();
     let wanted: Plan = plan(&inputs);

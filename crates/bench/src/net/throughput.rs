@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, ensure};
+use mayfly_net::Transit;
 use rtnetlink::RouteMessageBuilder;
 
 use super::lab::{Lab, Namespace, PORT, VIP, dip, underlay};
@@ -41,7 +42,7 @@ struct Way {
 }
 
 pub fn measure(report: &mut Report, work: &Path, pairs: usize, seconds: u32) -> anyhow::Result<()> {
-    let lab = Lab::new(BACKENDS, 3);
+    let lab = Lab::new(BACKENDS, 3, Transit::Routed);
     let mut servers = Vec::new();
     for (number, backend) in lab.backends.iter().enumerate() {
         servers.push(web_server(backend, &work.join(format!("nginx-{number}")))?);

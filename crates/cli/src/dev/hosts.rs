@@ -79,6 +79,7 @@ pub(super) fn configure(
         guest_egress: false,
         dns_forwarders: None,
         limit_rates: true,
+        transit: Default::default(),
         capacity,
         controller: fabric.host_url(),
         join: None,

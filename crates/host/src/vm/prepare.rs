@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use mayfly_disk::{Base, Export, Transport};
 use mayfly_model::{DiskModel, VmGoal};
-use mayfly_net::address::{GUEST_MTU, tap_name};
+use mayfly_net::address::tap_name;
 use mayfly_net::{create_tap, prepare_tap};
 use mayfly_qemu::Accelerator;
 
@@ -61,7 +61,7 @@ pub(super) async fn tap(agent: &Agent, goal: &VmGoal) -> anyhow::Result<()> {
     let tap = tap_name(goal.vm);
     create_tap(&tap)?;
     prepare_tap(&tap)?;
-    agent.links.up_with_mtu(&tap, GUEST_MTU).await?;
+    agent.links.up_with_mtu(&tap, agent.guest_mtu).await?;
     if agent.config.limit_rates {
         agent.links.limit_rate(&tap, goal.size.bits_per_second()).await.context(
             "the kernel needs sch_tbf, sch_ingress, ifb, cls_u32 and act_mirred for that; without them, set \

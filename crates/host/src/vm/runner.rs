@@ -377,6 +377,7 @@ impl Runner {
             address: self.goal.dip,
             host_name: self.goal.computer_name.clone(),
             domain: domain(&self.goal, &zone),
+            mtu: self.agent.guest_mtu,
         };
         self.dhcp = Some(tokio::spawn(async move {
             if let Err(error) = serve_dhcp(&tap, lease).await {

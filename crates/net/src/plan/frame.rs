@@ -3,12 +3,14 @@
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 
+use mayfly_model::PeerGoal;
+
 use crate::address::{
-    DIP_NETWORK, DIP_PREFIX, GATEWAY, METADATA, OVERLAY_DEVICE, OVERLAY_NETWORK, OVERLAY_PREFIX, TAP_PREFIX,
-    UNDERLAY_DEVICE, WIRE_SERVER,
+    DIP_NETWORK, DIP_PREFIX, GATEWAY, METADATA, OVERLAY_DEVICE, TAP_PREFIX, UNDERLAY_DEVICE, WIRE_SERVER,
 };
 use crate::plan::ruleset::{Elements, Ruleset, TABLE};
 use crate::plan::{Inputs, LocalGuest};
+use crate::transit::Transit;
 
 /// Packets from guests that carry what is not theirs.
 pub(super) const SPOOFED: &str = "spoofed";
@@ -20,8 +22,8 @@ pub(super) const DENIED: &str = "denied";
 /// The sets whose elements come and go with time.
 pub(super) const LEASED: &str = "leased";
 
-/// The chains with hooks. `underlay` is the hosts' network, where guests may reach what lies beyond it.
-pub(super) fn frame(overlay: Option<Ipv4Addr>, underlay: Option<&str>) -> String {
+/// The chains with hooks.
+pub(super) fn frame(inputs: &Inputs<'_>) -> String {
     let mut text = String::new();
     hook(&mut text, "from_guest", "filter hook prerouting priority raw; policy accept", &from_guest());
     hook(
@@ -30,16 +32,17 @@ pub(super) fn frame(overlay: Option<Ipv4Addr>, underlay: Option<&str>) -> String
         "nat hook prerouting priority dstnat; policy accept",
         &["ip daddr . meta l4proto . th dport vmap @doors".to_owned()],
     );
-    hook(&mut text, "source", "nat hook postrouting priority srcnat; policy accept", &source(overlay));
+    hook(&mut text, "source", "nat hook postrouting priority srcnat; policy accept", &source(inputs));
     // What goes through the tunnel has less room than what the two ends agree on where one of them does not know of it.
     let syn = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu";
-    hook(
-        &mut text,
-        "clamp",
-        "filter hook forward priority mangle; policy accept",
-        &[format!("oifname \"{OVERLAY_DEVICE}\" {syn}"), format!("iifname \"{OVERLAY_DEVICE}\" {syn}")],
-    );
-    hook(&mut text, "forward", "filter hook forward priority filter; policy drop", &forward(underlay));
+    let clamp = match inputs.transit {
+        Transit::Vxlan => {
+            vec![format!("oifname \"{OVERLAY_DEVICE}\" {syn}"), format!("iifname \"{OVERLAY_DEVICE}\" {syn}")]
+        }
+        Transit::Routed => Vec::new(),
+    };
+    hook(&mut text, "clamp", "filter hook forward priority mangle; policy accept", &clamp);
+    hook(&mut text, "forward", "filter hook forward priority filter; policy drop", &forward(inputs));
     hook(&mut text, "input", "filter hook input priority filter; policy accept", &input());
     text
 }
@@ -64,35 +67,54 @@ fn from_guest() -> Vec<String> {
     ]
 }
 
-fn source(overlay: Option<Ipv4Addr>) -> Vec<String> {
+/// The device to other hosts' guests.
+fn wire(transit: Transit) -> &'static str {
+    match transit {
+        Transit::Vxlan => OVERLAY_DEVICE,
+        Transit::Routed => UNDERLAY_DEVICE,
+    }
+}
+
+/// The address by which other hosts' guests know a host that balances connections to them.
+pub(super) fn known_as(transit: Transit, peer: &PeerGoal) -> Ipv4Addr {
+    match transit {
+        Transit::Vxlan => peer.overlay,
+        Transit::Routed => peer.address,
+    }
+}
+
+fn source(inputs: &Inputs<'_>) -> Vec<String> {
     let dips = format!("{DIP_NETWORK}/{DIP_PREFIX}");
+    let own = inputs.goal.peers.iter().find(|peer| peer.host == *inputs.host);
+    let own = own.map(|peer| known_as(inputs.transit, peer));
+    let wire = wire(inputs.transit);
     // Answers have to come back through the host that balanced the connection.
-    let through = overlay.map(|overlay| format!("ct status dnat oifname \"{OVERLAY_DEVICE}\" snat ip to {overlay}"));
+    let through = own.map(|own| format!("ct status dnat oifname \"{wire}\" snat ip to {own}"));
     let near = format!("ct status dnat oifname \"{TAP_PREFIX}*\" ip saddr {dips} snat ip to {GATEWAY}");
-    let away = format!("ip saddr {dips} oifname \"{UNDERLAY_DEVICE}\" masquerade");
+    let away = format!("ip saddr {dips} ip daddr != {dips} oifname \"{UNDERLAY_DEVICE}\" masquerade");
     through.into_iter().chain([near, away]).collect()
 }
 
-fn forward(underlay: Option<&str>) -> Vec<String> {
-    let hosts = format!("{OVERLAY_NETWORK}/{OVERLAY_PREFIX}");
-    let (guest, tunnel) = (format!("\"{TAP_PREFIX}*\""), format!("\"{OVERLAY_DEVICE}\""));
+fn forward(inputs: &Inputs<'_>) -> Vec<String> {
+    let dips = format!("{DIP_NETWORK}/{DIP_PREFIX}");
+    let (guest, wire) = (format!("\"{TAP_PREFIX}*\""), format!("\"{}\"", wire(inputs.transit)));
     let served = "ip daddr . meta l4proto . th dport @served";
     let mut rules = vec![
         format!("oifname {guest} ip daddr != @{LEASED} drop"),
         "ct state established,related accept".to_owned(),
         format!("iifname {guest} ip saddr vmap @exits"),
         // To a guest of this host: from its own deployment, or through a load balancer to one of its endpoints.
-        format!("iifname {{ {guest}, {tunnel} }} oifname {guest} ip daddr vmap @homes"),
+        format!("iifname {{ {guest}, {wire} }} oifname {guest} ip daddr vmap @homes"),
         format!("oifname {guest} ct status dnat {served} accept"),
-        format!("oifname {guest} iifname {tunnel} ip saddr {hosts} {served} accept"),
+        format!("oifname {guest} iifname {wire} ip saddr @hosts {served} accept"),
         format!("oifname {guest} counter name {ISOLATED} drop"),
         // To another host: to its own deployment, or through a load balancer. The receiver judges again.
-        format!("iifname {guest} oifname {tunnel} ct status dnat accept"),
-        format!("iifname {guest} oifname {tunnel} ip saddr vmap @friends"),
-        format!("iifname {guest} oifname {tunnel} counter name {ISOLATED} drop"),
-        format!("iifname \"{UNDERLAY_DEVICE}\" oifname {tunnel} ct status dnat accept"),
+        format!("iifname {guest} oifname {wire} ip daddr {dips} ct status dnat accept"),
+        format!("iifname {guest} oifname {wire} ip saddr vmap @friends"),
+        format!("iifname {guest} oifname {wire} ip daddr {dips} counter name {ISOLATED} drop"),
+        format!("iifname \"{UNDERLAY_DEVICE}\" oifname {wire} ip daddr {dips} ct status dnat accept"),
     ];
-    if let Some(underlay) = underlay {
+    if let Some(underlay) = inputs.underlay {
         rules.push(format!("iifname {guest} oifname \"{UNDERLAY_DEVICE}\" ip daddr != {underlay} accept"));
     }
     rules
@@ -105,7 +127,9 @@ fn input() -> Vec<String> {
         // A public address with nobody behind it refuses, so that clients need not wait.
         "ip daddr @vips meta l4proto tcp reject with tcp reset".to_owned(),
         "ip daddr @vips drop".to_owned(),
+        // Guests of other hosts have no business with this one.
         format!("iifname \"{OVERLAY_DEVICE}\" drop"),
+        format!("iifname != \"{TAP_PREFIX}*\" ip saddr {DIP_NETWORK}/{DIP_PREFIX} drop"),
         format!("iifname != \"{TAP_PREFIX}*\" accept"),
         "udp dport 67 accept".to_owned(),
         format!("ip daddr {{ {WIRE_SERVER}, {METADATA} }} tcp dport 80 accept"),
@@ -122,7 +146,9 @@ pub(super) fn guests(rules: &mut Ruleset, inputs: &Inputs<'_>) {
     let cards = Elements::set("type ifname . ether_addr;").with(guests.iter().map(card));
     let places = Elements::set("type ifname . ipv4_addr;").with(guests.iter().map(place));
     let vips = Elements::set("type ipv4_addr;").with(inputs.goal.vips.iter().map(|vip| vip.vip.to_string()));
-    for (name, set) in [("cards", cards), ("places", places), ("vips", vips)] {
+    let hosts = inputs.goal.peers.iter().map(|peer| known_as(inputs.transit, peer).to_string());
+    let hosts = Elements::set("type ipv4_addr;").with(hosts);
+    for (name, set) in [("cards", cards), ("places", places), ("vips", vips), ("hosts", hosts)] {
         rules.sets.insert(name.to_owned(), set);
     }
     rules.counters.extend([SPOOFED, ISOLATED, DENIED].map(str::to_owned));

@@ -10,11 +10,12 @@ pub mod trace;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use mayfly_model::{Egress, HostName, NetworkGoal, ProbeGoal, VmId};
+use mayfly_model::{Egress, HostName, NetworkGoal, PeerGoal, ProbeGoal, VmId};
 
 pub use crate::plan::balance::endpoint_name;
 pub use crate::plan::egress::learned_set;
 use crate::plan::ruleset::Ruleset;
+use crate::transit::Transit;
 
 /// A guest of this host, as the network sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +50,8 @@ pub struct Inputs<'a> {
     pub live: &'a BTreeSet<HostName>,
     /// The hosts' own network, as `ADDRESS/PREFIX`, if guests may reach what lies beyond it. Itself they never may.
     pub underlay: Option<&'a str>,
+    /// How packets get to other hosts' guests.
+    pub transit: Transit,
 }
 
 /// Where packets for a DIP go.
@@ -58,6 +61,8 @@ pub enum NextHop {
     Tap(String),
     /// To another host, through the overlay.
     Overlay(Ipv4Addr),
+    /// To another host, as it is.
+    Host(Ipv4Addr),
 }
 
 /// What the kernel should hold.
@@ -71,7 +76,7 @@ pub struct Plan {
     pub routes: BTreeMap<Ipv4Addr, NextHop>,
     /// VIPs that this host answers for.
     pub vips: BTreeSet<Ipv4Addr>,
-    /// The other hosts, as (overlay address, hardware address, underlay address).
+    /// The other hosts in the overlay, if there is one, as (overlay address, hardware address, underlay address).
     pub peers: BTreeSet<(Ipv4Addr, [u8; 6], Ipv4Addr)>,
 }
 
@@ -79,12 +84,16 @@ pub struct Plan {
 pub fn plan(inputs: &Inputs<'_>) -> Plan {
     let Inputs { host, goal, guests, live, .. } = *inputs;
     let own: BTreeMap<Ipv4Addr, &LocalGuest> = guests.iter().map(|guest| (guest.dip, guest)).collect();
-    let overlays: BTreeMap<&HostName, Ipv4Addr> = goal.peers.iter().map(|peer| (&peer.host, peer.overlay)).collect();
+    let hop = |peer: &PeerGoal| match inputs.transit {
+        Transit::Vxlan => NextHop::Overlay(peer.overlay),
+        Transit::Routed => NextHop::Host(peer.address),
+    };
+    let hops: BTreeMap<&HostName, NextHop> = goal.peers.iter().map(|peer| (&peer.host, hop(peer))).collect();
     let remote = goal
         .routes
         .iter()
         .filter(|route| route.host != *host)
-        .filter_map(|route| Some((route.dip, NextHop::Overlay(*overlays.get(&route.host)?))));
+        .filter_map(|route| Some((route.dip, hops.get(&route.host)?.clone())));
     let local = own.values().map(|guest| (guest.dip, NextHop::Tap(guest.tap.clone())));
     let owned = |owners: &[HostName]| owners.iter().find(|owner| live.contains(*owner)) == Some(host);
     Plan {
@@ -95,15 +104,14 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
         peers: goal
             .peers
             .iter()
-            .filter(|peer| peer.host != *host)
+            .filter(|peer| peer.host != *host && inputs.transit == Transit::Vxlan)
             .map(|one| (one.overlay, one.mac, one.address))
             .collect(),
     }
 }
 
 fn rules(inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>) -> Ruleset {
-    let overlay = inputs.goal.peers.iter().find(|peer| peer.host == *inputs.host).map(|peer| peer.overlay);
-    let mut rules = Ruleset { frame: frame::frame(overlay, inputs.underlay), ..Ruleset::default() };
+    let mut rules = Ruleset { frame: frame::frame(inputs), ..Ruleset::default() };
     frame::guests(&mut rules, inputs);
     balance::endpoints(&mut rules, inputs, own);
     isolation::members(&mut rules, inputs, own);

@@ -84,6 +84,7 @@ fn plan_for(goal: &NetworkGoal, live: &[u8], healthy: &[u64], egress: &str) -> P
         health: &healthy.iter().map(|vm| (VmId(*vm), None)).collect(),
         live: &live.iter().map(|number| host(*number)).collect(),
         underlay: Some("10.77.0.0/24"),
+        transit: Transit::Vxlan,
     })
 }
 

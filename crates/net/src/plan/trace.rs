@@ -79,12 +79,10 @@ pub fn trace(inputs: &Inputs<'_>, from: Sender<'_>, to: &Receiver) -> Vec<Step> 
 
 /// The servers that each host has for its guests.
 fn server(to: &Receiver) -> Step {
-    let open = match (to.address, to.protocol, to.port) {
-        (WIRE_SERVER | METADATA, Transport::Tcp, 80) => true,
-        (WIRE_SERVER, _, 53) => true,
-        (_, Transport::Udp, 67) => true,
-        _ => false,
-    };
+    let open = matches!(
+        (to.address, to.protocol, to.port),
+        (WIRE_SERVER | METADATA, Transport::Tcp, 80) | (WIRE_SERVER, _, 53) | (_, Transport::Udp, 67)
+    );
     if open {
         passes("the host's own servers are open to its guests")
     } else {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::time::Duration;
 
+use mayfly_net::Transit;
 use mayfly_net::address::{GATEWAY, METADATA, WIRE_SERVER};
 
 use crate::frames::{Tap, Way, arp_reply, ethernet, fragment, syn, tcp_of, udp};
@@ -15,8 +16,8 @@ const QUIET: Duration = Duration::from_millis(100);
 const IP: u16 = 0x0800;
 
 /// Three hosts: the adversary on the first, one of its own deployment on the second, a stranger on the third.
-fn lab() -> Lab {
-    let mut lab = Lab::new(3, 1);
+fn lab(transit: Transit) -> Lab {
+    let mut lab = Lab::new(3, 1, transit);
     lab.goal.routes[2].deployment_id = "other".to_owned();
     lab.hosts[2].guests[0].deployment_id = "other".to_owned();
     lab.follow(&lab.all());
@@ -122,8 +123,12 @@ fn what_an_adversary_sends_arrives_nowhere() {
         println!("skipped: this needs root");
         return;
     }
-    let lab = lab();
-    let gateway = gateway_mac(&lab);
+    attack(&lab(Transit::Vxlan));
+    attack(&lab(Transit::Routed));
+}
+
+fn attack(lab: &Lab) {
+    let gateway = gateway_mac(lab);
     // Something listens on the hosts that it would like to reach.
     let listening: Vec<UdpSocket> = lab
         .hosts
@@ -155,7 +160,7 @@ fn what_an_adversary_sends_arrives_nowhere() {
     for (what, frame) in wicked(gateway) {
         send_from(&lab.backends[0], vec![frame; 3]);
         for watch in &mut watches {
-            assert_eq!(watch.marked(), 0, "{what}: it reached {}", watch.whose);
+            assert_eq!(watch.marked(), 0, "{:?}: {what}: it reached {}", lab.transit, watch.whose);
         }
         for (host, socket) in (1..).zip(&listening) {
             assert!(socket.recv(&mut [0; 64]).is_err(), "{what}: host {host} has heard it");
@@ -183,7 +188,7 @@ fn a_scan_of_all_ports_finds_the_guests_servers_and_no_others() {
         println!("skipped: this needs root");
         return;
     }
-    let lab = lab();
+    let lab = lab(Transit::Vxlan);
     let gateway = gateway_mac(&lab);
     // Hosts have servers of their own, and the stranger has some.
     let serve = |namespace: &Namespace| {

@@ -10,9 +10,9 @@ use std::thread::JoinHandle;
 use mayfly_model::{
     Backend, Distribution, Egress, EndpointGoal, HostName, NetworkGoal, PeerGoal, RoleName, RouteGoal, VipGoal, VmId,
 };
-use mayfly_net::address::{GATEWAY, GUEST_MTU, UNDERLAY_DEVICE};
+use mayfly_net::address::{GATEWAY, UNDERLAY_DEVICE};
 use mayfly_net::plan::{Inputs, LocalGuest, Plan, plan};
-use mayfly_net::{Links, Nft, prepare_host, prepare_tap};
+use mayfly_net::{Links, Nft, Transit, prepare_host, prepare_tap};
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -92,6 +92,7 @@ pub struct Lab {
     pub backends: Vec<Namespace>,
     pub clients: Vec<Namespace>,
     pub goal: NetworkGoal,
+    pub transit: Transit,
     // The hosts' legs are on its bridge.
     _centre: Namespace,
 }
@@ -129,7 +130,7 @@ fn guest(number: usize) -> LocalGuest {
 
 impl Lab {
     /// So many hosts with one backend each, behind [`VIP`], which the first host has; and so many clients.
-    pub fn new(hosts: usize, clients: usize) -> Lab {
+    pub fn new(hosts: usize, clients: usize, transit: Transit) -> Lab {
         let centre = Namespace::new();
         centre.run(|kit| {
             let bridge = kit.links.create_bridge("dc", [2, 0, 0, 0, 0, 1], "mayfly lab");
@@ -143,13 +144,14 @@ impl Lab {
             backends: Vec::new(),
             clients: Vec::new(),
             goal: NetworkGoal { zone: "z".to_owned(), ..NetworkGoal::default() },
+            transit,
             _centre: Namespace::new(),
         };
         for number in 1..=hosts {
             let (namespace, backend) = (Namespace::new(), Namespace::new());
             leg(format!("h{number}"), namespace.thread_id);
             let guest = guest(number);
-            connect(&namespace, &backend, number, guest.clone());
+            connect(&namespace, &backend, number, guest.clone(), transit.guest_mtu(1500));
             lab.backends.push(backend);
             let name = HostName::new(format!("host-{number}")).unwrap();
             lab.hosts.push(LabHost { name, namespace, guests: vec![guest], applied: None });
@@ -237,6 +239,7 @@ impl Lab {
             health: &health,
             live: &live,
             underlay: None,
+            transit: self.transit,
         })
     }
 
@@ -252,6 +255,7 @@ impl Lab {
                 health: &health,
                 live: &live,
                 underlay: None,
+                transit: self.transit,
             };
             let wanted = plan(&inputs);
             let before = host.applied.replace(wanted.clone());
@@ -276,15 +280,17 @@ fn apply(kit: &mut Kit, number: usize, before: Option<&Plan>, wanted: &Plan, dip
     kit.nft.lease(dips, 3_600_000).unwrap();
     let mac = [2, 0x6d, 0x66, 0, 0, number as u8];
     kit.runtime.block_on(async {
-        kit.links.create_overlay(overlay(number), mac, underlay(number)).await.unwrap();
-        kit.links.set_peers(&wanted.peers).await.unwrap();
+        if !wanted.peers.is_empty() {
+            kit.links.create_overlay(overlay(number), mac, underlay(number)).await.unwrap();
+            kit.links.set_peers(&wanted.peers).await.unwrap();
+        }
         kit.links.set_routes(&wanted.routes).await.unwrap();
         kit.links.set_vips(&wanted.vips).await.unwrap();
     });
 }
 
 /// Sets up a host, and a backend on a wire that is called as a tap would be.
-fn connect(host: &Namespace, backend: &Namespace, number: usize, guest: LocalGuest) {
+fn connect(host: &Namespace, backend: &Namespace, number: usize, guest: LocalGuest, mtu: u16) {
     let (far, thread_id) = (format!("far{number}"), backend.thread_id);
     let (tap, own) = (guest.tap.clone(), guest.clone());
     let near = far.clone();
@@ -297,7 +303,7 @@ fn connect(host: &Namespace, backend: &Namespace, number: usize, guest: LocalGue
             let moved = LinkUnspec::new_with_name(&near).setns_by_pid(thread_id).build();
             kit.handle.link().set(moved).execute().await.unwrap();
             prepare_tap(&tap).unwrap();
-            kit.links.up_with_mtu(&tap, GUEST_MTU).await.unwrap();
+            kit.links.up_with_mtu(&tap, mtu).await.unwrap();
             kit.links.pin_neighbour(&tap, own.dip, own.mac).await.unwrap();
         });
     });
@@ -307,7 +313,7 @@ fn connect(host: &Namespace, backend: &Namespace, number: usize, guest: LocalGue
             let card = LinkUnspec::new_with_index(index).name(UNDERLAY_DEVICE).address(guest.mac.to_vec()).build();
             kit.handle.link().set(card).execute().await.unwrap();
             kit.links.add_address(UNDERLAY_DEVICE, guest.dip, 16).await.unwrap();
-            kit.links.up_with_mtu(UNDERLAY_DEVICE, GUEST_MTU).await.unwrap();
+            kit.links.up_with_mtu(UNDERLAY_DEVICE, mtu).await.unwrap();
             kit.links.add_default_route(GATEWAY).await.unwrap();
         });
     });

@@ -17,7 +17,7 @@ use mayfly_model::{
 };
 use mayfly_net::plan::ruleset::Ruleset;
 use mayfly_net::plan::{Inputs, LocalGuest, NextHop, plan};
-use mayfly_net::{Links, Nft, create_tap, delete_tap};
+use mayfly_net::{Links, Nft, Transit, create_tap, delete_tap};
 use nix::sched::{CloneFlags, unshare};
 
 /// Runs a test in a new network namespace, which ends with its thread.
@@ -176,7 +176,16 @@ fn any_rules(dice: &mut Dice) -> Ruleset {
     let health = (1..=8).filter(|_| dice.below(3) > 0).map(|vm| (VmId(vm), None)).collect();
     let underlay = (dice.below(2) == 0).then_some("10.77.0.0/24");
     let live = BTreeSet::from([host(1), host(2)]);
-    plan(&Inputs { host: &host(1), goal: &goal, guests: &guests, health: &health, live: &live, underlay }).rules
+    plan(&Inputs {
+        host: &host(1),
+        goal: &goal,
+        guests: &guests,
+        health: &health,
+        live: &live,
+        underlay,
+        transit: Transit::Vxlan,
+    })
+    .rules
 }
 
 fn set_whole(nft: &mut Nft, rules: &Ruleset) {

@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
+use mayfly_net::Transit;
+
 use crate::Dice;
 use crate::lab::{Lab, PORT, VIP};
 
@@ -47,7 +49,7 @@ fn connections_survive_ten_thousand_changes_of_membership() {
         println!("skipped: this needs root");
         return;
     }
-    let mut lab = Lab::new(BACKENDS, 1);
+    let mut lab = Lab::new(BACKENDS, 1, Transit::Vxlan);
     for (number, backend) in (1..).zip(&lab.backends) {
         backend.run(move |_| echo(number));
     }
