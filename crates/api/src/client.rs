@@ -18,7 +18,7 @@ use crate::host_api::ReportAnswer;
 use crate::joining::{CertificateAnswer, JoinRequest, RenewRequest, TokenRequest, TokenView};
 use crate::view::{
     BreakerView, DeployRequest, EventView, HostView, ImageView, InstanceView, MetricRequest, PlanView, RollbackRequest,
-    ScaleRequest, ServiceView, UpgradeRequest, UsageView, WalkRequest,
+    ScaleRequest, ServiceView, TraceView, UpgradeRequest, UsageView, WalkRequest,
 };
 
 /// Why a request failed.
@@ -264,6 +264,13 @@ impl Client {
     pub async fn instance_explain(&self, key: &InstanceKey) -> Result<Vec<String>, ClientError> {
         let (service, slot) = (&key.deployment.service, key.deployment.slot);
         self.json(self.request(Method::GET, &format!("/v1/instances/{service}/{slot}/{}/explain", key.name()))).await
+    }
+
+    /// Whether a packet would pass from an instance or an address to `ADDRESS:PORT`, `NAME:PORT`, or either with `/udp`.
+    pub async fn trace(&self, from: &str, to: &str) -> Result<TraceView, ClientError> {
+        let encoded = reqwest::Url::parse_with_params("http://fabric", &[("from", from), ("to", to)]).ok();
+        let query = encoded.as_ref().and_then(|url| url.query()).unwrap_or_default();
+        self.json(self.request(Method::GET, &format!("/v1/trace?{query}"))).await
     }
 
     /// Does `verb`, one of `drain`, `undrain`, `reboot` and `forget`, to a host.

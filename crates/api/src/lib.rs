@@ -12,8 +12,8 @@ pub use host_api::ReportAnswer;
 pub use joining::{CertificateAnswer, JoinRequest, RenewRequest, TokenRequest, TokenView};
 pub use view::{
     BreakerView, DeployRequest, DeploymentView, EndpointView, EventView, HostView, ImageView, InstanceView,
-    MetricRequest, PlanStep, PlanView, RoleView, RollbackRequest, ScaleRequest, ServiceView, SourceFile, UpdateView,
-    UpgradeRequest, UsageView, WalkRequest,
+    MetricRequest, PlanStep, PlanView, RoleView, RollbackRequest, ScaleRequest, ServiceView, SourceFile, TraceStep,
+    TraceView, UpdateView, UpgradeRequest, UsageView, WalkRequest,
 };
 
 /// The header in which a client names a request, at random, so that it is carried out once however often it is sent.

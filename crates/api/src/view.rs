@@ -310,3 +310,23 @@ pub struct MetricRequest {
     /// The number.
     pub value: i64,
 }
+
+/// Whether a packet would pass.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceView {
+    /// Where to: `ADDRESS:PORT/PROTOCOL`.
+    pub to: String,
+    /// Whether it arrives.
+    pub passes: bool,
+    /// The rules that it meets; the last one decides.
+    pub steps: Vec<TraceStep>,
+}
+
+/// One rule that a packet meets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceStep {
+    /// What it says.
+    pub rule: String,
+    /// Whether it lets the packet pass.
+    pub passes: bool,
+}

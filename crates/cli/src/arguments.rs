@@ -92,6 +92,9 @@ pub enum Command {
     /// Role instances: the VMs
     #[command(subcommand)]
     Instance(InstanceCommand),
+    /// The network: what would become of a packet
+    #[command(subcommand)]
+    Net(NetCommand),
     /// Hosts
     #[command(subcommand)]
     Host(HostCommand),
@@ -113,6 +116,17 @@ pub enum Command {
     /// Processes that the others start
     #[command(subcommand, hide = true)]
     Internal(InternalCommand),
+}
+
+#[derive(Subcommand)]
+pub enum NetCommand {
+    /// Say whether a packet would pass, and which rule decides
+    Trace {
+        /// Who sends: an instance, such as shop/web_IN_0, or an IPv4 address outside the fabric
+        from: String,
+        /// Where to: ADDRESS:PORT or NAME:PORT, with /udp at its end for UDP
+        to: String,
+    },
 }
 
 #[derive(Subcommand)]

@@ -11,6 +11,7 @@ mod host;
 mod image;
 mod instance;
 mod internal;
+mod net;
 mod output;
 mod service;
 mod token;
@@ -55,6 +56,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             Command::Image(command) => image::run(&connection, command).await,
             Command::Service(command) => service::run(&connection, command).await,
             Command::Instance(command) => instance::run(&connection, command).await,
+            Command::Net(command) => net::run(&connection, command).await,
             Command::Host(command) => host::run(&connection, command).await,
             Command::Controller(ControllerCommand::Backup { file }) => controller::backup(&connection, &file).await,
             Command::Token(command) => token::run(&connection, command).await,

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mayfly_api::ErrorCode;
-use mayfly_model::{HostFacts, HostReport};
+use mayfly_model::{EGRESS_FEATURE, HostFacts, HostReport};
 
 use crate::agent::{Agent, lock};
 use crate::clock;
@@ -107,6 +107,9 @@ fn features(agent: &Agent) -> BTreeSet<String> {
     let mut features = agent.config.features.clone();
     if agent.config.accelerator == mayfly_qemu::Accelerator::Kvm {
         features.insert("kvm".to_owned());
+    }
+    if agent.config.guest_egress {
+        features.insert(EGRESS_FEATURE.to_owned());
     }
     features
 }

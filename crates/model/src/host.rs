@@ -10,6 +10,9 @@ use crate::name::HostName;
 use crate::size::Resources;
 use crate::time::Time;
 
+/// The feature of hosts that let guests leave the fabric.
+pub const EGRESS_FEATURE: &str = "egress";
+
 /// A host: a machine that runs the host agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {

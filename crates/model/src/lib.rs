@@ -42,7 +42,7 @@ pub use goal::{
     Backend, DnsRecord, EndpointGoal, GoalState, GuardGoal, NetworkGoal, Pass, PeerGoal, ProbeGoal, RouteGoal,
     ServiceRecord, VipGoal, VmGoal,
 };
-pub use host::{Admission, Host, HostCondition};
+pub use host::{Admission, EGRESS_FEATURE, Host, HostCondition};
 pub use image::{Digest, Image};
 pub use instance::{Expectation, Health, Instance, InstanceState, InstanceStatus, Rung, Then, Vm, VmPhase};
 pub use lease::{HostLease, LeaseGrant, LeaseTimings};

@@ -12,11 +12,15 @@ pub use names::serve;
 
 use std::path::Path;
 
+use mayfly_net::Transit;
+
 use crate::report::Report;
 
 /// Everything, in turns.
 pub fn measure(report: &mut Report, work: &Path, mayfly: &Path, pairs: usize, seconds: u32) -> anyhow::Result<()> {
-    throughput::measure(report, work, pairs, seconds)?;
+    throughput::measure(report, work, (pairs, seconds), Transit::Routed)?;
+    throughput::measure(report, work, (pairs, seconds), Transit::Vxlan)?;
+    throughput::explain(report);
     rules::measure(report)?;
     names::measure(report, work, pairs, seconds)?;
     live::measure(report, work, mayfly)

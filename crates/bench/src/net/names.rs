@@ -31,6 +31,16 @@ impl Drop for Server {
     }
 }
 
+impl Server {
+    /// The processor time that it has used.
+    fn processor_seconds(&self) -> anyhow::Result<f64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
+        let after = text.rsplit_once(')').context("not a process's line")?.1;
+        let ticks: u64 = after.split_whitespace().skip(11).take(2).filter_map(|word| word.parse::<u64>().ok()).sum();
+        Ok(ticks as f64 / 100.0)
+    }
+}
+
 fn name(number: u32) -> String {
     format!("web-in-{number}.shop.internal.{ZONE}")
 }
@@ -69,23 +79,32 @@ pub fn measure(report: &mut Report, work: &Path, pairs: usize, seconds: u32) -> 
     std::fs::write(&questions, (0..NAMES).fold(String::new(), |text, number| text + &name(number) + " A\n"))?;
     let own = std::env::current_exe()?;
     let own = own.to_string_lossy().into_owned();
-    let _ours = pinned(&own, &["dns".to_owned()])?;
-    let _dnsmasq = pinned("/usr/sbin/dnsmasq", &dnsmasq(work)?)?;
-    let _knot = pinned("/usr/sbin/knotd", &knot(work)?)?;
+    let ours_process = pinned(&own, &["dns".to_owned()])?;
+    let dnsmasq_process = pinned("/usr/sbin/dnsmasq", &dnsmasq(work)?)?;
+    let knot_process = pinned("/usr/sbin/knotd", &knot(work)?)?;
     let mut figures = [Vec::new(), Vec::new(), Vec::new()];
+    let mut costs = [Vec::new(), Vec::new(), Vec::new()];
     for port in [OURS, DNSMASQ, KNOT] {
         wait_for(port)?;
     }
     for _ in 0..pairs {
-        for (port, figures) in [OURS, DNSMASQ, KNOT].into_iter().zip(&mut figures) {
-            figures.push(rate(port, &questions, seconds)?);
+        let servers = [(OURS, &ours_process), (DNSMASQ, &dnsmasq_process), (KNOT, &knot_process)];
+        for ((port, server), (figures, costs)) in servers.into_iter().zip(figures.iter_mut().zip(&mut costs)) {
+            let before = server.processor_seconds()?;
+            let rate = rate(port, &questions, seconds)?;
+            figures.push(rate);
+            costs.push((server.processor_seconds()? - before) * 1e6 / (rate * f64::from(seconds)));
         }
     }
     let [ours, dnsmasq, knot] = &figures;
     let what = "questions a second, 1,000 names, one processor for the server and one for dnsperf";
-    for (peer, theirs, goal) in [("dnsmasq", dnsmasq, 2.0), ("Knot", knot, 1.0)] {
+    let [our_cost, dnsmasq_cost, knot_cost] = &costs;
+    let cost = "the server's processor time for a question";
+    let peers = [("dnsmasq", dnsmasq, dnsmasq_cost, 2.0), ("Knot", knot, knot_cost, 1.0)];
+    for (peer, theirs, their_cost, goal) in peers {
         report.table(&format!("DNS beside {peer}"), peer);
         report.compare(&Comparison { what, ours, peer: theirs, is_time: false, unit: "/s", goal });
+        report.compare(&Comparison { what: cost, ours: our_cost, peer: their_cost, is_time: true, unit: "µs", goal });
         report.end();
     }
     changes(report)

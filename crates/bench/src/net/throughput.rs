@@ -41,8 +41,13 @@ struct Way {
     direct: bool,
 }
 
-pub fn measure(report: &mut Report, work: &Path, pairs: usize, seconds: u32) -> anyhow::Result<()> {
-    let lab = Lab::new(BACKENDS, 3, Transit::Routed);
+pub fn measure(
+    report: &mut Report,
+    work: &Path,
+    (pairs, seconds): (usize, u32),
+    transit: Transit,
+) -> anyhow::Result<()> {
+    let lab = Lab::new(BACKENDS, 3, transit);
     let mut servers = Vec::new();
     for (number, backend) in lab.backends.iter().enumerate() {
         servers.push(web_server(backend, &work.join(format!("nginx-{number}")))?);
@@ -75,22 +80,33 @@ pub fn measure(report: &mut Report, work: &Path, pairs: usize, seconds: u32) -> 
         }
         results.push((what, figures, goals));
     }
-    report.table("Through a public address, three backends on three hosts", "HAProxy, mode tcp, on the same host");
+    let between = match transit {
+        Transit::Routed => "packets routed between hosts",
+        Transit::Vxlan => "packets in VXLAN between hosts",
+    };
+    report.table(
+        &format!("Through a public address, three backends on three hosts, {between}"),
+        "HAProxy, mode tcp, on the same host",
+    );
     for (what, [ours, proxy, _], [goal, _]) in &results {
         report.compare(&Comparison { what, ours, peer: proxy, is_time: false, unit: "/s", goal: *goal });
     }
     report.end();
-    report.table("The same, beside connections straight to the backends' hosts", "direct");
+    report.table(&format!("Beside connections straight to the backends' hosts, {between}"), "direct");
     for (what, [ours, _, direct], [_, goal]) in &results {
         report.compare(&Comparison { what, ours, peer: direct, is_time: false, unit: "/s", goal: *goal });
     }
     report.end();
+    Ok(())
+}
+
+/// What the figures mean.
+pub fn explain(report: &mut Report) {
     report.say(
         "Client, hosts and backends (nginx, a worker each) share the machine's processors, and two thirds of the balanced \
          connections pass through two hosts instead of one; so the comparison with direct connections is that of everything, \
          not of the balancer alone. Only 64 KiB transfers have a goal there.",
     );
-    Ok(())
 }
 
 fn web_server(namespace: &Namespace, folder: &Path) -> anyhow::Result<Server> {

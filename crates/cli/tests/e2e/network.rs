@@ -116,6 +116,23 @@ fn definition_and_configuration_say_who_reaches_whom() {
     let open = files(&stage.file("open.cscfg", configuration("192.0.2.0/24")));
     run(arguments(&["service", "upgrade", "mob"], &open, &["--wait", "--timeout", "300s"]));
     wait_until("the door is open", Duration::from_secs(10), || Ok(page(80).is_ok())).unwrap();
+    let trace = |from: &str, to: &str| fabric.run(&["net", "trace", from, to]).unwrap();
+    let db = fabric.instance("mob", "db_IN_0").unwrap()["dip"].as_str().unwrap().to_owned();
+    for (from, to, expected) in [
+        ("mob/web_IN_0", format!("{db}:80"), "a traffic rule lets it reach role db: passes"),
+        ("mob/spy_IN_0", format!("{db}:80"), "role db is reached only as its traffic rules say: stops here"),
+        ("mob/caged_IN_0", "mob.mayfly.test:8000".to_owned(), "`mob.mayfly.test:8000` is open: passes"),
+        ("mob/caged_IN_0", "mob.mayfly.test:8010".to_owned(), "only mob.mayfly.test:8000: stops here"),
+        ("203.0.113.9", format!("{vip}:80"), "endpoint web/http: sent to"),
+        ("203.0.113.9", format!("{vip}:81"), "no endpoint of"),
+    ] {
+        let said = trace(from, &to);
+        assert!(said.contains(expected), "{from} to {to}: {said}");
+        assert_eq!(
+            said.contains(": passes\n") && !said.contains("does not pass"),
+            !expected.contains("stops") && !expected.contains("no ")
+        );
+    }
     let refused = stage.refused(&["service", "scale", "mob", "web=3"]);
     assert!(refused.contains("`own` has 2 public ports"), "{refused}");
 }

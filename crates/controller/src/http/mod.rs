@@ -12,6 +12,7 @@ mod instances;
 mod joining;
 mod plan;
 mod services;
+mod trace;
 
 use std::sync::Arc;
 
@@ -101,6 +102,7 @@ pub fn users(shared: Arc<Shared>) -> Router {
         .route("/v1/instances", get(instances::list))
         .route("/v1/instances/{service}/{slot}/{name}/explain", get(instances::explain))
         .route("/v1/instances/{service}/{slot}/{name}/{verb}", post(instances::act))
+        .route("/v1/trace", get(trace::show))
         .route("/v1/hosts", get(hosts::list))
         .route("/v1/hosts/{name}/{verb}", post(hosts::act))
         .route("/v1/breaker", get(breaker::show))
