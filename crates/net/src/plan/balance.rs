@@ -44,7 +44,7 @@ pub(super) fn endpoints(rules: &mut Ruleset, inputs: &Inputs<'_>, own: &BTreeMap
             // Without anybody behind it, the address itself refuses.
             if !up.is_empty() {
                 let name = endpoint_name(vip.vip, endpoint);
-                rules.chains.insert(name.clone(), admit(endpoint, &name, &balance(endpoint, &up)));
+                rules.chains.insert(name.clone(), admit(endpoint, &name, &balance(endpoint, &up), up[0]));
                 doors.elements.insert(format!("{} . {protocol} . {}", vip.vip, endpoint.port), format!("goto {name}"));
                 rules.counters.insert(name);
             }
@@ -54,8 +54,9 @@ pub(super) fn endpoints(rules: &mut Ruleset, inputs: &Inputs<'_>, own: &BTreeMap
     rules.sets.insert("served".to_owned(), served);
 }
 
-/// Who is let in at an endpoint, and what becomes of them: the first rule that fits decides.
-fn admit(endpoint: &EndpointGoal, name: &str, balance: &str) -> String {
+/// Who is let in at an endpoint, and what becomes of them: the first rule that fits decides. `anybody` is one of the
+/// backends.
+fn admit(endpoint: &EndpointGoal, name: &str, balance: &str, anybody: Ipv4Addr) -> String {
     // The protocol is known here, but nftables wants it said before it translates ports.
     let let_in = format!("meta l4proto {} counter name \"{name}\" {balance}\n", protocol(endpoint));
     let mut text = String::new();
@@ -66,7 +67,14 @@ fn admit(endpoint: &EndpointGoal, name: &str, balance: &str) -> String {
         text.push_str(if rule.permit { &let_in } else { "drop\n" });
     }
     // Where some are let in by name, the others are not.
-    text.push_str(if endpoint.access.iter().any(|rule| rule.permit) { "drop\n" } else { &let_in });
+    if endpoint.access.iter().any(|rule| rule.permit) {
+        text.push_str("drop\n");
+        return text;
+    }
+    text.push_str(&let_in);
+    // A packet that is here at the very moment of a change finds the map of this rule gone, and would be refused.
+    let port = endpoint.local_port;
+    text.push_str(&format!("meta l4proto {} dnat ip to {anybody}:{port}\n", protocol(endpoint)));
     text
 }
 

@@ -94,7 +94,8 @@ const DOOR: &str = "e_10.78.0.2_tcp_80";
 fn only_healthy_backends_on_live_hosts_are_in_rotation() {
     let rules = plan_of(&[1, 2, 3], &[1, 2]).rules;
     let two = "dnat ip to numgen inc mod 2 map { 0 : 10.80.0.11, 1 : 10.80.0.12 } : 8080";
-    assert_eq!(rules.chains[DOOR].trim(), format!("meta l4proto tcp counter name \"{DOOR}\" {two}"));
+    let anybody = "meta l4proto tcp dnat ip to 10.80.0.11:8080";
+    assert_eq!(rules.chains[DOOR].trim(), format!("meta l4proto tcp counter name \"{DOOR}\" {two}\n{anybody}"));
     assert_eq!(rules.sets["doors"].elements["10.78.0.2 . tcp . 80"], format!("goto {DOOR}"));
     let rules = plan_of(&[1, 3], &[1, 2, 3]).rules;
     assert!(rules.chains[DOOR].contains("map { 0 : 10.80.0.11, 1 : 10.80.0.13 }"), "{rules:?}");
@@ -144,14 +145,15 @@ fn the_first_rule_that_fits_decides_who_comes_in() {
     let rule = |permit, last, prefix| AccessRule { permit, network: Ipv4Addr::new(10, 1, 0, last), prefix };
     let balance =
         format!("meta l4proto tcp counter name \"{DOOR}\" dnat ip to numgen inc mod 1 map {{ 0 : 10.80.0.11 }} : 8080");
+    let anybody = "meta l4proto tcp dnat ip to 10.80.0.11:8080".to_owned();
     for (access, expected) in [
-        (vec![], vec![balance.clone()]),
+        (vec![], vec![balance.clone(), anybody.clone()]),
         (
             vec![rule(false, 7, 32), rule(true, 0, 24)],
             // Where some are let in, others are not.
             vec!["ip saddr 10.1.0.7/32 drop".to_owned(), format!("ip saddr 10.1.0.0/24 {balance}"), "drop".to_owned()],
         ),
-        (vec![rule(false, 7, 32)], vec!["ip saddr 10.1.0.7/32 drop".to_owned(), balance.clone()]),
+        (vec![rule(false, 7, 32)], vec!["ip saddr 10.1.0.7/32 drop".to_owned(), balance.clone(), anybody.clone()]),
         (vec![rule(true, 0, 0)], vec![balance.clone(), "drop".to_owned()]),
     ] {
         let mut goal = goal();
@@ -227,11 +229,8 @@ fn a_change_costs_what_changes() {
     let (before, after) = (plan_of(&[1, 2, 3], &[1, 2, 3]).rules, plan_of(&[1, 2, 3], &[1, 3]).rules);
     let script = after.change(&before);
     let two = "dnat ip to numgen inc mod 2 map { 0 : 10.80.0.11, 1 : 10.80.0.13 } : 8080";
-    assert_eq!(
-        script,
-        format!(
-            "flush chain inet mayfly {DOOR}\nadd rule inet mayfly {DOOR} meta l4proto tcp counter name \"{DOOR}\" {two}\n"
-        )
-    );
+    let rule = |rule: &str| format!("add rule inet mayfly {DOOR} meta l4proto tcp {rule}\n");
+    let (counted, anybody) = (format!("counter name \"{DOOR}\" {two}"), "dnat ip to 10.80.0.11:8080");
+    assert_eq!(script, format!("flush chain inet mayfly {DOOR}\n{}{}", rule(&counted), rule(anybody)));
     assert_eq!(after.change(&after), "");
 }

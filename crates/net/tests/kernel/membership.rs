@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use mayfly_net::Transit;
@@ -49,7 +51,7 @@ fn connections_survive_ten_thousand_changes_of_membership() {
         println!("skipped: this needs root");
         return;
     }
-    let mut lab = Lab::new(BACKENDS, 1, Transit::Vxlan);
+    let mut lab = Lab::new(BACKENDS, 2, Transit::Vxlan);
     for (number, backend) in (1..).zip(&lab.backends) {
         backend.run(move |_| echo(number));
     }
@@ -60,6 +62,19 @@ fn connections_survive_ten_thousand_changes_of_membership() {
     });
     let spread: BTreeSet<u8> = held.iter().map(|(_, number)| *number).collect();
     assert_eq!(spread.len(), BACKENDS, "each backend has some of them");
+    // Somebody connects all the time, also in the very moment of a change.
+    let (busy, stop) = (lab.clients.remove(0), Arc::new(AtomicBool::new(false)));
+    let told = Arc::clone(&stop);
+    let visitor = std::thread::spawn(move || {
+        busy.run(move |_| {
+            let mut visits = 0;
+            while !told.load(Relaxed) {
+                open().unwrap_or_else(|error| panic!("connection {visits} beside the changes: {error}"));
+                visits += 1;
+            }
+            visits
+        })
+    });
     let (mut dice, all) = (Dice(11), lab.all());
     for change in 0..CHANGES {
         // Any backend may be out, but not all of them.
@@ -75,6 +90,8 @@ fn connections_survive_ten_thousand_changes_of_membership() {
             assert!(healthy.contains(&u64::from(answered)), "change {change}: sent to {answered}, which was out");
         }
     }
+    stop.store(true, Relaxed);
+    assert!(visitor.join().unwrap() > 1000);
     for (stream, number) in &mut held {
         assert_eq!(ask(stream).ok(), Some(*number));
     }
