@@ -206,6 +206,12 @@ pub struct InstanceView {
     pub disk_quota_bytes: Option<u64>,
     /// Bytes of its base image that have come to the host.
     pub image_bytes: Option<u64>,
+    /// Bytes that its VM has sent.
+    #[serde(default)]
+    pub sent_bytes: Option<u64>,
+    /// Bytes that its VM has received.
+    #[serde(default)]
+    pub received_bytes: Option<u64>,
     /// Reboots among them that have not been carried out yet, or a VM that is being replaced: the instance is in motion.
     pub in_motion: bool,
 }

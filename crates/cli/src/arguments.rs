@@ -164,6 +164,12 @@ pub enum DevCommand {
     },
     /// Show what runs, and where
     Status,
+    /// Run a command where the fabric's network is: without root, that is a namespace of its own
+    Exec {
+        /// The command and its arguments
+        #[arg(trailing_var_arg = true, required = true, value_name = "COMMAND")]
+        command: Vec<String>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -510,6 +516,8 @@ pub enum InternalCommand {
     ControllerSupervisor { folder: PathBuf },
     /// Keeps the dev fabric's etcd running
     EtcdSupervisor { folder: PathBuf },
+    /// Keeps the namespaces of a dev fabric that is not root's, and leads connections into them
+    DevGate { state: PathBuf },
     /// Makes a dev host's namespaces and its first process
     HostBoot { folder: PathBuf },
     /// The first process of a dev host

@@ -55,6 +55,8 @@ pub async fn run(connection: &Connection, command: InstanceCommand) -> anyhow::R
                 ("written to the disk", bytes(one.disk_bytes)),
                 ("write quota", bytes(one.disk_quota_bytes)),
                 ("base image on the host", bytes(one.image_bytes)),
+                ("sent", bytes(one.sent_bytes)),
+                ("received", bytes(one.received_bytes)),
             ];
             output::show(connection.output, &one, &rows)
         }

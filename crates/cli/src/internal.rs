@@ -26,6 +26,7 @@ pub fn run(command: InternalCommand) -> anyhow::Result<()> {
         }
         InternalCommand::ControllerSupervisor { folder } => dev::supervise_controller(&folder),
         InternalCommand::EtcdSupervisor { folder } => dev::supervise_etcd(&folder),
+        InternalCommand::DevGate { state } => dev::keep_gate(&state),
         InternalCommand::HostBoot { folder } => dev::boot_host(&folder),
         InternalCommand::HostInit { folder } => dev::init_host(&folder),
         InternalCommand::HostAgent { config, boot_id } => {

@@ -1,35 +1,55 @@
-//! What hosts say of the disks of their VMs. It is only shown, changes all the time and is said again with each report,
-//! so it is no record.
+//! What hosts say of the disks and the traffic of their VMs. It is only shown, changes all the time and is said again with
+//! each report, so it is no record.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use mayfly_model::{HostName, HostReport, VmId};
+use mayfly_model::{HostName, HostReport, Traffic, VmId};
 
-/// The disk of a VM.
+/// What a VM uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DiskUsage {
+pub struct VmUsage {
     /// Bytes of the differencing disk's file.
     pub disk_bytes: u64,
     /// Bytes of the base image that are on the host.
     pub image_bytes: u64,
+    /// What it has sent and received.
+    pub traffic: Traffic,
 }
 
-/// The disks, as each host said last.
+/// What one host has said.
 #[derive(Debug, Default)]
-pub struct Usage(Mutex<HashMap<HostName, HashMap<VmId, DiskUsage>>>);
+struct Said {
+    vms: HashMap<VmId, VmUsage>,
+    counters: BTreeMap<String, u64>,
+}
+
+/// What each host said last.
+#[derive(Debug, Default)]
+pub struct Usage(Mutex<BTreeMap<HostName, Said>>);
 
 impl Usage {
     /// Takes a host's word.
     pub fn hear(&self, report: &HostReport) {
-        let usage =
-            report.vms.iter().map(|vm| (vm.vm, DiskUsage { disk_bytes: vm.disk_bytes, image_bytes: vm.image_bytes }));
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.insert(report.host.clone(), usage.collect());
+        let usage = report.vms.iter().map(|vm| {
+            let (disk_bytes, image_bytes, traffic) = (vm.disk_bytes, vm.image_bytes, vm.traffic);
+            (vm.vm, VmUsage { disk_bytes, image_bytes, traffic })
+        });
+        let said = Said { vms: usage.collect(), counters: report.counters.clone() };
+        self.all().insert(report.host.clone(), said);
     }
 
-    /// What was said last.
-    pub fn of(&self, host: &HostName, vm: VmId) -> Option<DiskUsage> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(host)?.get(&vm).copied()
+    /// What was said last of a VM.
+    pub fn of(&self, host: &HostName, vm: VmId) -> Option<VmUsage> {
+        self.all().get(host)?.vms.get(&vm).copied()
+    }
+
+    /// What each host has counted.
+    pub fn counters(&self) -> BTreeMap<HostName, BTreeMap<String, u64>> {
+        self.all().iter().map(|(host, said)| (host.clone(), said.counters.clone())).collect()
+    }
+
+    fn all(&self) -> MutexGuard<'_, BTreeMap<HostName, Said>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

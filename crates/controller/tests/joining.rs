@@ -95,6 +95,7 @@ fn report(host: &str, sequence: u64) -> HostReport {
         applied: Incarnation(0),
         vms: Vec::new(),
         incidents: Vec::new(),
+        counters: Default::default(),
     }
 }
 

@@ -86,6 +86,8 @@ fn report(host: &HostName, sequence: u64, lease_ack: u64, applied: Incarnation, 
         applied,
         vms,
         incidents: Vec::new(),
+
+        counters: Default::default(),
     }
 }
 
@@ -175,6 +177,7 @@ impl Fabric {
             disk_bytes: 0,
             image_bytes: 0,
             cpu_milli: self.cpu,
+            traffic: Default::default(),
         });
         let report = report(host, self.now.0, self.acknowledged[host], goal.incarnation, vms.collect());
         let grant = self.step(Input::Report(report)).unwrap();

@@ -1,6 +1,6 @@
 //! What all tasks share, and starting them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -60,6 +60,8 @@ pub(crate) struct Agent {
     pub incidents: Mutex<Vec<Incident>>,
     /// Whether guests may run and be on the network.
     pub serving: watch::Sender<bool>,
+    /// What the kernel has counted, by name.
+    pub counters: Mutex<BTreeMap<String, u64>>,
     pub peers: Mutex<Peers>,
     pub zone: watch::Sender<Arc<Zone>>,
     /// A report should be sent now.
@@ -146,6 +148,7 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
         images: Mutex::default(),
         incidents: Mutex::default(),
         serving: watch::Sender::new(false),
+        counters: Mutex::default(),
         peers: Mutex::default(),
         zone: watch::Sender::new(Arc::new(Zone::default())),
         report_now: Notify::new(),
@@ -162,6 +165,7 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
     tracing::info!(host = %agent.config.name, incarnation = %goal.incarnation, "the agent is up");
     tokio::spawn(guard::run(Arc::clone(&agent)));
     tokio::spawn(probes::run(Arc::clone(&agent)));
+    tokio::spawn(network::count(Arc::clone(&agent)));
     tokio::spawn(disks::run(Arc::clone(&agent)));
     tokio::spawn(joining::renew(Arc::clone(&agent)));
     tokio::spawn(reporting::listen(Arc::clone(&agent)));

@@ -16,6 +16,8 @@ use crate::config::HostConfig;
 
 /// How long a change that nobody told of may go unnoticed, a peer's silence above all.
 const LOOK: Duration = Duration::from_millis(200);
+/// Between two looks at the kernel's counters.
+const COUNT: Duration = Duration::from_secs(5);
 /// When a public address that has moved is announced: at once, and again in case that was lost or came too early.
 const ANNOUNCEMENTS: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(300), Duration::from_millis(1100), Duration::from_millis(2500)];
@@ -44,6 +46,21 @@ pub(crate) async fn prepare(agent: &Agent) -> anyhow::Result<()> {
         nft.apply(&first.arp)?;
     }
     Ok(())
+}
+
+/// Reads the kernel's counters now and then.
+pub(crate) async fn count(agent: Arc<Agent>) {
+    loop {
+        tokio::time::sleep(COUNT).await;
+        let counted = lock(&agent.nft).counters();
+        match counted {
+            Ok(counted) => {
+                let packets = counted.into_iter().map(|(name, (packets, _))| (name, packets));
+                *lock(&agent.counters) = packets.collect();
+            }
+            Err(error) => tracing::debug!(%error, "the kernel's counters cannot be read"),
+        }
+    }
 }
 
 /// Follows the plan for ever.

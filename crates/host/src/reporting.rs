@@ -65,6 +65,7 @@ async fn report(agent: &Agent) -> Result<(), mayfly_api::ClientError> {
         applied: agent.goal.borrow().incarnation,
         vms: agent.statuses().reports(sent),
         incidents: lock(&agent.incidents).clone(),
+        counters: lock(&agent.counters).clone(),
     };
     // One stalled request must not use up the lease.
     let answer = agent.client.report(&report, Duration::from_millis(agent.config.timings.renew * 2)).await?;

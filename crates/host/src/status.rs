@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use mayfly_model::{Observed, ProbeGoal, Readiness, Time, VmGoal, VmId, VmReport};
+use mayfly_model::{Observed, ProbeGoal, Readiness, Time, Traffic, VmGoal, VmId, VmReport};
 use mayfly_net::address::tap_name;
 use mayfly_net::plan::{Health, LocalGuest};
 use mayfly_wire::HealthReport;
@@ -47,6 +47,8 @@ pub(crate) struct VmStatus {
     pub image_bytes: u64,
     /// Processor time used lately, in thousandths of a core.
     pub cpu_milli: u64,
+    /// What it has sent and received.
+    pub traffic: Traffic,
     /// It is about to be stopped, so nobody new is sent to it.
     pub leaving: bool,
 }
@@ -86,6 +88,7 @@ impl VmStatus {
             disk_bytes: 0,
             image_bytes: 0,
             cpu_milli: 0,
+            traffic: Traffic::default(),
             leaving: false,
         }
     }
@@ -166,6 +169,7 @@ impl Statuses {
             disk_bytes: status.disk_bytes,
             image_bytes: status.image_bytes,
             cpu_milli: status.cpu_milli,
+            traffic: status.traffic,
         };
         self.vms.values().map(report).collect()
     }

@@ -443,7 +443,16 @@ mod tests {
     use super::*;
 
     fn report(observed: Observed, reboots: u32) -> VmReport {
-        VmReport { vm: VmId(1), reboots, restarts: 0, observed, disk_bytes: 0, image_bytes: 0, cpu_milli: 0 }
+        VmReport {
+            vm: VmId(1),
+            reboots,
+            restarts: 0,
+            observed,
+            disk_bytes: 0,
+            image_bytes: 0,
+            cpu_milli: 0,
+            traffic: Default::default(),
+        }
     }
 
     fn expect(reboots: u32, started_for: u64) -> Expectation {

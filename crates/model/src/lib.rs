@@ -48,7 +48,7 @@ pub use instance::{Expectation, Health, Instance, InstanceState, InstanceStatus,
 pub use lease::{HostLease, LeaseGrant, LeaseTimings};
 pub use manifest::{CHUNK_BYTES, ChunkDigest, Manifest};
 pub use name::{DeploymentKey, HostName, ImageName, InstanceKey, NameError, NamePool, RoleName, ServiceName, Slot};
-pub use report::{HostFacts, HostReport, Incident, Observed, Readiness, VmReport};
+pub use report::{HostFacts, HostReport, Incident, Observed, Readiness, Traffic, VmReport};
 pub use requirements::{Requirements, Spread};
 pub use service::{Deployment, DeploymentEvent, DeploymentStatus, Metric, Service, Version};
 pub use size::{Resources, VmSize};

@@ -51,6 +51,9 @@ pub struct HostReport {
     /// What went wrong on the host lately and was mended; told again with each report.
     #[serde(default)]
     pub incidents: Vec<Incident>,
+    /// What the host's kernel has counted, by name: connections of endpoints, packets that were dropped.
+    #[serde(default)]
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// Something that people should know of.
@@ -81,6 +84,18 @@ pub struct VmReport {
     /// Processor time that it has used lately, in thousandths of a core.
     #[serde(default)]
     pub cpu_milli: u64,
+    /// What it has sent and received.
+    #[serde(default)]
+    pub traffic: Traffic,
+}
+
+/// Bytes that a VM has sent and received since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Sent.
+    pub sent: u64,
+    /// Received.
+    pub received: u64,
 }
 
 /// The state of a VM as its host sees it.

@@ -29,5 +29,5 @@ pub use garp::announce;
 pub use links::Links;
 pub use nft::Nft;
 pub use prepare::{prepare_host, prepare_tap};
-pub use tap::{create_tap, delete_tap};
+pub use tap::{create_tap, delete_tap, traffic};
 pub use transit::Transit;

@@ -5,6 +5,8 @@ use std::os::fd::AsRawFd;
 
 use nix::ioctl_write_int;
 
+use mayfly_model::Traffic;
+
 use crate::error::NetError;
 
 const IFF_TAP: i16 = 0x0002;
@@ -35,6 +37,15 @@ pub fn delete_tap(name: &str) -> Result<(), NetError> {
         Ok(_) => persist(name, false),
         Err(_) => Ok(()),
     }
+}
+
+/// What has passed a tap, as its guest sees it: nothing if there is no such tap.
+pub fn traffic(tap: &str) -> Traffic {
+    let count = |what: &str| {
+        let text = std::fs::read_to_string(format!("/sys/class/net/{tap}/statistics/{what}_bytes")).ok();
+        text.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    };
+    Traffic { sent: count("rx"), received: count("tx") }
 }
 
 #[expect(unsafe_code, reason = "the tun driver is set up by ioctls (linux/if_tun.h); no library wraps them safely")]

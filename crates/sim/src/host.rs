@@ -135,6 +135,7 @@ impl SimHost {
             disk_bytes: 0,
             image_bytes: 0,
             cpu_milli: 100,
+            traffic: Default::default(),
         });
         let vms = vms.collect();
         self.sequence += 1;
@@ -154,6 +155,7 @@ impl SimHost {
             applied: self.applied,
             vms,
             incidents: Vec::new(),
+            counters: Default::default(),
         }
     }
 

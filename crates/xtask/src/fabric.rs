@@ -86,6 +86,14 @@ impl DevFabric {
         view["deployments"][0]["vip"].as_str().map(str::to_owned).context("no public address")
     }
 
+    /// What the controller counts.
+    pub fn metrics(&self, token: &str) -> anyhow::Result<String> {
+        let status = self.json(&["dev", "status"])?;
+        let url = status["controller"]["url"].as_str().context("no controller")?.to_owned();
+        let answer = ureq::get(format!("{url}/metrics")).header("authorization", format!("Bearer {token}")).call();
+        Ok(answer?.body_mut().read_to_string()?)
+    }
+
     /// A host's folder.
     pub fn host_folder(&self, host: &str) -> PathBuf {
         self.state.join("hosts").join(host)

@@ -52,6 +52,8 @@ fn report_of(host: &HostName, number: usize, now: u64, ack: u64, revision: Incar
         applied: revision,
         vms: Vec::new(),
         incidents: Vec::new(),
+
+        counters: Default::default(),
     }
 }
 

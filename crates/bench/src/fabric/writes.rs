@@ -188,6 +188,7 @@ async fn list(controller: &Controller) -> anyhow::Result<(usize, Vec<f64>, f64)>
             applied: Incarnation(u64::MAX),
             vms: Vec::new(),
             incidents: Vec::new(),
+            counters: Default::default(),
         };
         let host = join(&client, &controller.hosts_url, &report.host).await?;
         host.report(&report, Duration::from_secs(5)).await?;

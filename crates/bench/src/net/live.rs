@@ -72,8 +72,9 @@ fn deploy(fabric: &DevFabric, work: &Path) -> anyhow::Result<()> {
     std::fs::write(
         &definition,
         format!(
-            "<ServiceDefinition name=\"Bench\" {NAMES}ServiceDefinition\"><VirtualMachineRole name=\"web\" vmsize=\"ExtraSmall\">\
-             <Endpoints><InputEndpoint name=\"web\" protocol=\"tcp\" port=\"80\"/></Endpoints></VirtualMachineRole></ServiceDefinition>"
+            "<ServiceDefinition name=\"Bench\" {NAMES}ServiceDefinition\"><LoadBalancerProbes><LoadBalancerProbe name=\"up\" \
+             protocol=\"http\" path=\"/\"/></LoadBalancerProbes><VirtualMachineRole name=\"web\" vmsize=\"ExtraSmall\">\
+             <Endpoints><InputEndpoint name=\"web\" protocol=\"tcp\" port=\"80\" loadBalancerProbe=\"up\"/></Endpoints></VirtualMachineRole></ServiceDefinition>"
         ),
     )?;
     std::fs::write(

@@ -1,12 +1,10 @@
 //! Requests, connections and transfers through a public address with three backends on three hosts.
 
-use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, ensure};
 use mayfly_net::Transit;
-use rtnetlink::RouteMessageBuilder;
 
 use super::lab::{Lab, Namespace, PORT, VIP, dip, underlay};
 use crate::report::{Comparison, Report};
@@ -14,6 +12,8 @@ use crate::report::{Comparison, Report};
 const BACKENDS: usize = 3;
 /// Where HAProxy listens, on the host that has the public address.
 const PROXY_PORT: u16 = 81;
+/// The client that goes to the backends' hosts by itself.
+const DIRECT: usize = 2;
 
 /// A process in a namespace, ended with this.
 struct Server(Child);
@@ -41,34 +41,46 @@ struct Way {
     direct: bool,
 }
 
+/// Hosts, backends and proxy, ready to be asked.
+struct Bed {
+    ways: [Way; 3],
+    _servers: Vec<Server>,
+    lab: Lab,
+}
+
+impl Bed {
+    fn new(work: &Path, transit: Transit) -> anyhow::Result<Bed> {
+        let lab = Lab::new(BACKENDS, 3, transit);
+        let mut servers = Vec::new();
+        for (number, backend) in lab.backends.iter().enumerate() {
+            servers.push(web_server(backend, &work.join(format!("nginx-{number}")))?);
+        }
+        servers.push(proxy(&lab.hosts[0].namespace, work)?);
+        lab.open_directly(DIRECT);
+        // One client stands for many, so it gets all the ports that there are; as does the proxy.
+        for namespace in lab.clients.iter().chain(lab.hosts.iter().map(|host| &host.namespace)) {
+            namespace.run(|_| std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "1024 65535"))?;
+        }
+        let ways = [
+            Way { client: 0, url: format!("http://{VIP}:{PORT}"), direct: false },
+            Way { client: 1, url: format!("http://{}:{PROXY_PORT}", underlay(1)), direct: false },
+            Way { client: DIRECT, url: format!("http://{}:{PORT}", dip(1)), direct: true },
+        ];
+        for way in &ways {
+            wait_for(&lab.clients[way.client], way)?;
+        }
+        Ok(Bed { ways, _servers: servers, lab })
+    }
+}
+
 pub fn measure(
     report: &mut Report,
     work: &Path,
     (pairs, seconds): (usize, u32),
     transit: Transit,
 ) -> anyhow::Result<()> {
-    let lab = Lab::new(BACKENDS, 3, transit);
-    let mut servers = Vec::new();
-    for (number, backend) in lab.backends.iter().enumerate() {
-        servers.push(web_server(backend, &work.join(format!("nginx-{number}")))?);
-    }
-    servers.push(proxy(&lab.hosts[0].namespace, work)?);
-    open_directly(&lab);
-    // One client stands for many, so it gets all the ports that there are; as does the proxy.
-    for namespace in lab.clients.iter().chain(lab.hosts.iter().map(|host| &host.namespace)) {
-        namespace.run(|_| std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "1024 65535"))?;
-    }
     let script = work.join("direct.lua");
     std::fs::write(&script, direct_script())?;
-    // Each way has a client of its own, so that ports of connections that are over do not get into the way of the next.
-    let ways = [
-        Way { client: 0, url: format!("http://{VIP}:{PORT}"), direct: false },
-        Way { client: 1, url: format!("http://{}:{PROXY_PORT}", underlay(1)), direct: false },
-        Way { client: 2, url: format!("http://{}:{PORT}", dip(1)), direct: true },
-    ];
-    for way in &ways {
-        wait_for(&lab.clients[way.client], way)?;
-    }
     let kinds: [(&str, &str, &[&str], [f64; 2]); 3] = [
         ("requests a second, keep-alive", "/", &[], [1.4, 0.0]),
         ("new connections a second", "/", &["-H", "Connection: close"], [1.8, 0.0]),
@@ -78,8 +90,11 @@ pub fn measure(
     for (what, path, options, goals) in kinds {
         let mut figures = [Vec::new(), Vec::new(), Vec::new()];
         for _ in 0..pairs {
-            for (way, figures) in ways.iter().zip(&mut figures) {
-                figures.push(rate(&lab.clients[way.client], way, path, options, &script, seconds)?);
+            // Everything anew each time: one client address has only so many ports, and those of connections that are over
+            // are in the way of the next ones for a minute.
+            let bed = Bed::new(work, transit)?;
+            for (way, figures) in bed.ways.iter().zip(&mut figures) {
+                figures.push(rate(&bed.lab.clients[way.client], way, path, options, &script, seconds)?);
             }
         }
         results.push((what, figures, goals));
@@ -138,20 +153,6 @@ fn proxy(namespace: &Namespace, work: &Path) -> anyhow::Result<Server> {
     let file = work.join("haproxy.cfg");
     std::fs::write(&file, configuration)?;
     spawn(namespace, "/usr/sbin/haproxy", vec!["-db".to_owned(), "-f".to_owned(), file.display().to_string()])
-}
-
-/// Lets the third client reach the backends' addresses through their hosts.
-fn open_directly(lab: &Lab) {
-    for host in &lab.hosts {
-        host.namespace.run(|kit| kit.nft.apply("insert rule inet mayfly forward ip saddr 10.77.0.203 accept").unwrap());
-    }
-    lab.clients[2].run(|kit| {
-        for number in 1..=BACKENDS {
-            let route =
-                RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(dip(number), 32).gateway(underlay(number));
-            kit.runtime.block_on(kit.handle.route().add(route.build()).execute()).unwrap();
-        }
-    });
 }
 
 /// Gives each thread of the client a backend of its own.

@@ -12,9 +12,9 @@ use mayfly_net::Links;
 use mayfly_qemu::{Accelerator, PROGRAM};
 use serde_json::json;
 
-use super::layout::{Fabric, Layout};
+use super::layout::{Fabric, Layout, read_json};
 use super::process::Process;
-use super::{controller, etcd, hosts};
+use super::{controller, etcd, gate, hosts};
 use crate::arguments::Output;
 use crate::output::{Progress, line};
 
@@ -138,7 +138,15 @@ pub(super) async fn up(layout: &Layout, wanted: Wanted) -> anyhow::Result<()> {
     };
     let controllers = if fabric.controllers == 1 { "controller" } else { "controllers" };
     line(&format!("ready: {controllers} at {}, {HOSTS} hosts in {HOSTS} fault domains", fabric.controller_url()))?;
-    line(&format!("guests run under {how}: {}", verdict.reason))
+    line(&format!("guests run under {how}: {}", verdict.reason))?;
+    if gate::find(layout)?.is_some() {
+        let number = fabric.number;
+        line(&format!(
+            "without root, the fabric's network is a namespace of its own: port P of a public address 10.78.{number}.x is led to from \
+             127.78.{number}.x, port P, or P + 8000 below 1024; `mayfly dev exec` runs a command inside"
+        ))?;
+    }
+    Ok(())
 }
 
 async fn start_all(
@@ -192,17 +200,18 @@ fn stop_controllers(layout: &Layout, fabric: &Fabric) -> anyhow::Result<()> {
 }
 
 fn check_machine() -> anyhow::Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        bail!("the dev fabric makes network namespaces and devices, so it has to be started as root (try sudo)");
-    }
     let found = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|folder| folder.join(PROGRAM).exists()));
     if !found {
         bail!("`{PROGRAM}` is not installed (Debian: apt install qemu-system-x86)");
     }
-    if !std::path::Path::new("/dev/net/tun").exists() {
+    let tun = std::path::Path::new("/dev/net/tun");
+    if !tun.exists() {
         bail!("/dev/net/tun is missing, so guests cannot have network cards (modprobe tun)");
     }
+    fs::File::options().read(true).write(true).open(tun).context(
+        "guests cannot have network cards: /dev/net/tun cannot be opened (most systems let everybody; sudo chmod 666 /dev/net/tun)",
+    )?;
     Ok(())
 }
 
@@ -210,7 +219,10 @@ fn check_machine() -> anyhow::Result<()> {
 async fn found(layout: &Layout, links: &Links, (controllers, etcd): (u8, bool)) -> anyhow::Result<Fabric> {
     let names = links.names().await?;
     let token = || format!("{:016x}{:016x}", rand::random::<u64>(), rand::random::<u64>());
-    let number = (0..=250).find(|number| !names.contains(&format!("mayfly{number}")));
+    // Without root, the namespace is new and all numbers are free in it; the gate knows which is free outside.
+    let first =
+        read_json::<u8>(&layout.gate("number"))?.filter(|_| gate::find(layout).is_ok_and(|gate| gate.is_some()));
+    let number = (first.unwrap_or(0)..=250).find(|number| !names.contains(&format!("mayfly{number}")));
     let number = number.context("250 dev fabrics run on this machine already")?;
     let hosts = (1..=HOSTS).map(|number| format!("host-{number}")).collect();
     let fabric = Fabric { number, user_token: token(), hosts, controllers, etcd };
@@ -278,6 +290,7 @@ pub(super) async fn down(layout: &Layout, purge: bool) -> anyhow::Result<()> {
         if let Some(fabric) = layout.read_fabric()? {
             clear(layout, &fabric, &Links::open()?).await?;
         }
+        gate::close(layout)?;
         if purge {
             layout.purge()?;
         }
@@ -380,7 +393,10 @@ pub(super) async fn status(layout: &Layout, output: Output) -> anyhow::Result<()
     }
     let (state, url) = (layout.state().display().to_string(), fabric.controller_url());
     if output == Output::Json {
-        let view = json!({ "state": state, "controller": { "state": controller, "url": url }, "hosts": hosts });
+        let ways = gate::ways(layout);
+        let view = json!({
+            "state": state, "controller": { "state": controller, "url": url }, "hosts": hosts, "ways": ways,
+        });
         line(&serde_json::to_string_pretty(&view)?)?;
     } else {
         line(&format!("state:       {state}\ncontroller:  {controller} at {url}"))?;
@@ -388,6 +404,9 @@ pub(super) async fn status(layout: &Layout, output: Output) -> anyhow::Result<()
             let field = |name: &str| host[name].as_str().unwrap_or_default().to_owned();
             let pid = host["first_process"].as_i64().map_or_else(String::new, |pid| format!(", first process {pid}"));
             line(&format!("{}:      {} at {}{pid}", field("name"), field("state"), field("address")))?;
+        }
+        for (outside, inside) in gate::ways(layout).into_iter().filter(|(outside, inside)| outside != inside) {
+            line(&format!("leads in:    {outside} to {inside}"))?;
         }
     }
     running(layout, &fabric).await

@@ -73,10 +73,14 @@ impl Fabric {
         (Ipv4Addr::new(10, 78, self.number, 0), 24)
     }
 
+    /// Where a controller of the fabric of that number listens for users.
+    pub fn users_address(number: u8, index: u8) -> SocketAddr {
+        SocketAddr::from(([127, 77, number, 1 + index], PORT))
+    }
+
     /// Where a controller listens: for users on the loopback, for hosts in the data centre.
     pub fn controller(&self, index: u8) -> [SocketAddr; 2] {
-        let users = SocketAddr::from(([127, 77, self.number, 1 + index], PORT));
-        [users, SocketAddr::from((self.machine(), PORT + u16::from(index)))]
+        [Fabric::users_address(self.number, index), SocketAddr::from((self.machine(), PORT + u16::from(index)))]
     }
 
     /// Where a controller answers DNS. Port 53 may belong to the machine's own resolver, on all its addresses.
@@ -158,7 +162,13 @@ impl Layout {
         self.state.join("hosts").join(name)
     }
 
-    fn fabric(&self) -> PathBuf {
+    /// One of the files about the gate, by its ending.
+    pub fn gate(&self, what: &str) -> PathBuf {
+        self.state.join(format!("gate.{what}"))
+    }
+
+    /// What the fabric remembers.
+    pub fn fabric(&self) -> PathBuf {
         self.state.join("fabric.json")
     }
 
@@ -182,7 +192,9 @@ impl Layout {
                 _ => {}
             }
         }
-        for name in ["fabric.json", "fabric.new", "lock"] {
+        for name in
+            ["gate.json", "gate.ways", "gate.log", "gate.number", "gate.new", "fabric.json", "fabric.new", "lock"]
+        {
             match fs::remove_file(self.state.join(name)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(error).with_context(|| format!("cannot remove {}", self.state.join(name).display()));

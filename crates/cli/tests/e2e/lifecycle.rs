@@ -1,5 +1,6 @@
 //! A dev fabric's own life: up twice, two side by side, down after a crash; two roles and five instances.
 
+use std::process::Command;
 use std::time::Duration;
 
 use mayfly_xtask::fabric::wait_until;
@@ -11,6 +12,16 @@ use crate::{Stage, fabric_in};
 
 #[test]
 fn two_fabrics_run_side_by_side_and_leave_nothing() {
+    // Somebody else's rules on this machine are nobody's business.
+    let nft = |words: &str| {
+        let output = Command::new("nft").args(words.split(' ')).output().unwrap();
+        assert!(output.status.success(), "nft {words}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    nft("add table inet bystander");
+    nft("add set inet bystander leased { type ipv4_addr; }");
+    let rules = nft("list ruleset");
+    assert!(rules.contains("bystander"));
     let stage = Stage::empty();
     let other = fabric_in(&stage.folder.path().join("other"));
     stage.fabric.run(&["dev", "up"]).unwrap();
@@ -26,6 +37,9 @@ fn two_fabrics_run_side_by_side_and_leave_nothing() {
     stage.fabric.run(&["dev", "down"]).unwrap();
     stage.fabric.run(&["dev", "up"]).unwrap();
     assert_eq!(stage.fabric.json(&["service", "list"]).unwrap()[0]["name"], "shop", "records outlive a stop");
+    stage.fabric.run(&["dev", "down", "--purge"]).unwrap();
+    assert_eq!(nft("list ruleset"), rules);
+    nft("delete table inet bystander");
 }
 
 #[test]

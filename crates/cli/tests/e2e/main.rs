@@ -12,6 +12,7 @@ mod lifecycle;
 mod linear;
 mod network;
 mod records;
+mod rootless;
 mod story;
 
 use std::path::{Path, PathBuf};

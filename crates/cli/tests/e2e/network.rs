@@ -133,6 +133,20 @@ fn definition_and_configuration_say_who_reaches_whom() {
             !expected.contains("stops") && !expected.contains("no ")
         );
     }
+    let shown = fabric.instance("mob", "web_IN_0").unwrap();
+    wait_until("what was sent is counted", Duration::from_secs(30), || {
+        let now = fabric.instance("mob", "web_IN_0")?;
+        Ok(now["sent_bytes"].as_u64() > shown["sent_bytes"].as_u64() || shown["sent_bytes"].as_u64() > Some(1000))
+    })
+    .unwrap();
+    let token: Value = serde_json::from_slice(&std::fs::read(fabric.state().join("fabric.json")).unwrap()).unwrap();
+    let metrics = || fabric.metrics(token["user_token"].as_str().unwrap()).unwrap();
+    wait_until("connections are counted", Duration::from_secs(30), || {
+        let text = metrics();
+        let line = text.lines().find(|line| line.contains("endpoint=\"web/own\"") && !line.ends_with(" 0"));
+        Ok(line.is_some() && text.contains("mayfly_instances{deployment=\"mob\",state=\"ReadyRole\"} 5"))
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}", metrics()));
     let refused = stage.refused(&["service", "scale", "mob", "web=3"]);
     assert!(refused.contains("`own` has 2 public ports"), "{refused}");
 }

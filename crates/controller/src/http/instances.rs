@@ -99,6 +99,8 @@ fn view(shared: &Shared, state: &Records, instance: &Instance) -> InstanceView {
         disk_bytes: usage.map(|usage| usage.disk_bytes),
         disk_quota_bytes: size.map(mayfly_model::VmSize::disk_quota_bytes),
         image_bytes: usage.map(|usage| usage.image_bytes),
+        sent_bytes: usage.map(|usage| usage.traffic.sent),
+        received_bytes: usage.map(|usage| usage.traffic.received),
         in_motion: rebooting || instance.wanted_vm().is_none(),
     }
 }

@@ -10,6 +10,7 @@ mod hosts;
 mod images;
 mod instances;
 mod joining;
+mod metrics;
 mod plan;
 mod services;
 mod trace;
@@ -103,6 +104,7 @@ pub fn users(shared: Arc<Shared>) -> Router {
         .route("/v1/instances/{service}/{slot}/{name}/explain", get(instances::explain))
         .route("/v1/instances/{service}/{slot}/{name}/{verb}", post(instances::act))
         .route("/v1/trace", get(trace::show))
+        .route("/metrics", get(metrics::show))
         .route("/v1/hosts", get(hosts::list))
         .route("/v1/hosts/{name}/{verb}", post(hosts::act))
         .route("/v1/breaker", get(breaker::show))

@@ -279,7 +279,8 @@ impl Runner {
                 _ = measure.tick() => {
                     limit_log(&self.spec().serial_log());
                     let used = processor.used_lately();
-                    self.update_quietly(|status| status.cpu_milli = used);
+                    let traffic = mayfly_net::traffic(&tap_name(self.goal.vm));
+                    self.update_quietly(|status| (status.cpu_milli, status.traffic) = (used, traffic));
                     let ready = self.update_quietly(|status| status.says_ready());
                     if ready != Some(noted_ready) {
                         noted_ready = ready == Some(true);

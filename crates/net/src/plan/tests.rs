@@ -1,3 +1,5 @@
+//! Plans of three hosts.
+
 use mayfly_model::{
     AccessRule, Backend, Distribution, EndpointGoal, EndpointProtocol, GuardGoal, Pass, PeerGoal, PortRange, RoleName,
     RouteGoal, VipGoal,

@@ -2,6 +2,8 @@
 
 mod adversary;
 mod frames;
+mod killed;
+#[expect(dead_code, reason = "the benchmarks use what the tests do not")]
 mod lab;
 mod membership;
 mod traced;

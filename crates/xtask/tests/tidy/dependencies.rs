@@ -23,9 +23,9 @@ const ALL: &[&str] = &[
 /// What each crate may use of the others.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("api", &["model"]),
-    ("bench", &["api", "controller", "disk", "fabric", "identity", "model", "sim", "store", "vhd", "xtask"]),
+    ("bench", &["api", "controller", "disk", "fabric", "identity", "model", "net", "sim", "store", "vhd", "xtask"]),
     ("cli", ALL),
-    ("controller", &["api", "fabric", "identity", "model", "service-model", "store"]),
+    ("controller", &["api", "fabric", "identity", "model", "net", "service-model", "store"]),
     ("disk", &["identity", "model", "vhd"]),
     ("fabric", &["model"]),
     ("hello", &[]),

@@ -1,0 +1,59 @@
+//! An agent that is killed in the middle of a change: the table is what it was before, or after, and never something between.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use mayfly_net::Nft;
+
+use crate::{Dice, any_rules, in_namespace, listing, set_whole};
+
+const KILLS: u64 = 60;
+
+/// Goes from one rule set to another and back, until it is killed.
+#[test]
+#[ignore = "runs for ever; the test below starts and kills it"]
+fn change_for_ever() {
+    let (one, other) = (any_rules(&mut Dice(1)), any_rules(&mut Dice(2)));
+    let mut nft = Nft::load().unwrap();
+    set_whole(&mut nft, &one);
+    println!("changing");
+    loop {
+        nft.apply(&other.change(&one)).unwrap();
+        nft.apply(&one.change(&other)).unwrap();
+    }
+}
+
+#[test]
+fn a_change_that_is_killed_is_made_whole_or_not_at_all() {
+    in_namespace(|| async {
+        let mut nft = Nft::load().unwrap();
+        let (one, other) = (any_rules(&mut Dice(1)), any_rules(&mut Dice(2)));
+        set_whole(&mut nft, &other);
+        let after = listing(&mut nft);
+        set_whole(&mut nft, &one);
+        let before = listing(&mut nft);
+        assert_ne!(before, after);
+        let mut dice = Dice(3);
+        let mut seen = [0, 0];
+        for kill in 0..KILLS {
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command.args(["--exact", "killed::change_for_ever", "--ignored", "--nocapture"]);
+            // It is in this thread's network namespace.
+            let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+            let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+            assert!(lines.any(|line| line.unwrap().contains("changing")), "it did not begin");
+            std::thread::sleep(Duration::from_micros(dice.below(20_000)));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let now = listing(&mut nft);
+            match [&before, &after].iter().position(|state| **state == now) {
+                Some(which) => seen[which] += 1,
+                None => panic!("kill {kill}: neither before nor after: {now:?}"),
+            }
+            // Whatever it was, the next agent sets everything anew.
+            set_whole(&mut nft, &one);
+            assert_eq!(listing(&mut nft), before);
+        }
+        assert!(seen[0] > 0 && seen[1] > 0, "{seen:?}");
+    });
+}
