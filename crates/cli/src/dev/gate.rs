@@ -130,16 +130,26 @@ fn open(layout: &Layout) -> anyhow::Result<Process> {
     Ok(gate)
 }
 
-/// The first number from which on a new fabric may take one: its address is free outside, where `up` cannot look any more.
-fn free_number() -> u8 {
-    let is_free = |number: &u8| TcpListener::bind(Fabric::users_address(*number, 0)).is_ok();
-    (0..=250).find(is_free).unwrap_or_default()
+/// Takes the address at which users find the fabric of that number: a new fabric gets the first number that is free on this
+/// machine, where `up` cannot look any more.
+fn take_number(layout: &Layout) -> anyhow::Result<(u8, TcpListener)> {
+    let listen = |number: u8| TcpListener::bind(Fabric::users_address(number, 0));
+    if let Some(fabric) = layout.read_fabric()? {
+        let listener = listen(fabric.number).with_context(|| {
+            let address = Fabric::users_address(fabric.number, 0);
+            format!("{address}, where users find this dev fabric, is in use by another program; `ss -ltnp` shows which")
+        })?;
+        return Ok((fabric.number, listener));
+    }
+    let has_bridge = |number: &u8| Path::new(&format!("/sys/class/net/mayfly{number}")).exists();
+    let mut free = (0..=250).filter(|number| !has_bridge(number));
+    free.find_map(|number| Some((number, listen(number).ok()?))).context("250 dev fabrics run on this machine already")
 }
 
 /// Keeps the gate, until it is ended.
 pub fn keep(state: &Path) -> anyhow::Result<()> {
     let layout = Layout::new(state);
-    let number = free_number();
+    let (number, users) = take_number(&layout)?;
     become_root()?;
     let (ask, asked) = mpsc::channel::<(SocketAddrV4, mpsc::Sender<std::io::Result<TcpListener>>)>();
     // Made before the network namespace is left.
@@ -151,7 +161,15 @@ pub fn keep(state: &Path) -> anyhow::Result<()> {
     })?;
     unshare(CloneFlags::CLONE_NEWNET)
         .map_err(|error| refused(error, "a network namespace", "user.max_net_namespaces"))?;
+    let held = std::cell::Cell::new(Some(users));
     let listen = move |address: SocketAddrV4| -> anyhow::Result<TcpListener> {
+        if let Some(users) = held.take() {
+            if users.local_addr()? == SocketAddr::V4(address) {
+                users.set_nonblocking(true)?;
+                return Ok(users);
+            }
+            held.set(Some(users));
+        }
         let (reply, answer) = mpsc::channel();
         ask.send((address, reply)).ok().context("the thread outside has ended")?;
         let listener = answer.recv().context("the thread outside has ended")?;
