@@ -183,7 +183,12 @@ mod tests {
     use super::*;
 
     fn records() -> Vec<Record> {
-        let service = |name: &str| Service { name: ServiceName::new(name).unwrap(), created: Time(1), deleting: false };
+        let service = |name: &str| Service {
+            name: ServiceName::new(name).unwrap(),
+            created: Time(1),
+            deleting: false,
+            vips: Default::default(),
+        };
         let meta = Meta { epoch: 7, next_vm: 40, ..Meta::default() };
         let services = ["shop", "blog"].map(|name| Record::Service(std::sync::Arc::new(service(name))));
         [Record::Meta(meta)].into_iter().chain(services).collect()

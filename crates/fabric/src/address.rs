@@ -18,6 +18,12 @@ impl AddressRange {
         (1u32 << (32 - u32::from(self.prefix))).saturating_sub(3)
     }
 
+    /// Whether this is one of them.
+    pub(crate) fn contains(self, address: Ipv4Addr) -> bool {
+        let number = u32::from(address).wrapping_sub(u32::from(self.network));
+        (2..2 + self.usable()).contains(&number)
+    }
+
     fn address(self, number: u32) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(self.network) + 2 + number)
     }

@@ -1,16 +1,18 @@
 //! Deployments: made, scaled, suspended, started and deleted.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use mayfly_model::{
     Deployment, DeploymentEvent, DeploymentKey, DeploymentStatus, Endpoint, EventKind, Instance, InstanceKey,
-    InstanceState, RoleDefinition, RoleKind, RoleName, Then, Version, VmPhase, limits,
+    InstanceState, RoleDefinition, RoleKind, RoleName, Service, Slot, Then, Version, VmPhase, limits,
 };
 
 use crate::address::next_free;
 use crate::command::Rejected;
 use crate::mutant::Mutant;
-use crate::record::RecordId;
+use crate::record::{Record, RecordId};
 use crate::state::State;
 use crate::step::Step;
 use crate::{breaker, instances, services};
@@ -21,16 +23,30 @@ pub(crate) struct NewDeployment {
     pub(crate) version: Version,
 }
 
+/// The address that the slot had last, or else a new one.
+fn public_address(step: &mut Step<'_>, service: &Service, slot: Slot) -> Result<Ipv4Addr, Rejected> {
+    let last = service.vips.get(&slot).copied();
+    let range = step.config.vips;
+    if let Some(last) = last.filter(|vip| range.contains(*vip) && !step.state.index.vips.contains(vip)) {
+        return Ok(last);
+    }
+    let (vip, next) = next_free(&step.state.index.vips, range, step.state.meta.next_vip)
+        .ok_or_else(|| Rejected::NoRoom("no public address is free; delete a deployment first".to_owned()))?;
+    step.state.meta.next_vip = next;
+    let mut service = service.clone();
+    service.vips.insert(slot, vip);
+    step.put(Record::Service(Arc::new(service)));
+    Ok(vip)
+}
+
 pub(crate) fn deploy(step: &mut Step<'_>, new: NewDeployment) -> Result<(), Rejected> {
     let NewDeployment { key, version } = new;
-    services::find(step.state, &key.service)?;
+    let service = services::find(step.state, &key.service)?.clone();
     if step.state.deployments.contains_key(&key) {
         return Err(Rejected::AlreadyExists { kind: "deployment", name: format!("{} ({})", key.service, key.slot) });
     }
     check_version(step.state, &version)?;
-    let (vip, next) = next_free(&step.state.index.vips, step.config.vips, step.state.meta.next_vip)
-        .ok_or_else(|| Rejected::NoRoom("no public address is free; delete a deployment first".to_owned()))?;
-    step.state.meta.next_vip = next;
+    let vip = public_address(step, &service, key.slot)?;
     let count: u32 = version.configuration.roles.iter().map(|role| role.instances).sum();
     let id = step.entropy.deployment_id();
     step.event(EventKind::Command, &key, format!("deployed at {vip} with {count} instances"));

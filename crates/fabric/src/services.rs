@@ -47,7 +47,7 @@ pub(crate) fn create(step: &mut Step<'_>, name: ServiceName) -> Result<(), Rejec
         return Err(Rejected::Conflict("a service cannot be called `fleet`".to_owned()));
     }
     step.event(EventKind::Command, &name, "service created");
-    step.put(Record::Service(Arc::new(Service { name, created: step.now, deleting: false })));
+    step.put(Record::Service(Arc::new(Service { name, created: step.now, deleting: false, vips: Default::default() })));
     Ok(())
 }
 

@@ -367,6 +367,28 @@ fn scaling_in_and_deleting_leave_nothing() {
 }
 
 #[test]
+fn a_slot_keeps_its_public_address() {
+    let mut fabric = Fabric::new(3);
+    let deploy = |service: &str| Command::Deploy {
+        key: production(service),
+        version: version(&[("web", 2, VmSize::ExtraSmall)], &[]),
+    };
+    let vip = |fabric: &Fabric, service: &str| fabric.core.state().deployments()[&production(service)].vip;
+    fabric.deploy(&[("web", 2, VmSize::ExtraSmall)]).unwrap();
+    fabric.run(1000);
+    let before = vip(&fabric, "shop");
+    fabric.command(Command::DeleteDeployment(production("shop"))).unwrap();
+    fabric.run(2000);
+    assert!(fabric.core.state().deployments().is_empty());
+    fabric.command(Command::CreateService(name("bank"))).unwrap();
+    fabric.command(deploy("bank")).unwrap();
+    assert_ne!(vip(&fabric, "bank"), before, "addresses are handed out in turn");
+    fabric.run(1000);
+    fabric.command(deploy("shop")).unwrap();
+    assert_eq!(vip(&fabric, "shop"), before);
+}
+
+#[test]
 fn a_role_is_spread_again_when_a_fault_domain_is_back() {
     let mut fabric = Fabric::new(3);
     fabric.deploy(&[("web", 6, VmSize::ExtraSmall)]).unwrap();

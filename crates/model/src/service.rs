@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::configuration::{RoleConfiguration, ServiceConfiguration};
 use crate::definition::{RoleDefinition, ServiceDefinition};
-use crate::name::{DeploymentKey, RoleName, ServiceName};
+use crate::name::{DeploymentKey, RoleName, ServiceName, Slot};
 use crate::time::Time;
 use crate::upgrade::Upgrade;
 
@@ -20,6 +20,9 @@ pub struct Service {
     pub created: Time,
     /// Whether it goes away as soon as its last VM has gone.
     pub deleting: bool,
+    /// The public address that each slot had last. The next deployment in it gets the same, if nobody else has it now.
+    #[serde(default)]
+    pub vips: BTreeMap<Slot, Ipv4Addr>,
 }
 
 /// What a deployment consists of at one time.
