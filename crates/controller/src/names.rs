@@ -2,12 +2,12 @@
 //! nobody outside can reach, so they are not told.
 
 use std::net::SocketAddrV4;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mayfly_fabric::{Core, names};
 use mayfly_model::{DnsRecord, ServiceRecord};
-use mayfly_net::{DnsServer, Zone};
+use mayfly_net::{DnsServer, Limit, Zone};
 use tokio::sync::watch;
 
 use crate::driver::Driver;
@@ -29,9 +29,11 @@ pub async fn serve(addresses: &[SocketAddrV4], driver: &Driver) -> anyhow::Resul
     if addresses.is_empty() {
         return Ok(());
     }
+    let limit = Arc::new(Mutex::new(Limit::new(LIMIT.0, LIMIT.1)));
     let zone = watch::Sender::new(Arc::new(Zone::default()));
     for address in addresses {
-        let server = DnsServer { zone: zone.subscribe(), forwarder: None, limit: Some(LIMIT), observer: None };
+        let server =
+            DnsServer { zone: zone.subscribe(), forwarder: None, limit: Some(Arc::clone(&limit)), observer: None };
         server.start(*address, THREADS, Arc::default()).await?;
     }
     tokio::spawn(follow(driver.clone(), zone));

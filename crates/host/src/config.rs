@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use mayfly_model::{HostName, LeaseTimings, Resources};
 use mayfly_net::Transit;
+use mayfly_net::address::{GATEWAY, METADATA, WIRE_SERVER};
 use mayfly_qemu::Accelerator;
 use serde::{Deserialize, Serialize};
 
@@ -124,10 +125,10 @@ impl HostConfig {
 /// The name servers in a file of the form of `resolv.conf`.
 fn of_resolver(text: &str) -> Vec<SocketAddr> {
     let servers = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
-    servers
-        .filter_map(|server| server.trim().parse::<IpAddr>().ok())
-        .map(|server| SocketAddr::new(server, 53))
-        .collect()
+    let addresses = servers.filter_map(|server| server.trim().parse::<IpAddr>().ok());
+    // On a host that is itself a guest of the original platform, its name server's address is now this host's own.
+    let others = addresses.filter(|address| ![WIRE_SERVER, METADATA, GATEWAY].map(IpAddr::V4).contains(address));
+    others.map(|server| SocketAddr::new(server, 53)).collect()
 }
 
 /// The disk server's control socket.

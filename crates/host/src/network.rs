@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use mayfly_model::HostName;
 use mayfly_net::address::UNDERLAY_DEVICE;
+use mayfly_net::plan::ruleset::Present;
 use mayfly_net::plan::{Health, Inputs, Plan, plan};
 use mayfly_net::{Links, NetError, Transit, announce, prepare_host};
 
@@ -40,10 +41,9 @@ pub(crate) async fn prepare(agent: &Agent) -> anyhow::Result<()> {
     // known how those are doing.
     let first = current(agent);
     let mut nft = lock(&agent.nft);
-    if nft.apply("create table inet mayfly").is_ok() {
-        let present = nft.present()?;
-        nft.apply(&first.rules.whole(&present))?;
-        nft.apply(&first.arp)?;
+    let present = nft.present()?;
+    if present == Present::default() {
+        nft.apply(&(first.rules.whole(&present) + &first.arp))?;
     }
     Ok(())
 }

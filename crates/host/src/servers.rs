@@ -1,12 +1,14 @@
 //! The servers that guests talk to: wire server, metadata, DNS.
 
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use mayfly_model::Egress;
 use mayfly_net::address::{METADATA, WIRE_SERVER};
 use mayfly_net::plan::learned_set;
-use mayfly_net::{Asked, DnsServer, Forwarder, NameObserver};
+use mayfly_net::{Asked, DnsServer, Forwarder, Limit, NameObserver};
 use mayfly_wire::{Guest, Guests, HealthReport, metadata_router, wire_server_router};
 use tokio::net::TcpListener;
 
@@ -72,19 +74,44 @@ pub(crate) async fn start(agent: &Arc<Agent>) -> anyhow::Result<()> {
     let dns = DnsServer {
         zone: agent.zone.subscribe(),
         forwarder: agent.config.name_servers().map(|servers| Arc::new(Forwarder::new(servers))),
-        limit: Some(DNS_LIMIT),
-        observer: Some(Arc::new(Names(Arc::clone(agent)))),
+        limit: Some(Arc::new(Mutex::new(Limit::new(DNS_LIMIT.0, DNS_LIMIT.1)))),
+        observer: Some(Arc::new(Names { agent: Arc::clone(agent), open: Mutex::default() })),
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(DNS_THREADS);
     Ok(dns.start(SocketAddrV4::new(WIRE_SERVER, 53), threads, Arc::default()).await?)
 }
 
 /// Who may ask for which names, and what opens to whom has been told their addresses.
-struct Names(Arc<Agent>);
+struct Names {
+    agent: Arc<Agent>,
+    /// Until when an address is open in a set, as far as it was this agent that opened it.
+    open: Mutex<HashMap<(String, Ipv4Addr), Instant>>,
+}
+
+/// What is open in sets that is remembered; beyond that, what is over is forgotten.
+const OPEN_REMEMBERED: usize = 65_536;
+
+impl Names {
+    /// Those of the addresses that are not open for most of the time that is wanted anyway: a guest that asks again and again
+    /// changes nothing, and an answer that may be kept for less time closes nothing.
+    fn to_open(&self, set: &str, addresses: &[Ipv4Addr], seconds: u32) -> Vec<Ipv4Addr> {
+        let (now, wanted) = (Instant::now(), Duration::from_secs(u64::from(seconds)));
+        let mut open = lock(&self.open);
+        if open.len() > OPEN_REMEMBERED {
+            open.retain(|_, until| *until > now);
+        }
+        let is_open = |open: &HashMap<(String, Ipv4Addr), Instant>, address: Ipv4Addr| {
+            open.get(&(set.to_owned(), address)).is_some_and(|until| *until > now + wanted / 2)
+        };
+        let new: Vec<Ipv4Addr> = addresses.iter().copied().filter(|address| !is_open(&open, *address)).collect();
+        open.extend(new.iter().map(|address| ((set.to_owned(), *address), now + wanted)));
+        new
+    }
+}
 
 impl NameObserver for Names {
     fn asked(&self, by: Ipv4Addr, name: &str, inside: bool) -> Asked {
-        let mut statuses = self.0.statuses();
+        let mut statuses = self.agent.statuses();
         match statuses.at(by).map(|status| &status.goal.egress) {
             None | Some(Egress::Allow) => Asked::Freely,
             // Names inside are no secret, and lead out only where they are open.
@@ -96,14 +123,16 @@ impl NameObserver for Names {
 
     fn told(&self, guest: Ipv4Addr, name: &str, addresses: &[Ipv4Addr], seconds: u32) {
         let policy = {
-            let mut statuses = self.0.statuses();
+            let mut statuses = self.agent.statuses();
             statuses.at(guest).map(|status| (status.goal.deployment_id.clone(), status.goal.egress.clone()))
         };
         let Some((deployment_id, Egress::Only(destinations))) = policy else { return };
         let egress = Egress::Only(destinations.clone());
         for (number, _) in destinations.iter().enumerate().filter(|(_, one)| one.target.is_named(name)) {
             let set = learned_set(&deployment_id, &egress, number);
-            if let Err(error) = lock(&self.0.nft).learn(&set, addresses, seconds) {
+            let new = self.to_open(&set, addresses, seconds);
+            if let Err(error) = lock(&self.agent.nft).learn(&set, &new, seconds) {
+                lock(&self.open).retain(|(of, _), _| *of != set);
                 // The guest's rules are not in force yet; it asks again.
                 tracing::debug!(%guest, name, %error, "addresses are not open yet");
             }
@@ -111,6 +140,6 @@ impl NameObserver for Names {
     }
 
     fn is_needed(&self) -> bool {
-        self.0.goal.borrow().vms.iter().any(|vm| vm.egress != Egress::Allow)
+        self.agent.statuses().vms.values().any(|status| status.goal.egress != Egress::Allow)
     }
 }

@@ -41,13 +41,18 @@ impl Links {
         let through = device_of(tap);
         if self.index(&through).await.is_err() {
             handle.link().add(LinkIfb::new(&through).up().build()).execute().await.map_err(fail())?;
-            let index = self.index(&through).await?;
-            // What is there already is of the same kind.
-            let tap_index = tap_index as i32;
-            handle.qdisc().add(tap_index).ingress().execute().await.map_err(fail())?;
-            let all = u16::to_be(libc::ETH_P_ALL as u16);
-            let filter = handle.traffic_filter(tap_index).add().parent(0xffff_0000).priority(1).protocol(all);
-            filter.redirect(index).map_err(fail())?.execute().await.map_err(fail())?;
+        }
+        // Each step by itself: an earlier try may have ended after any of them.
+        let (index, tap_index) = (self.index(&through).await?, tap_index as i32);
+        match handle.qdisc().add(tap_index).ingress().execute().await {
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::EEXIST => {}
+            other => other.map_err(fail())?,
+        }
+        let all = u16::to_be(libc::ETH_P_ALL as u16);
+        let filter = handle.traffic_filter(tap_index).add().parent(0xffff_0000).priority(1).protocol(all);
+        match filter.redirect(index).map_err(fail())?.execute().await {
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::EEXIST => {}
+            other => other.map_err(fail())?,
         }
         bucket(&mut handle, self.index(&through).await?, bits_per_second).await.map_err(fail())
     }

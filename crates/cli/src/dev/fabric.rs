@@ -319,6 +319,12 @@ async fn clear(layout: &Layout, fabric: &Fabric, links: &Links) -> anyhow::Resul
     Ok(())
 }
 
+/// Ends all processes of a fabric.
+pub(super) fn end_all(layout: &Layout, fabric: &Fabric) -> anyhow::Result<()> {
+    (0..fabric.hosts.len()).try_for_each(|index| hosts::unplug(layout, fabric, index))?;
+    stop_controllers(layout, fabric)
+}
+
 /// What a fabric's bridge bears as its alias.
 fn owner(layout: &Layout) -> String {
     format!("mayfly dev {}", layout.state().display()).chars().take(255).collect()

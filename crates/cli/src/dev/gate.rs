@@ -53,7 +53,13 @@ pub(super) fn enter(layout: &Layout, command: &DevCommand) -> anyhow::Result<()>
     }
     let gate = match (find(layout)?, command) {
         (Some(gate), _) => gate,
-        (None, DevCommand::Up { .. }) => open(layout)?,
+        (None, DevCommand::Up { .. }) => {
+            // What runs without its gate is in namespaces that nobody can find any more.
+            if let Some(fabric) = layout.read_fabric()? {
+                super::fabric::end_all(layout, &fabric)?;
+            }
+            open(layout)?
+        }
         // Nothing of it runs; what is left are files.
         (None, _) => return Ok(()),
     };
@@ -95,7 +101,7 @@ pub(super) fn tidy(layout: &Layout) {
 
 /// Removes the files about the gate, and the folder if nothing else is in it.
 fn forget(layout: &Layout) {
-    for what in ["json", "ways", "log", "number", "new"] {
+    for what in ["json", "ways", "log", "number"] {
         let _ = fs::remove_file(layout.gate(what));
     }
     let _ = fs::remove_file(layout.state().join("lock"));
@@ -121,6 +127,7 @@ fn open(layout: &Layout) -> anyhow::Result<Process> {
     while !ready.exists() {
         if !gate.is_alive() || Instant::now() > deadline {
             let words = fs::read_to_string(&log).unwrap_or_default();
+            let _ = gate.end(Signal::SIGKILL);
             forget(layout);
             let last = words.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it gave no reason");
             bail!("{}\nor start the dev fabric as root (sudo mayfly dev up)", last.trim_start_matches("error: "));
@@ -245,9 +252,16 @@ async fn public(client: &Client, number: u8) -> Option<Ways> {
         let endpoints = deployment.roles.iter().flat_map(|role| &role.endpoints).filter(|one| one.protocol != "udp");
         for port in endpoints.flat_map(|one| one.port..=one.last_port.unwrap_or(one.port)) {
             let [_, _, _, last] = deployment.vip.octets();
-            let outside = if port < 1024 { port + PRIVILEGED_SHIFT } else { port };
-            let outside = SocketAddrV4::new(Ipv4Addr::new(127, 78, number, last), outside);
-            ways.insert(outside, SocketAddrV4::new(deployment.vip, port));
+            let address = Ipv4Addr::new(127, 78, number, last);
+            let (exact, shifted) = (port >= 1024, port.saturating_add(PRIVILEGED_SHIFT));
+            let outside = SocketAddrV4::new(address, if exact { port } else { shifted });
+            let inside = SocketAddrV4::new(deployment.vip, port);
+            // A port that is the service's own goes before one that is shifted there.
+            if exact {
+                ways.insert(outside, inside);
+            } else {
+                ways.entry(outside).or_insert(inside);
+            }
         }
     }
     Some(ways)

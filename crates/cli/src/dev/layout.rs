@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -192,9 +192,7 @@ impl Layout {
                 _ => {}
             }
         }
-        for name in
-            ["gate.json", "gate.ways", "gate.log", "gate.number", "gate.new", "fabric.json", "fabric.new", "lock"]
-        {
+        for name in ["gate.json", "gate.ways", "gate.log", "gate.number", "fabric.json", "lock"] {
             match fs::remove_file(self.state.join(name)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(error).with_context(|| format!("cannot remove {}", self.state.join(name).display()));
@@ -234,9 +232,13 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> 
 
 /// Replaces a file that only its owner may read.
 pub fn write_json(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
-    let temporary = path.with_extension("new");
-    fs::write(&temporary, serde_json::to_vec_pretty(value)?)
-        .and_then(|()| fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600)))
+    // Several files with one stem may be written at the same time, by several processes.
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!("{name}.new.{}", std::process::id()));
+    let bytes = serde_json::to_vec_pretty(value)?;
+    let create = || File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary);
+    create()
+        .and_then(|mut file| std::io::Write::write_all(&mut file, &bytes))
         .and_then(|()| fs::rename(&temporary, path))
         .with_context(|| format!("cannot write {}", path.display()))
 }

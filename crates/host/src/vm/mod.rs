@@ -28,7 +28,12 @@ pub(crate) type Runners = BTreeMap<VmId, watch::Sender<Desired>>;
 /// Takes up the VMs that exist from before. Their tasks find out whether the guests still run.
 pub(crate) fn adopt_all(agent: &Arc<Agent>) -> anyhow::Result<Runners> {
     let mut runners = Runners::new();
-    for note in agent.ledger.vms()? {
+    let goal = agent.goal.borrow().clone();
+    for mut note in agent.ledger.vms()? {
+        // What an earlier build noted says nothing of this.
+        if let Some(newer) = goal.vms.iter().find(|goal| goal.vm == note.goal.vm) {
+            note.goal.egress = newer.egress.clone();
+        }
         let mut status = VmStatus::new(note.goal.clone());
         (status.reboots, status.restarts) = (note.reboots, note.restarts);
         status.stage = Stage::Preparing("the agent has been restarted".to_owned());

@@ -163,6 +163,8 @@ impl Runner {
                 status.incarnation += u64::from(settings_changed);
                 status.goal = goal;
             });
+            // An agent that starts before it hears a controller goes on with this.
+            self.note();
         }
         false
     }
@@ -224,6 +226,10 @@ impl Runner {
             status.has_tap = true;
             status.stage = Stage::Running;
         });
+        // An earlier build, or another configuration, may have made its tap otherwise.
+        if let Err(error) = prepare::tap(&self.agent, &self.goal).await {
+            tracing::warn!(vm = %self.goal.vm, error = format!("{error:#}"), "its tap is not as it should be");
+        }
         self.serve_dhcp();
         crate::guard::check(&self.agent);
         // It may have been paused by a full disk, with nobody left to let it go on.

@@ -15,6 +15,8 @@ use crate::dns::question::HEADER;
 
 /// How long one server may take before the next is asked.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Addresses of one answer that are looked at.
+const ADDRESSES: usize = 64;
 /// Questions that are under way at once; what comes beyond is told to try again.
 const UNDER_WAY: usize = 512;
 
@@ -105,7 +107,7 @@ pub(super) fn addresses(answer: &[u8]) -> (Vec<Ipv4Addr>, u32) {
         RData::A(address) => Some((address.0, record.ttl)),
         _ => None,
     });
-    found.fold((Vec::new(), u32::MAX), |(mut all, seconds), (address, ttl)| {
+    found.take(ADDRESSES).fold((Vec::new(), u32::MAX), |(mut all, seconds), (address, ttl)| {
         all.push(address);
         (all, seconds.min(ttl))
     })

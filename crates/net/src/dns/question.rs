@@ -130,7 +130,7 @@ fn read_edns(mut bytes: &[u8], count: u16) -> Option<Option<Edns>> {
     Some(edns)
 }
 
-/// A name as text, without a dot at the end. Bytes that are not printable become question marks.
+/// A name as text, without a dot at the end. Bytes that are not printable, and dots within labels, become question marks.
 pub(super) fn text(name: &[u8]) -> String {
     let mut text = String::with_capacity(name.len());
     let mut at = 0;
@@ -139,7 +139,9 @@ pub(super) fn text(name: &[u8]) -> String {
             text.push('.');
         }
         let label = name.get(at + 1..at + 1 + length).unwrap_or_default();
-        text.extend(label.iter().map(|byte| if byte.is_ascii_graphic() { char::from(*byte) } else { '?' }));
+        text.extend(
+            label.iter().map(|byte| if byte.is_ascii_graphic() && *byte != b'.' { char::from(*byte) } else { '?' }),
+        );
         at += 1 + length;
     }
     text

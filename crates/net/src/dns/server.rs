@@ -4,8 +4,8 @@ use std::io::IoSlice;
 use std::io::IoSliceMut;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg, sendmmsg};
@@ -33,6 +33,8 @@ const TCP_LIMIT: Duration = Duration::from_secs(10);
 const TCP_AT_ONCE: usize = 128;
 /// Seconds for which the addresses of a name stay open at least: longer than a guest needs to use what it was told.
 const LEARNED_AT_LEAST: u32 = 60;
+/// Seconds for which they stay open at most, whatever an answer says.
+const LEARNED_AT_MOST: u32 = 86_400;
 
 /// What a guest may ask, and who wants to know what it is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,8 +66,8 @@ pub struct DnsServer {
     pub zone: watch::Receiver<Arc<Zone>>,
     /// Who knows the rest of the world; without anybody, questions about it are refused.
     pub forwarder: Option<Arc<Forwarder>>,
-    /// Questions that one asker may put in a second, and at once.
-    pub limit: Option<(u32, u32)>,
+    /// Questions that one asker may put, whatever way they come.
+    pub limit: Option<Arc<Mutex<Limit>>>,
     /// Who watches.
     pub observer: Option<Arc<dyn NameObserver>>,
 }
@@ -97,7 +99,6 @@ impl DnsServer {
 
     fn answer_all(self, socket: UdpSocket, stop: &AtomicBool, runtime: &Handle) {
         let socket = Arc::new(socket);
-        let mut limit = self.limit.map(|(rate, burst)| Limit::new(rate, burst));
         let mut buffers = vec![[0; QUESTION_LIMIT]; BATCH];
         let mut answers: Vec<(SockaddrIn, Vec<u8>)> = Vec::with_capacity(BATCH);
         let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
@@ -113,7 +114,7 @@ impl DnsServer {
                 let zone = Arc::clone(&self.zone.borrow());
                 for message in received {
                     let Some(from) = message.address else { continue };
-                    if limit.as_mut().is_some_and(|limit| !limit.admits(IpAddr::V4(from.ip()), now)) {
+                    if !self.admits(from.ip(), now) {
                         continue;
                     }
                     let Some(bytes) = message.iovs().next() else { continue };
@@ -133,6 +134,11 @@ impl DnsServer {
             }
             send_all(&socket, &mut answers);
         }
+    }
+
+    fn admits(&self, asker: Ipv4Addr, now: Instant) -> bool {
+        let Some(limit) = &self.limit else { return true };
+        limit.lock().unwrap_or_else(PoisonError::into_inner).admits(IpAddr::V4(asker), now)
     }
 
     fn answer(&self, zone: &Zone, message: &[u8], from: Ipv4Addr, tcp: bool) -> Answer {
@@ -167,7 +173,7 @@ impl DnsServer {
             && let Some(observer) = &self.observer
         {
             let (found, seconds) = addresses(&answer);
-            observer.told(from, name, &found, seconds.max(LEARNED_AT_LEAST));
+            observer.told(from, name, &found, seconds.clamp(LEARNED_AT_LEAST, LEARNED_AT_MOST));
         }
         answer
     }
@@ -190,12 +196,11 @@ impl DnsServer {
     }
 
     async fn converse(&self, mut stream: TcpStream, from: Ipv4Addr) -> std::io::Result<()> {
-        let mut limit = self.limit.map(|(rate, burst)| Limit::new(rate, burst));
         loop {
             let length = stream.read_u16().await?;
             let mut message = vec![0; usize::from(length)];
             stream.read_exact(&mut message).await?;
-            if limit.as_mut().is_some_and(|limit| !limit.admits(IpAddr::V4(from), Instant::now())) {
+            if !self.admits(from, Instant::now()) {
                 return Ok(());
             }
             let zone = Arc::clone(&self.zone.borrow());
@@ -242,8 +247,6 @@ fn send_all(socket: &UdpSocket, answers: &mut Vec<(SockaddrIn, Vec<u8>)>) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use hickory_proto::op::{Message, Query, ResponseCode};
     use hickory_proto::rr::rdata::A;
     use hickory_proto::rr::{Name, RData, Record, RecordType};
@@ -342,7 +345,12 @@ mod tests {
         let zone = zone();
         let address = SocketAddrV4::new(Ipv4Addr::new(127, 53, 2, 1), 5353);
         let stop = Arc::new(AtomicBool::new(false));
-        let server = DnsServer { zone: zone.subscribe(), forwarder: None, limit: Some((1, 5)), observer: None };
+        let server = DnsServer {
+            zone: zone.subscribe(),
+            forwarder: None,
+            limit: Some(Arc::new(Mutex::new(Limit::new(1, 5)))),
+            observer: None,
+        };
         server.start(address, 1, Arc::clone(&stop)).await.unwrap();
         for _ in 0..5 {
             assert!(ask(address, "shop.z.").await.is_some());

@@ -41,12 +41,12 @@ pub(super) fn endpoints(rules: &mut Ruleset, inputs: &Inputs<'_>, own: &BTreeMap
             served.elements.extend(guests.map(|key| (key, String::new())));
             let up: Vec<Ipv4Addr> =
                 endpoint.backends.iter().filter(|one| in_rotation(inputs, one)).map(|one| one.dip).collect();
+            let name = endpoint_name(vip.vip, endpoint);
+            rules.counters.insert(name.clone());
             // Without anybody behind it, the address itself refuses.
             if !up.is_empty() {
-                let name = endpoint_name(vip.vip, endpoint);
                 rules.chains.insert(name.clone(), admit(endpoint, &name, &balance(endpoint, &up), up[0]));
                 doors.elements.insert(format!("{} . {protocol} . {}", vip.vip, endpoint.port), format!("goto {name}"));
-                rules.counters.insert(name);
             }
         }
     }

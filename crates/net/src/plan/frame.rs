@@ -111,7 +111,8 @@ fn forward(inputs: &Inputs<'_>) -> Vec<String> {
         // To another host: to its own deployment, or through a load balancer. The receiver judges again.
         format!("iifname {guest} oifname {wire} ip daddr {dips} ct status dnat accept"),
         format!("iifname {guest} oifname {wire} ip saddr vmap @friends"),
-        format!("iifname {guest} oifname {wire} ip daddr {dips} counter name {ISOLATED} drop"),
+        // Also to addresses that nobody has, which would leave the fabric.
+        format!("iifname {guest} ip daddr {dips} counter name {ISOLATED} drop"),
         format!("iifname \"{UNDERLAY_DEVICE}\" oifname {wire} ip daddr {dips} ct status dnat accept"),
     ];
     if let Some(underlay) = inputs.underlay {

@@ -30,18 +30,21 @@ pub(super) fn members(rules: &mut Ruleset, inputs: &Inputs<'_>, own: &BTreeMap<I
         }
         let all = Elements::set(ADDRESSES).with(routes.iter().map(|route| route.dip.to_string()));
         rules.sets.insert(deployment_set(id), all);
-        let roles: BTreeSet<&RoleName> = routes.iter().map(|route| &route.role).collect();
-        let number = |role: &RoleName| roles.iter().position(|one| *one == role).unwrap_or_default();
+        // Roles that rules name and that have no instances now have numbers too.
+        let guards = inputs.goal.guards.iter().filter(|guard| guard.deployment_id == id);
+        let named = guards.flat_map(|guard| &guard.passes).flat_map(|pass| &pass.from_roles);
+        let roles: BTreeSet<&RoleName> = routes.iter().map(|route| &route.role).chain(named).collect();
+        let numbers: BTreeMap<&RoleName, usize> = roles.into_iter().zip(0..).collect();
         for route in here {
             let guard = inputs.goal.guards.iter().find(|guard| guard.deployment_id == id && guard.role == route.role);
             let chain = match guard {
                 Some(guard) => {
-                    let chain = format!("t_{id}_{}", number(&route.role));
-                    rules.chains.entry(chain.clone()).or_insert_with(|| guarded(guard, number));
+                    let chain = format!("t_{id}_{}", numbers[&route.role]);
+                    rules.chains.entry(chain.clone()).or_insert_with(|| guarded(guard, &numbers));
                     for role in guard.passes.iter().flat_map(|pass| &pass.from_roles) {
                         let of_role = routes.iter().filter(|route| route.role == *role);
                         let set = Elements::set(ADDRESSES).with(of_role.map(|route| route.dip.to_string()));
-                        rules.sets.insert(role_set(id, number(role)), set);
+                        rules.sets.insert(role_set(id, numbers[role]), set);
                     }
                     chain
                 }
@@ -67,7 +70,7 @@ fn role_set(deployment_id: &str, number: usize) -> String {
 }
 
 /// What a role lets through that is guarded.
-fn guarded(guard: &GuardGoal, number: impl Fn(&RoleName) -> usize) -> String {
+fn guarded(guard: &GuardGoal, numbers: &BTreeMap<&RoleName, usize>) -> String {
     let mut text = String::new();
     for pass in &guard.passes {
         let what = ports(pass);
@@ -75,7 +78,7 @@ fn guarded(guard: &GuardGoal, number: impl Fn(&RoleName) -> usize) -> String {
             text.push_str(&format!("ip saddr @{} {what}accept\n", deployment_set(&guard.deployment_id)));
         }
         for role in &pass.from_roles {
-            text.push_str(&format!("ip saddr @{} {what}accept\n", role_set(&guard.deployment_id, number(role))));
+            text.push_str(&format!("ip saddr @{} {what}accept\n", role_set(&guard.deployment_id, numbers[role])));
         }
     }
     text

@@ -182,6 +182,24 @@ fn a_guarded_role_is_reached_as_the_rules_say_and_not_otherwise() {
 }
 
 #[test]
+fn a_role_without_instances_lets_nobody_in_in_its_place() {
+    let role = |name: &str| RoleName::new(name).unwrap();
+    let pass = |from: &str, port| Pass {
+        from_roles: vec![role(from)],
+        protocol: EndpointProtocol::Tcp,
+        ports: Some(PortRange { min: port, max: port }),
+    };
+    let passes = vec![pass("ghost", 2), pass("db", 1)];
+    let guard = GuardGoal { deployment_id: "d".to_owned(), role: role("web"), passes };
+    let rules = plan_with(&NetworkGoal { guards: vec![guard], ..goal() }, &[1, 2, 3], &[]).rules;
+    // In the order of their names: db, ghost, web.
+    let lets_in = "ip saddr @r_d_1 tcp dport 2-2 accept\nip saddr @r_d_0 tcp dport 1-1 accept\n";
+    assert_eq!(rules.chains["t_d_2"], lets_in);
+    assert!(rules.sets["r_d_1"].elements.is_empty());
+    assert_eq!(rules.sets["r_d_0"].elements.len(), 1);
+}
+
+#[test]
 fn guests_go_only_where_they_may() {
     let rules = |egress: &str| plan_for(&goal(), &[1, 2, 3], &[1], egress).rules;
     assert!(rules("allow").sets["exits"].elements.is_empty());
