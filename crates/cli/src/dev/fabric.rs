@@ -222,11 +222,8 @@ async fn found(layout: &Layout, links: &Links, (controllers, etcd): (u8, bool)) 
     // Without root, the namespace is new and all numbers are free in it; the gate knows which is free outside.
     let first =
         read_json::<u8>(&layout.gate("number"))?.filter(|_| gate::find(layout).is_ok_and(|gate| gate.is_some()));
-    let is_free = |number: &u8| {
-        !names.contains(&format!("mayfly{number}")) && TcpListener::bind(Fabric::users_address(*number, 0)).is_ok()
-    };
-    let number = (first.unwrap_or(0)..=250).find(is_free);
-    let number = number.context("250 dev fabrics run on this machine already")?;
+    let has_bridge = |number: &u8| names.contains(&format!("mayfly{number}"));
+    let (number, _) = Fabric::take_number(first.unwrap_or(0), has_bridge)?;
     let hosts = (1..=HOSTS).map(|number| format!("host-{number}")).collect();
     let fabric = Fabric { number, user_token: token(), hosts, controllers, etcd };
     // Written first, so that whatever comes of it, `down` knows what to remove.

@@ -116,8 +116,11 @@ pub(super) fn ways(layout: &Layout) -> Vec<(SocketAddrV4, SocketAddrV4)> {
 }
 
 fn open(layout: &Layout) -> anyhow::Result<Process> {
-    // The lock makes the folder, and is `up`'s own; it is taken again by whoever goes on.
-    drop(layout.lock()?);
+    // It is given back before `up` takes it for itself; whoever comes in between finds the gate, and enters.
+    let _lock = layout.lock()?;
+    if let Some(gate) = find(layout)? {
+        return Ok(gate);
+    }
     let (ready, log) = (layout.gate("ways"), layout.gate("log"));
     let _ = fs::remove_file(&ready);
     let file = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
@@ -140,17 +143,10 @@ fn open(layout: &Layout) -> anyhow::Result<Process> {
 /// Takes the address at which users find the fabric of that number: a new fabric gets the first number that is free on this
 /// machine, where `up` cannot look any more.
 fn take_number(layout: &Layout) -> anyhow::Result<(u8, TcpListener)> {
-    let listen = |number: u8| TcpListener::bind(Fabric::users_address(number, 0));
     if let Some(fabric) = layout.read_fabric()? {
-        let listener = listen(fabric.number).with_context(|| {
-            let address = Fabric::users_address(fabric.number, 0);
-            format!("{address}, where users find this dev fabric, is in use by another program; `ss -ltnp` shows which")
-        })?;
-        return Ok((fabric.number, listener));
+        return Ok((fabric.number, Fabric::listen_for_users(fabric.number)?));
     }
-    let has_bridge = |number: &u8| Path::new(&format!("/sys/class/net/mayfly{number}")).exists();
-    let mut free = (0..=250).filter(|number| !has_bridge(number));
-    free.find_map(|number| Some((number, listen(number).ok()?))).context("250 dev fabrics run on this machine already")
+    Fabric::take_number(0, |number| Path::new(&format!("/sys/class/net/mayfly{number}")).exists())
 }
 
 /// Keeps the gate, until it is ended.

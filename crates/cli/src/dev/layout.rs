@@ -1,7 +1,7 @@
 //! Where the dev fabric keeps what, and what it remembers of itself.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -76,6 +76,26 @@ impl Fabric {
     /// Where a controller of the fabric of that number listens for users.
     pub fn users_address(number: u8, index: u8) -> SocketAddr {
         SocketAddr::from(([127, 77, number, 1 + index], PORT))
+    }
+
+    /// The first number from `first` on that no fabric has, and its users' address.
+    pub fn take_number(first: u8, has_bridge: impl Fn(&u8) -> bool) -> anyhow::Result<(u8, TcpListener)> {
+        let mut free = (first..=250).filter(|number| !has_bridge(number));
+        let lowest = free.next().context("250 dev fabrics run on this machine already")?;
+        let taken = match Fabric::listen_for_users(lowest) {
+            Ok(listener) => return Ok((lowest, listener)),
+            Err(taken) => taken,
+        };
+        // An ordinary user's fabric has no bridge that could be seen here.
+        free.find_map(|number| Some((number, Fabric::listen_for_users(number).ok()?))).ok_or(taken)
+    }
+
+    /// Takes the address at which users find the fabric of that number.
+    pub fn listen_for_users(number: u8) -> anyhow::Result<TcpListener> {
+        let address = Fabric::users_address(number, 0);
+        TcpListener::bind(address).with_context(|| {
+            format!("{address} is in use by another program; `ss -ltnp` shows which, stop that one first")
+        })
     }
 
     /// Where a controller listens: for users on the loopback, for hosts in the data centre.

@@ -28,6 +28,8 @@ pub fn run(state: &Path, output: Output, command: DevCommand) -> anyhow::Result<
     if let DevCommand::Exec { command } = command {
         return exec(&command);
     }
+    // Others only look; one of these may have opened the gate for nothing, or have left it without a fabric.
+    let changes = matches!(command, DevCommand::Up { .. } | DevCommand::Down { .. });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(async {
         match command {
@@ -43,7 +45,9 @@ pub fn run(state: &Path, output: Output, command: DevCommand) -> anyhow::Result<
             DevCommand::Exec { .. } => Ok(()),
         }
     });
-    gate::tidy(&layout);
+    if changes {
+        gate::tidy(&layout);
+    }
     done
 }
 
