@@ -20,6 +20,11 @@ impl Drop for Running {
 }
 
 impl Running {
+    /// Takes care of a process.
+    pub fn new(child: Child) -> Running {
+        Running { child }
+    }
+
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()

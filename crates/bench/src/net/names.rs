@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use mayfly_model::DnsRecord;
 use mayfly_net::{DnsServer, Zone};
 use tokio::sync::watch;
 
+use crate::peers::Running;
 use crate::report::{Comparison, Report, median};
 
 const ZONE: &str = "mayfly.test";
@@ -22,23 +23,12 @@ const OURS: u16 = 5391;
 const DNSMASQ: u16 = 5392;
 const KNOT: u16 = 5393;
 
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Server {
-    /// The processor time that it has used.
-    fn processor_seconds(&self) -> anyhow::Result<f64> {
-        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
-        let after = text.rsplit_once(')').context("not a process's line")?.1;
-        let ticks: u64 = after.split_whitespace().skip(11).take(2).filter_map(|word| word.parse::<u64>().ok()).sum();
-        Ok(ticks as f64 / 100.0)
-    }
+/// The processor time that a process has used.
+fn processor_seconds(process: &Running) -> anyhow::Result<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{}/stat", process.id()))?;
+    let after = text.rsplit_once(')').context("not a process's line")?.1;
+    let ticks: u64 = after.split_whitespace().skip(11).take(2).filter_map(|word| word.parse::<u64>().ok()).sum();
+    Ok(ticks as f64 / 100.0)
 }
 
 fn name(number: u32) -> String {
@@ -90,10 +80,10 @@ pub fn measure(report: &mut Report, work: &Path, pairs: usize, seconds: u32) -> 
     for _ in 0..pairs {
         let servers = [(OURS, &ours_process), (DNSMASQ, &dnsmasq_process), (KNOT, &knot_process)];
         for ((port, server), (figures, costs)) in servers.into_iter().zip(figures.iter_mut().zip(&mut costs)) {
-            let before = server.processor_seconds()?;
+            let before = processor_seconds(server)?;
             let rate = rate(port, &questions, seconds)?;
             figures.push(rate);
-            costs.push((server.processor_seconds()? - before) * 1e6 / (rate * f64::from(seconds)));
+            costs.push((processor_seconds(server)? - before) * 1e6 / (rate * f64::from(seconds)));
         }
     }
     let [ours, dnsmasq, knot] = &figures;
@@ -111,10 +101,10 @@ pub fn measure(report: &mut Report, work: &Path, pairs: usize, seconds: u32) -> 
 }
 
 /// A server on the first processor.
-fn pinned(program: &str, arguments: &[String]) -> anyhow::Result<Server> {
+fn pinned(program: &str, arguments: &[String]) -> anyhow::Result<Running> {
     let mut command = Command::new("taskset");
     command.args(["-c", "0", program]).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    Ok(Server(command.spawn().with_context(|| format!("cannot run {program}; `cargo xtask bench` installs it"))?))
+    Ok(Running::new(command.spawn().with_context(|| format!("cannot run {program}; `cargo xtask bench` installs it"))?))
 }
 
 fn dnsmasq(work: &Path) -> anyhow::Result<Vec<String>> {

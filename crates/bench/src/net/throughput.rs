@@ -1,12 +1,13 @@
 //! Requests, connections and transfers through a public address with three backends on three hosts.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
 use mayfly_net::Transit;
 
 use super::lab::{Lab, Namespace, PORT, VIP, dip, underlay};
+use crate::peers::Running;
 use crate::report::{Comparison, Report};
 
 const BACKENDS: usize = 3;
@@ -15,22 +16,13 @@ const PROXY_PORT: u16 = 81;
 /// The client that goes to the backends' hosts by itself.
 const DIRECT: usize = 2;
 
-/// A process in a namespace, ended with this.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn spawn(namespace: &Namespace, program: &'static str, arguments: Vec<String>) -> anyhow::Result<Server> {
+/// Starts a process in a namespace.
+fn spawn(namespace: &Namespace, program: &'static str, arguments: Vec<String>) -> anyhow::Result<Running> {
     let child = namespace.run(move |_| {
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
     });
-    Ok(Server(child.with_context(|| format!("cannot run {program}; `cargo xtask bench` installs it"))?))
+    Ok(Running::new(child.with_context(|| format!("cannot run {program}; `cargo xtask bench` installs it"))?))
 }
 
 /// A way to the backends.
@@ -44,7 +36,7 @@ struct Way {
 /// Hosts, backends and proxy, ready to be asked.
 struct Bed {
     ways: [Way; 3],
-    _servers: Vec<Server>,
+    _servers: Vec<Running>,
     lab: Lab,
 }
 
@@ -128,7 +120,7 @@ pub fn explain(report: &mut Report) {
     );
 }
 
-fn web_server(namespace: &Namespace, folder: &Path) -> anyhow::Result<Server> {
+fn web_server(namespace: &Namespace, folder: &Path) -> anyhow::Result<Running> {
     std::fs::create_dir_all(folder)?;
     std::fs::write(folder.join("large"), vec![b'x'; 64 << 10])?;
     let root = folder.display();
@@ -143,7 +135,7 @@ fn web_server(namespace: &Namespace, folder: &Path) -> anyhow::Result<Server> {
     spawn(namespace, "/usr/sbin/nginx", words.to_vec())
 }
 
-fn proxy(namespace: &Namespace, work: &Path) -> anyhow::Result<Server> {
+fn proxy(namespace: &Namespace, work: &Path) -> anyhow::Result<Running> {
     let servers: String = (1..=BACKENDS).map(|number| format!(" server s{number} {}:{PORT}\n", dip(number))).collect();
     let configuration = format!(
         "global\n nbthread 2\n maxconn 4000\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 30s\n timeout server 30s\n\
