@@ -22,7 +22,11 @@ echo no
 /// Tries one open and one closed port of a name; the door is open once the name has been asked for.
 const CAGED: &str = "#!/bin/sh
 try() { if nc -w 3 $1 $2 </dev/null >/dev/null 2>&1; then echo \"$2: reached\"; else echo \"$2: no\"; fi; }
-sleep 2
+# Who is asked serves when its own script has ended.
+for second in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+  nc -w 3 mob.mayfly.test 8000 </dev/null >/dev/null 2>&1 && break
+  sleep 1
+done
 try mob.mayfly.test 8000
 try mob.mayfly.test 8010
 try 10.77.0.1 7070
