@@ -8,11 +8,12 @@ use mayfly_model::{
     ChunkDigest, HostName, HostReport, ImageName, Incarnation, InstanceKey, Manifest, RoleName, Scope, ServiceName,
     Slot, UpgradeMode,
 };
-use reqwest::{Method, Request, RequestBuilder, Response};
+use reqwest::{Method, Request, RequestBuilder, Response, StatusCode, Upgraded};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::REQUEST_HEADER;
+use crate::call::{CALL_PROTOCOL, HostNews, ScriptRunView};
 use crate::error::{ApiError, ErrorCode};
 use crate::host_api::ReportAnswer;
 use crate::joining::{CertificateAnswer, JoinRequest, RenewRequest, TokenRequest, TokenView};
@@ -70,6 +71,8 @@ pub struct Client {
 const TIMEOUT: Duration = Duration::from_secs(14);
 /// How long a request may take that carries much.
 const TRANSFER: Duration = Duration::from_secs(300);
+/// How long somebody may look at a console.
+const DAY: Duration = Duration::from_secs(86_400);
 /// How long several controllers are asked in turn until one leads.
 const PATIENCE: Duration = Duration::from_secs(32);
 /// Between two rounds.
@@ -341,10 +344,63 @@ impl Client {
         self.done(self.request(Method::DELETE, &format!("/v1/tokens/{id}"))).await
     }
 
-    /// Returns when there is a goal state for the host that is newer than `have`, or after a while.
-    pub async fn wait_for_goal(&self, host: &HostName, have: Incarnation) -> Result<(), ClientError> {
+    /// Returns when there is a goal state for the host that is newer than `have`, when somebody calls, or after a while.
+    pub async fn wait_for_news(&self, host: &HostName, have: Incarnation) -> Result<HostNews, ClientError> {
         let request = self.request(Method::GET, &format!("/host/v1/wait?host={host}&have={}", have.0));
-        self.once(request.build().map_err(|source| self.unreachable(source))?).await.map(drop)
+        let answer = self.once(request.build().map_err(|source| self.unreachable(source))?).await?;
+        answer.json().await.map_err(|source| self.unreachable(source))
+    }
+
+    /// Opens the connection over which a host answers a call.
+    pub async fn call_answer(&self, id: &str) -> Result<Upgraded, ClientError> {
+        self.upgraded(&format!("/host/v1/calls/{id}")).await
+    }
+
+    /// An instance's serial console: what is written goes to the guest, what is read comes from it.
+    pub async fn instance_console(&self, instance: &InstanceKey) -> Result<Upgraded, ClientError> {
+        self.upgraded(&format!("{}/console", instance_path(instance))).await
+    }
+
+    /// What an instance's serial console has said, in this boot or an earlier one; with `follow` it goes on.
+    pub async fn instance_console_log(
+        &self,
+        instance: &InstanceKey,
+        boots_ago: u8,
+        follow: bool,
+    ) -> Result<Response, ClientError> {
+        let path = format!("{}/console-log?boots_ago={boots_ago}&follow={follow}", instance_path(instance));
+        self.streamed(&path).await
+    }
+
+    /// What became of an instance's post-boot script.
+    pub async fn instance_script(&self, instance: &InstanceKey) -> Result<Vec<ScriptRunView>, ClientError> {
+        self.json(self.request(Method::GET, &format!("{}/script", instance_path(instance)))).await
+    }
+
+    /// A picture of an instance's screen, as PNG.
+    pub async fn instance_screenshot(&self, instance: &InstanceKey) -> Result<Vec<u8>, ClientError> {
+        let request = self.request(Method::GET, &format!("{}/screenshot", instance_path(instance))).timeout(TRANSFER);
+        let bytes = self.checked(request).await?.bytes().await.map_err(|source| self.unreachable(source))?;
+        Ok(bytes.to_vec())
+    }
+
+    /// The differencing disk of a stopped instance.
+    pub async fn instance_disk(&self, instance: &InstanceKey) -> Result<Response, ClientError> {
+        self.streamed(&format!("{}/disk", instance_path(instance))).await
+    }
+
+    /// An answer that may take as long as it takes.
+    async fn streamed(&self, path: &str) -> Result<Response, ClientError> {
+        let request = self.request(Method::GET, path).timeout(DAY);
+        self.checked(request).await
+    }
+
+    /// A connection that is no longer HTTP.
+    async fn upgraded(&self, path: &str) -> Result<Upgraded, ClientError> {
+        let request = self.request(Method::GET, path).timeout(DAY);
+        let request = request.header("connection", "upgrade").header("upgrade", CALL_PROTOCOL);
+        let response = self.checked(request).await?;
+        response.upgrade().await.map_err(|source| self.unreachable(source))
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
@@ -436,7 +492,7 @@ impl Client {
     async fn answer(&self, request: Request) -> Result<Response, ClientError> {
         let response = self.http().execute(request).await.map_err(|source| self.unreachable(source))?;
         let status = response.status();
-        if status.is_success() {
+        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
         let text = response.text().await.map_err(|source| self.unreachable(source))?;
@@ -448,6 +504,11 @@ impl Client {
     fn unreachable(&self, source: reqwest::Error) -> ClientError {
         ClientError::Unreachable { url: self.url().to_owned(), source }
     }
+}
+
+fn instance_path(instance: &InstanceKey) -> String {
+    let InstanceKey { deployment, .. } = instance;
+    format!("/v1/instances/{}/{}/{}", deployment.service, deployment.slot, instance.name())
 }
 
 fn connector(tls: Option<rustls::ClientConfig>) -> reqwest::Client {

@@ -212,8 +212,25 @@ pub struct InstanceView {
     /// Bytes that its VM has received.
     #[serde(default)]
     pub received_bytes: Option<u64>,
+    /// Whether it was told to stop, so that it is as wanted without a guest.
+    #[serde(default)]
+    pub stopped: bool,
+    /// How its VM came to be, step by step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<StepView>,
     /// Reboots among them that have not been carried out yet, or a VM that is being replaced: the instance is in motion.
     pub in_motion: bool,
+}
+
+/// One step of a VM's way from its disk to Ready.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StepView {
+    /// What had been reached.
+    pub step: String,
+    /// When (RFC 3339).
+    pub at: String,
+    /// Milliseconds since the step before.
+    pub millis: u64,
 }
 
 /// A host.

@@ -6,6 +6,7 @@ use mayfly_model::InstanceKey;
 
 use crate::arguments::{InstanceCommand, Output, Wait};
 use crate::connection::Connection;
+use crate::console;
 use crate::output::{self, mebibytes, or_dash};
 use crate::wait::{Judge, Seen, until};
 
@@ -58,7 +59,14 @@ pub async fn run(connection: &Connection, command: InstanceCommand) -> anyhow::R
                 ("sent", bytes(one.sent_bytes)),
                 ("received", bytes(one.received_bytes)),
             ];
-            output::show(connection.output, &one, &rows)
+            output::show(connection.output, &one, &rows)?;
+            if connection.output == Output::Table && !one.steps.is_empty() {
+                output::line("\nhow its guest came to be:")?;
+                for step in &one.steps {
+                    output::line(&format!("  {}  +{:>6.2} s  {}", step.at, step.millis as f64 / 1000.0, step.step))?;
+                }
+            }
+            Ok(())
         }
         InstanceCommand::Explain { instance } => {
             let lines = connection.client.instance_explain(&instance).await?;
@@ -76,7 +84,48 @@ pub async fn run(connection: &Connection, command: InstanceCommand) -> anyhow::R
         InstanceCommand::Reimage { instance, wait } => {
             act(connection, &instance, "reimage", &wait, |before, now| now.generation > before.generation).await
         }
+        InstanceCommand::Console { instance, follow } => match follow {
+            true => console::follow(connection, &instance).await,
+            false => console::talk(connection, &instance).await,
+        },
+        InstanceCommand::Log { instance, console: false, .. } => script_log(connection, &instance).await,
+        InstanceCommand::Log { instance, boots_ago, .. } => {
+            let log = connection.client.instance_console_log(&instance, boots_ago.unwrap_or(0), false).await?;
+            console::print(log).await
+        }
+        InstanceCommand::Screenshot { instance, file } => {
+            let picture = connection.client.instance_screenshot(&instance).await?;
+            std::fs::write(&file, &picture).with_context(|| format!("cannot write {}", file.display()))?;
+            output::line(&format!("{} shows the screen of {instance}", file.display()))
+        }
+        InstanceCommand::Rebuild { instance, wait } => {
+            act(connection, &instance, "rebuild", &wait, |before, now| now.generation > before.generation).await
+        }
+        InstanceCommand::Stop { instance, wait } => {
+            act(connection, &instance, "stop", &wait, |_, now| now.stopped).await
+        }
+        InstanceCommand::Start { instance, wait } => {
+            act(connection, &instance, "start", &wait, |_, now| !now.stopped).await
+        }
     }
+}
+
+/// Each run of the script: its end, then its output.
+async fn script_log(connection: &Connection, instance: &InstanceKey) -> anyhow::Result<()> {
+    let runs = connection.client.instance_script(instance).await?;
+    if connection.output == Output::Json {
+        return output::line(&serde_json::to_string_pretty(&runs)?);
+    }
+    let real: Vec<_> = runs.iter().filter(|run| run.attempt > 0).collect();
+    if real.is_empty() {
+        return output::line(&format!("no post-boot script (Mayfly.Script) has run in this boot of {instance}"));
+    }
+    for run in real {
+        let end = run.status.map_or_else(|| "took too long".to_owned(), |status| format!("exit status {status}"));
+        output::line(&format!("--- try {}: {end}", run.attempt))?;
+        output::line(run.output.trim_end())?;
+    }
+    Ok(())
 }
 
 fn full_name(instance: &InstanceView) -> String {
@@ -109,6 +158,9 @@ async fn act(
     })
     .await?;
     let now = find(connection, key).await?;
+    if now.stopped {
+        return output::line(&format!("{key} is stopped; its disks are kept"));
+    }
     output::line(&format!("{key} is ready: {} on {}", or_dash(now.computer_name.as_ref()), or_dash(now.host.as_ref())))
 }
 

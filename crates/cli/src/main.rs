@@ -3,6 +3,7 @@
 mod arguments;
 mod breaker;
 mod connection;
+mod console;
 mod controller;
 mod dev;
 mod event;

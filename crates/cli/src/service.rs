@@ -8,8 +8,8 @@ use anyhow::{Context, bail, ensure};
 use mayfly_api::{
     DeployRequest, ErrorCode, PlanView, ScaleRequest, ServiceView, SourceFile, UpdateView, UpgradeRequest,
 };
-use mayfly_model::{ServiceName, Slot, USER_DATA_SETTING};
-use mayfly_service_model::{Source, check, parse_configuration, parse_definition, resolve_user_data};
+use mayfly_model::{ServiceName, Slot};
+use mayfly_service_model::{FILE_SETTINGS, Source, check, parse_configuration, parse_definition, resolve_files};
 
 use crate::arguments::{Output, ServiceCommand, Wait};
 use crate::connection::Connection;
@@ -198,7 +198,7 @@ fn read_files(definition: &Path, configuration: &Path) -> anyhow::Result<DeployR
     let mut files = BTreeMap::new();
     let folder = configuration.parent().unwrap_or(Path::new(""));
     for role in &configured.roles {
-        if let Some(name) = role.setting(USER_DATA_SETTING).and_then(|value| value.strip_prefix('@')) {
+        for name in FILE_SETTINGS.iter().filter_map(|setting| role.setting(setting)?.strip_prefix('@')) {
             let path = folder.join(name);
             match std::fs::read_to_string(&path) {
                 Ok(text) => drop(files.insert(name.to_owned(), text)),
@@ -208,7 +208,7 @@ fn read_files(definition: &Path, configuration: &Path) -> anyhow::Result<DeployR
             }
         }
     }
-    resolve_user_data(&mut configured, &files, &configuration_source)?;
+    resolve_files(&mut configured, &files, &configuration_source)?;
     let file = |source: Source| SourceFile { name: source.name, text: source.text };
     Ok(DeployRequest { definition: file(definition_source), configuration: file(configuration_source), files })
 }

@@ -66,7 +66,7 @@ impl Judge {
     /// Whether all `instances` are ready and there are `wanted` of them.
     pub fn look(&mut self, instances: &[InstanceView], wanted: usize) -> anyhow::Result<Seen> {
         // Not before the others have settled: one that failed earlier must not hide what becomes of the new ones.
-        let settled = |one: &InstanceView| one.state == "ReadyRole" || one.state.starts_with("Failed");
+        let settled = |one: &InstanceView| is_as_wanted(one) || one.state.starts_with("Failed");
         let failed = |state: &str| instances.iter().find(|one| one.state == state && instances.iter().all(settled));
         if let Some(one) = failed("FailedStartingRole") {
             bail!("{}", describe(one));
@@ -80,14 +80,19 @@ impl Judge {
                 }
             }
         }
-        let ready = instances.iter().filter(|one| one.state == "ReadyRole" && !one.in_motion).count();
+        let ready = instances.iter().filter(|one| is_as_wanted(one) && !one.in_motion).count();
         if ready == wanted && instances.len() == wanted {
             return Ok(Seen::Done);
         }
         let others: Vec<String> =
-            instances.iter().filter(|one| one.state != "ReadyRole" || one.in_motion).map(describe).collect();
+            instances.iter().filter(|one| !is_as_wanted(one) || one.in_motion).map(describe).collect();
         Ok(Seen::NotYet(format!("{ready} of {wanted} ready; {}", others.join("; "))))
     }
+}
+
+/// Ready, or stopped as it was told.
+fn is_as_wanted(instance: &InstanceView) -> bool {
+    instance.state == if instance.stopped { "StoppedVM" } else { "ReadyRole" }
 }
 
 fn describe(instance: &InstanceView) -> String {

@@ -2,6 +2,7 @@
 //! and the API server. It never touches a guest's process or disk.
 
 pub mod backup;
+mod calls;
 pub mod committer;
 mod config;
 mod driver;
@@ -101,7 +102,8 @@ async fn lead(config: &ControllerConfig, gate: &Arc<Gate>, identity: Arc<Identit
     names::serve(&config.dns, &driver).await.context("names cannot be told; see `dns` in the configuration")?;
     let holders = images::Holders::default();
     let usage = usage::Usage::default();
-    let shared = Arc::new(http::Shared { driver, images, holders, usage, identity, config: config.clone() });
+    let (calls, own) = (calls::Calls::default(), config.clone());
+    let shared = Arc::new(http::Shared { driver, images, holders, usage, calls, identity, config: own });
     tokio::spawn(sweep(Arc::clone(&shared)));
     tracing::info!(addresses = ?config.listen, "the controller is up");
     gate.open(http::users(Arc::clone(&shared)), http::hosts(shared));

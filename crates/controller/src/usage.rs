@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use mayfly_model::{HostName, HostReport, Traffic, VmId};
+use mayfly_model::{BootStep, HostName, HostReport, Traffic, VmId};
 
 /// What a VM uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmUsage {
     /// Bytes of the differencing disk's file.
     pub disk_bytes: u64,
@@ -15,6 +15,8 @@ pub struct VmUsage {
     pub image_bytes: u64,
     /// What it has sent and received.
     pub traffic: Traffic,
+    /// What it has reached on its way to Ready.
+    pub steps: Vec<BootStep>,
 }
 
 /// What one host has said.
@@ -33,7 +35,7 @@ impl Usage {
     pub fn hear(&self, report: &HostReport) {
         let usage = report.vms.iter().map(|vm| {
             let (disk_bytes, image_bytes, traffic) = (vm.disk_bytes, vm.image_bytes, vm.traffic);
-            (vm.vm, VmUsage { disk_bytes, image_bytes, traffic })
+            (vm.vm, VmUsage { disk_bytes, image_bytes, traffic, steps: vm.steps.clone() })
         });
         let said = Said { vms: usage.collect(), counters: report.counters.clone() };
         self.all().insert(report.host.clone(), said);
@@ -41,7 +43,7 @@ impl Usage {
 
     /// What was said last of a VM.
     pub fn of(&self, host: &HostName, vm: VmId) -> Option<VmUsage> {
-        self.all().get(host)?.vms.get(&vm).copied()
+        self.all().get(host)?.vms.get(&vm).cloned()
     }
 
     /// What each host has counted.

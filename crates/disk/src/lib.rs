@@ -3,6 +3,7 @@
 
 mod control;
 mod disk;
+mod formatted;
 mod image;
 mod nbd;
 mod server;
@@ -10,5 +11,6 @@ mod turns;
 mod vhost;
 
 pub use control::{ControlError, DiskClient, ExportNews, ImageNews, News};
+pub use formatted::{FormatError, make_formatted};
 pub use image::{CacheError, ImageCache, Incident, PEER_PORT, Sources};
 pub use server::{Base, DiskServer, Export, ServerError, Transport};

@@ -69,6 +69,12 @@ pub enum Command {
     Reboot(InstanceKey),
     /// Gives an instance a new empty differencing disk.
     Reimage(InstanceKey),
+    /// Gives an instance a new empty differencing disk and new local disks.
+    Rebuild(InstanceKey),
+    /// Stops an instance's guest, keeping its disks.
+    StopInstance(InstanceKey),
+    /// Starts the guest of an instance that was stopped.
+    StartInstance(InstanceKey),
     /// A number that says how much a role has to do.
     PushMetric {
         /// Which deployment.

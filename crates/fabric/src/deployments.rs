@@ -279,7 +279,16 @@ pub(crate) fn add(step: &mut Step<'_>, key: &DeploymentKey, role: &RoleName, cou
         let reason = "it is new".to_owned();
         let state = InstanceState::Waiting { reason, prefer: None, since: step.now, heals: false };
         let version = deployment.number;
-        step.put_instance(Instance { key, update_domain, generation, version, state, health: None });
+        step.put_instance(Instance {
+            key,
+            update_domain,
+            generation,
+            version,
+            local_generation: 0,
+            stopped: false,
+            state,
+            health: None,
+        });
     }
 }
 
@@ -303,7 +312,7 @@ pub(crate) fn settle(step: &mut Step<'_>) {
 }
 
 fn all(state: &State, key: &DeploymentKey, test: fn(&InstanceState) -> bool) -> bool {
-    state.instances_of(key).filter(|one| !one.is_leaving()).all(|one| test(&one.state))
+    state.instances_of(key).filter(|one| !one.is_leaving()).all(|one| one.stopped || test(&one.state))
 }
 
 /// Whether the guest has been started, or has shown that it cannot be.

@@ -5,10 +5,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use mayfly_model::guest::HIDDEN_SETTINGS;
 use mayfly_model::{
-    AccessRule, Admission, Backend, Deployment, Distribution, Endpoint, EndpointGoal, GoalState, GuardGoal, Host,
-    HostName, Instance, NetworkGoal, Pass, PeerGoal, ProbeGoal, RoleDefinition, RoleName, RouteGoal, Version, VipGoal,
-    VmGoal,
+    AccessRule, Admission, Backend, Deployment, Distribution, Endpoint, EndpointGoal, GoalState, GuardGoal, GuestGoal,
+    Host, HostName, Instance, InstanceState, KeptDisks, NetworkGoal, Pass, PeerGoal, ProbeGoal, RoleDefinition,
+    RoleName, RouteGoal, Then, Version, VipGoal, VmGoal,
 };
 
 use crate::core::Core;
@@ -19,7 +20,29 @@ use crate::state::State;
 pub fn goal_state(core: &Core, host: &HostName) -> GoalState {
     let state = core.state();
     let reboot = state.hosts.get(host).and_then(|host| host.reboot());
-    GoalState { incarnation: state.meta.revision, vms: vms(state, host), network: network(core), reboot }
+    GoalState {
+        incarnation: state.meta.revision,
+        vms: vms(state, host),
+        kept: kept(state, host),
+        network: network(core),
+        reboot,
+    }
+}
+
+/// Local disks that wait on a host for the next VM of their instance.
+fn kept(state: &State, host: &HostName) -> Vec<KeptDisks> {
+    let between = |instance: &Instance| match &instance.state {
+        InstanceState::Waiting { prefer, .. } => prefer.as_ref() == Some(host),
+        InstanceState::Retiring { then: Then::Replace { prefer }, .. } => prefer.as_ref() == Some(host),
+        InstanceState::Retiring { then: Then::Remove, .. } | InstanceState::Placed { .. } => false,
+    };
+    let going = state.index.waiting.iter().filter_map(|key| state.instances.get(key));
+    let going = going.chain(state.instances_on(host)).filter(|one| one.local_generation > 0 && between(one));
+    let disks = |one: &Arc<Instance>| {
+        let deployment_id = state.deployments.get(&one.key.deployment)?.id.clone();
+        Some(KeptDisks { deployment_id, instance: one.key.name(), generation: one.local_generation })
+    };
+    going.filter_map(disks).collect()
 }
 
 /// The VMs that a host should be running.
@@ -36,7 +59,7 @@ fn vm(state: &State, instance: &Instance) -> Option<VmGoal> {
     let settings = configuration
         .settings
         .iter()
-        .filter(|(name, _)| name != mayfly_model::USER_DATA_SETTING)
+        .filter(|(name, _)| !HIDDEN_SETTINGS.contains(&name.as_str()))
         .cloned()
         .collect::<BTreeMap<_, _>>();
     let mut probes: Vec<ProbeGoal> =
@@ -60,12 +83,14 @@ fn vm(state: &State, instance: &Instance) -> Option<VmGoal> {
             .and_then(mayfly_model::DiskModel::named)
             .unwrap_or_default(),
         reboots: vm.reboots,
-        on: deployment.is_on(),
+        on: deployment.is_on() && !instance.stopped,
         user_data: configuration.setting(mayfly_model::USER_DATA_SETTING).unwrap_or_default().to_owned(),
         settings,
         probes,
         drain_seconds: configuration.drain_seconds(),
         egress: configuration.egress(),
+        guest: GuestGoal::of(role, configuration),
+        local_generation: instance.local_generation,
     })
 }
 
@@ -109,7 +134,14 @@ fn routes(core: &Core) -> Vec<RouteGoal> {
     there
         .filter_map(|(instance, vm)| {
             let deployment_id = state.deployments.get(&instance.key.deployment)?.id.clone();
-            Some(RouteGoal { dip: vm.dip, host: vm.host.clone(), deployment_id, role: instance.key.role.clone() })
+            Some(RouteGoal {
+                dip: vm.dip,
+                host: vm.host.clone(),
+                deployment_id,
+                role: instance.key.role.clone(),
+                index: instance.key.index,
+                update_domain: instance.update_domain,
+            })
         })
         .collect()
 }

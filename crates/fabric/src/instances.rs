@@ -41,7 +41,7 @@ pub(crate) fn restart(step: &mut Step<'_>, instance: Instance) {
     let InstanceState::Placed { vm, phase, .. } = &instance.state else { return };
     let vm = Vm { reboots: vm.reboots + 1, started: step.now, ..vm.clone() };
     let off = matches!(phase, VmPhase::Stopped | VmPhase::StoppingRole | VmPhase::StoppingVm);
-    let phase = if off { phase.clone() } else { VmPhase::Restarting };
+    let phase = if off { phase.clone() } else { VmPhase::Restarting { detail: None } };
     let state = InstanceState::Placed { vm, phase, since: step.now };
     step.put_instance(Instance { state, ..instance });
 }
@@ -55,6 +55,47 @@ pub(crate) fn reimage(step: &mut Step<'_>, key: &InstanceKey) -> Result<(), Reje
     step.event(EventKind::Command, key, "reimage: a new empty differencing disk over the base image");
     let prefer = Some(vm.host.clone());
     retire(step, instance, Then::Replace { prefer });
+    Ok(())
+}
+
+/// Asks for a new VM with empty disks, the local ones included.
+pub(crate) fn rebuild(step: &mut Step<'_>, key: &InstanceKey) -> Result<(), Rejected> {
+    let instance = find(step, key)?;
+    let InstanceState::Placed { vm, .. } = &instance.state else {
+        return Err(no_vm(&instance, "rebuilt"));
+    };
+    step.event(EventKind::Command, key, "rebuild: new empty disks, the local ones too");
+    let prefer = Some(vm.host.clone());
+    retire(step, Instance { local_generation: 0, ..instance }, Then::Replace { prefer });
+    Ok(())
+}
+
+/// Has an instance's guest stopped. Its disks, its address and its place on its host are kept.
+pub(crate) fn stop(step: &mut Step<'_>, key: &InstanceKey) -> Result<(), Rejected> {
+    let instance = find(step, key)?;
+    if instance.stopped {
+        return Err(Rejected::Conflict(format!("{key} is stopped already")));
+    }
+    step.event(EventKind::Command, key, "stop: its guest is stopped, its disks stay");
+    step.put_instance(Instance { stopped: true, ..instance });
+    Ok(())
+}
+
+/// Has the guest of a stopped instance started.
+pub(crate) fn start(step: &mut Step<'_>, key: &InstanceKey) -> Result<(), Rejected> {
+    let instance = find(step, key)?;
+    if !instance.stopped {
+        return Err(Rejected::Conflict(format!("{key} is not stopped")));
+    }
+    step.event(EventKind::Command, key, "start");
+    let state = match instance.state.clone() {
+        // It has its time to become ready from now on.
+        InstanceState::Placed { vm, phase, since } => {
+            InstanceState::Placed { vm: Vm { started: step.now, ..vm }, phase, since }
+        }
+        other => other,
+    };
+    step.put_instance(Instance { stopped: false, state, ..instance });
     Ok(())
 }
 
@@ -308,11 +349,13 @@ fn place(step: &mut Step<'_>, instance: &Instance, host: HostName) -> Option<Str
     let computer_name = step.entropy.computer_name();
     let same = step.planted.is(Mutant::SameGeneration) && instance.generation > 0;
     let generation = if same { instance.generation } else { instance.generation + 1 };
+    let stays = matches!(&instance.state, InstanceState::Waiting { prefer, .. } if prefer.as_ref() == Some(&host));
+    let local_generation = if stays && instance.local_generation > 0 { instance.local_generation } else { generation };
     let message = format!("{id} on {host} as {computer_name} at {dip}, disk generation {generation}");
     let vm = Vm { id, host, computer_name, dip, size, reboots: 0, restarts: 0, placed: step.now, started: step.now };
     let phase = VmPhase::Creating { detail: "waiting for its host".to_owned() };
     let state = InstanceState::Placed { vm, phase, since: step.now };
-    step.put_instance(Instance { generation, state, ..instance.clone() });
+    step.put_instance(Instance { generation, local_generation, state, ..instance.clone() });
     Some(message)
 }
 

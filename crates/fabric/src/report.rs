@@ -108,7 +108,7 @@ fn observe(step: &mut Step<'_>, instance: &Instance, seen: &VmReport) {
         .map_or(0, |health| health.crashes.iter().filter(|at| step.now.since(**at) <= window).count());
     let expected = Expectation {
         reboots: vm.reboots,
-        on: step.state.deployments.get(&instance.key.deployment).is_none_or(|one| one.is_on()),
+        on: !instance.stopped && step.state.deployments.get(&instance.key.deployment).is_none_or(|one| one.is_on()),
         cycling: recent >= step.config.healing.crashes,
         started_for: step.now.since(vm.started),
         start_timeout: step.state.start_timeout(instance),

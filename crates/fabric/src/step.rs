@@ -146,8 +146,10 @@ impl<'s> Step<'s> {
 
     /// Whether a goal state can look different after this.
     fn shows_in_goals(&self, record: &Record) -> bool {
-        let visible =
-            |instance: &Instance| instance.wanted_vm().map(|vm| (vm.id, vm.host.clone(), vm.reboots, instance.version));
+        let visible = |instance: &Instance| {
+            let vm = instance.wanted_vm()?;
+            Some((vm.id, vm.host.clone(), vm.reboots, instance.version, instance.stopped))
+        };
         match record {
             Record::Deployment(new) => self.state.deployments.get(&new.key).is_none_or(|old| {
                 (&old.version, &old.older, old.vip, old.is_on(), old.is_deleting())

@@ -178,6 +178,7 @@ impl Fabric {
             image_bytes: 0,
             cpu_milli: self.cpu,
             traffic: Default::default(),
+            steps: Vec::new(),
         });
         let report = report(host, self.now.0, self.acknowledged[host], goal.incarnation, vms.collect());
         let grant = self.step(Input::Report(report)).unwrap();

@@ -265,7 +265,7 @@ fn is_healthy(step: &Step<'_>, deployment: &Deployment, upgrade: &Upgrade) -> bo
 
 /// Whether an instance is where its deployment wants it.
 fn is_well(step: &Step<'_>, instance: &Instance) -> bool {
-    let on = step.state.deployments.get(&instance.key.deployment).is_some_and(|one| one.is_on());
+    let on = step.state.deployments.get(&instance.key.deployment).is_some_and(|one| one.is_on()) && !instance.stopped;
     match &instance.state {
         InstanceState::Placed { phase, .. } if on => *phase == VmPhase::Ready,
         InstanceState::Placed { phase, .. } => *phase == VmPhase::Stopped,

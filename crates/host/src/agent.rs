@@ -9,12 +9,12 @@ use anyhow::Context;
 use mayfly_api::Client;
 use mayfly_disk::DiskClient;
 use mayfly_identity::Clock;
-use mayfly_model::{Digest, GoalState, HostLease, Incident, Time};
+use mayfly_model::{Digest, GoalState, HostLease, Incident, Time, VmId};
 use mayfly_net::address::UNDERLAY_DEVICE;
 use mayfly_net::mesh::Peers;
 use mayfly_net::{Links, Nft, Zone};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::clock;
 use crate::config::{HostConfig, disk_control};
@@ -58,6 +58,10 @@ pub(crate) struct Agent {
     pub images: Mutex<BTreeSet<Digest>>,
     /// What went wrong on this host lately.
     pub incidents: Mutex<Vec<Incident>>,
+    /// Where each VM's task is asked for what only it can do.
+    pub doors: Mutex<BTreeMap<VmId, mpsc::Sender<vm::Ask>>>,
+    /// The VMs whose consoles somebody has.
+    pub consoles: Mutex<BTreeSet<VmId>>,
     /// Whether guests may run and be on the network.
     pub serving: watch::Sender<bool>,
     /// What the kernel has counted, by name.
@@ -147,6 +151,8 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
         orphan_noted: AtomicU64::new(0),
         images: Mutex::default(),
         incidents: Mutex::default(),
+        doors: Mutex::default(),
+        consoles: Mutex::default(),
         serving: watch::Sender::new(false),
         counters: Mutex::default(),
         peers: Mutex::default(),

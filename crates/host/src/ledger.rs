@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use mayfly_model::{GoalState, HostLease, Time, VmGoal, VmId};
+use mayfly_model::{BootStep, GoalState, HostLease, Time, VmGoal, VmId};
+use mayfly_wire::ScriptReport;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +43,12 @@ pub(crate) struct VmNote {
     /// Whether the guest has said that it is ready; it may take a while to say so again.
     #[serde(default)]
     pub ready: bool,
+    /// What became of its script in this boot.
+    #[serde(default)]
+    pub script_runs: Vec<ScriptReport>,
+    /// What has been reached on the way to Ready.
+    #[serde(default)]
+    pub steps: Vec<BootStep>,
 }
 
 impl Ledger {
@@ -88,6 +95,11 @@ impl Ledger {
     /// The folder of a VM.
     pub(crate) fn vm_folder(&self, vm: VmId) -> PathBuf {
         self.folder.join("vms").join(vm.to_string())
+    }
+
+    /// The folder of all local disks: below it one for each deployment, instance and generation.
+    pub(crate) fn local_disks(&self) -> PathBuf {
+        self.folder.join("local")
     }
 
     /// What is remembered of the VMs that exist. A VM without a note never got as far as a disk.

@@ -11,17 +11,20 @@
 //! - `network`: makes the kernel's tables what `mayfly_net::plan` says, whenever that changes.
 //! - `mesh`: tells the other hosts what is healthy here, and hears it from them.
 //! - `disks`: tells the disk server where images come from, and hears from it how disks and images are doing.
+//! - `calls`: answers what users want of a VM that only its host has: console, log, screen, disk.
 //! - `probes`: asks the guests' endpoints.
 //! - `joining`: has the host's certificate renewed, long before it ends.
 //! - servers for guests: wire server, metadata, DNS, DHCP.
 
 mod agent;
+mod calls;
 mod clock;
 mod config;
 mod disks;
 mod guard;
 mod joining;
 mod ledger;
+mod limited;
 mod mesh;
 mod network;
 mod probes;
@@ -30,6 +33,7 @@ mod reporting;
 mod servers;
 mod status;
 pub mod supervise;
+mod topology;
 mod vm;
 
 pub use agent::run;

@@ -119,8 +119,11 @@ fn features(agent: &Agent) -> BTreeSet<String> {
 pub(crate) async fn listen(agent: Arc<Agent>) {
     loop {
         let have = agent.goal.borrow().incarnation;
-        match agent.client.wait_for_goal(&agent.config.name, have).await {
-            Ok(()) => {
+        match agent.client.wait_for_news(&agent.config.name, have).await {
+            Ok(news) if !news.calls.is_empty() => {
+                news.calls.into_iter().for_each(|call| crate::calls::answer(&agent, call));
+            }
+            Ok(_) => {
                 agent.report_now.notify_one();
                 let mut newer = agent.goal.subscribe();
                 // Until the report has brought it, asking again would answer at once.

@@ -5,16 +5,18 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use axum::serve::ListenerExt;
 use mayfly_model::Egress;
-use mayfly_net::address::{METADATA, WIRE_SERVER};
+use mayfly_net::address::{METADATA, PLUGIN_PORT, WIRE_SERVER};
 use mayfly_net::plan::learned_set;
 use mayfly_net::{Asked, DnsServer, Forwarder, Limit, NameObserver};
-use mayfly_wire::{Guest, Guests, HealthReport, metadata_router, wire_server_router};
+use mayfly_wire::{Guest, Guests, Word, metadata_router, plugin_router, wire_server_router};
 use tokio::net::TcpListener;
 
 use crate::agent::{Agent, lock};
 use crate::clock;
-use crate::status::Stage;
+use crate::limited::Limited;
+use crate::status::{Stage, VmStatus};
 
 /// Questions that one guest may put to DNS in a second, and at once.
 const DNS_LIMIT: (u32, u32) = (1000, 2000);
@@ -33,21 +35,56 @@ impl Guests for Directory {
         if first && status.said.is_none() {
             self.0.tell();
         }
-        let domain = domain(&status.goal, &zone);
-        let location = self.0.config.location.clone();
-        Some(Guest { goal: status.goal.clone(), incarnation: status.incarnation, domain, location })
+        if first {
+            status.reach("the guest asks who it is");
+        }
+        Some(Guest {
+            goal: status.goal.clone(),
+            // What is planned is a goal state of its own.
+            incarnation: status.incarnation + u64::from(status.planned.is_some()),
+            domain: domain(&status.goal, &zone),
+            location: self.0.config.location.clone(),
+            members: Arc::clone(&status.members),
+            planned: status.planned.clone(),
+        })
     }
 
-    fn report(&self, address: Ipv4Addr, report: HealthReport) {
+    fn hear(&self, address: Ipv4Addr, word: Word) {
         let news = {
             let mut statuses = self.0.statuses();
             let Some(status) = statuses.at(address).filter(|status| status.stage == Stage::Running) else { return };
-            let news = status.said.as_ref().is_none_or(|(before, _)| *before != report);
-            status.hear(report, clock::now());
-            news
+            take(status, word)
         };
         if news {
             self.0.tell();
+        }
+    }
+}
+
+/// Takes a guest's word. Returns whether others want to know.
+fn take(status: &mut VmStatus, word: Word) -> bool {
+    let now = clock::now();
+    match word {
+        Word::Health(report) => {
+            let news = status.said.as_ref().is_none_or(|(before, _)| *before != report);
+            status.hear(report, now);
+            news
+        }
+        Word::Alive => {
+            status.beat(now);
+            false
+        }
+        Word::Script(report) => {
+            status.hear_script(report, now);
+            true
+        }
+        Word::AsksForEvents => {
+            status.asks_for_events = true;
+            false
+        }
+        Word::Acknowledges(id) => {
+            let planned = status.planned.as_mut().filter(|planned| planned.id == id);
+            planned.map(|planned| planned.acknowledged = true).is_some()
         }
     }
 }
@@ -60,13 +97,16 @@ pub(crate) fn domain(goal: &mayfly_model::VmGoal, zone: &str) -> String {
 /// Starts the servers.
 pub(crate) async fn start(agent: &Arc<Agent>) -> anyhow::Result<()> {
     let guests: Arc<dyn Guests> = Arc::new(Directory(Arc::clone(agent)));
-    for (address, router) in
-        [(WIRE_SERVER, wire_server_router(Arc::clone(&guests))), (METADATA, metadata_router(guests))]
-    {
-        let listener = TcpListener::bind((address, 80)).await?;
+    for (address, port, router) in [
+        (WIRE_SERVER, 80, wire_server_router(Arc::clone(&guests))),
+        (WIRE_SERVER, PLUGIN_PORT, plugin_router(Arc::clone(&guests))),
+        (METADATA, 80, metadata_router(guests)),
+    ] {
+        let listener = Limited::new(TcpListener::bind((address, port)).await?);
         let service = router.into_make_service_with_connect_info::<SocketAddr>();
         tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, service).await {
+            // Only through this does axum tell who is at the other end of a listener that is not its own.
+            if let Err(error) = axum::serve(listener.tap_io(|_| {}), service).await {
                 tracing::error!(%address, %error, "a guests' server ended");
             }
         });

@@ -2,15 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
-use mayfly_model::{Observed, ProbeGoal, Readiness, Time, Traffic, VmGoal, VmId, VmReport};
+use mayfly_model::{BootStep, Observed, ProbeGoal, Readiness, Time, Traffic, VmGoal, VmId, VmReport};
 use mayfly_net::address::tap_name;
 use mayfly_net::plan::{Health, LocalGuest};
-use mayfly_wire::HealthReport;
+use mayfly_wire::{HealthReport, Member, Planned, ScriptReport};
+
+use crate::clock;
 
 /// Milliseconds without a word after which a guest that has spoken counts as silent: more than three of the slowest
 /// agent's heartbeats of 25 seconds.
 const SILENCE: u64 = 90_000;
+
+/// A guest that has made itself heard so often after its first Ready has an agent that stays, so its silence means something.
+/// Some report once and never again.
+const BEATS: u32 = 3;
+/// Milliseconds that lie between two beats at the least.
+const BEAT: u64 = 2_000;
+/// Steps of a boot, and runs of a script, that are kept.
+const STEPS_MAX: usize = 32;
+const RUNS_MAX: usize = 8;
 
 /// Milliseconds from a guest's first Ready after which it counts even if its probes do not answer: readiness is the
 /// guest's own, but those who wait for it should find it in rotation.
@@ -51,6 +63,20 @@ pub(crate) struct VmStatus {
     pub traffic: Traffic,
     /// It is about to be stopped, so nobody new is sent to it.
     pub leaving: bool,
+    /// The instances of its deployment, as it is told of them.
+    pub members: Arc<Vec<Member>>,
+    /// When it made itself heard last after its first Ready, and how often it has.
+    pub beats: (Time, u32),
+    /// What became of its script in this boot; the last run is the last.
+    pub script_runs: Vec<ScriptReport>,
+    /// What has been reached on the way to Ready, with the time on the wall.
+    pub steps: Vec<BootStep>,
+    /// The last words of its kernel, if that has given up.
+    pub panic: Option<String>,
+    /// What is about to happen to it.
+    pub planned: Option<Planned>,
+    /// Whether it asks what is planned, so that its answer is waited for.
+    pub asks_for_events: bool,
 }
 
 /// What a VM's task is doing.
@@ -90,6 +116,20 @@ impl VmStatus {
             cpu_milli: 0,
             traffic: Traffic::default(),
             leaving: false,
+            members: Arc::default(),
+            beats: (Time(0), 0),
+            script_runs: Vec::new(),
+            steps: Vec::new(),
+            panic: None,
+            planned: None,
+            asks_for_events: false,
+        }
+    }
+
+    /// Notes that something has been reached on the way to Ready; each is reached once.
+    pub(crate) fn reach(&mut self, step: &str) {
+        if self.steps.len() < STEPS_MAX && !self.steps.iter().any(|known| known.name == step) {
+            self.steps.push(BootStep { name: step.to_owned(), at: clock::wall() });
         }
     }
 
@@ -101,6 +141,11 @@ impl VmStatus {
         self.ready_since = None;
         self.cpu_milli = 0;
         self.leaving = false;
+        self.beats = (Time(0), 0);
+        self.script_runs.clear();
+        self.panic = None;
+        self.planned = None;
+        self.asks_for_events = false;
         self.answered.clear();
     }
 
@@ -108,8 +153,49 @@ impl VmStatus {
     pub(crate) fn hear(&mut self, report: HealthReport, now: Time) {
         if report.ready {
             self.ready_since.get_or_insert(now);
+            self.reach("the guest says that it is ready");
+        } else {
+            self.reach("the guest reports");
         }
         self.said = Some((report, now));
+        self.beat(now);
+    }
+
+    /// The guest is there.
+    pub(crate) fn beat(&mut self, now: Time) {
+        let (last, count) = self.beats;
+        if self.ready_since.is_some() && (count == 0 || now.since(last) >= BEAT) {
+            self.beats = (now, count.saturating_add(1));
+        }
+    }
+
+    /// Takes the word of who runs its script. That the script has come to its end is also a word of the guest.
+    pub(crate) fn hear_script(&mut self, report: ScriptReport, now: Time) {
+        if report.last {
+            self.reach("its script has ended");
+            let well = HealthReport { ready: true, detail: String::new() };
+            if self.said.is_none() {
+                self.hear(well, now);
+            }
+        }
+        if self.script_runs.len() == RUNS_MAX {
+            self.script_runs.remove(0);
+        }
+        self.script_runs.push(report);
+    }
+
+    /// Why its script keeps it from being ready, if it does.
+    fn script_hinders(&self) -> Option<String> {
+        let script = self.goal.guest.script.as_ref().filter(|script| script.must_succeed)?;
+        let Some(run) = self.script_runs.last() else { return Some("its script has not ended yet".to_owned()) };
+        let words = run.output.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it said nothing");
+        let words: String = words.chars().take(120).collect();
+        let why = match run.status {
+            Some(0) => return None,
+            Some(status) => format!("its script ended with status {status}: {words}"),
+            None => format!("its script took longer than {} s: {words}", script.timeout_seconds),
+        };
+        Some(if run.last { why } else { format!("{why} (try {} of {})", run.attempt, script.tries) })
     }
 
     /// Whether the guest's last word was that it is ready.
@@ -138,14 +224,26 @@ impl VmStatus {
             Stage::Failed(reason) => Observed::Failed(reason.clone()),
             Stage::Off => Observed::Off,
             Stage::Paused(reason) => Observed::Running(Readiness::NotReady(reason.clone())),
+            Stage::Running if self.panic.is_some() => {
+                let words = self.panic.as_deref().unwrap_or_default();
+                Observed::Running(Readiness::NotReady(format!("its kernel has given up: {words}")))
+            }
             Stage::Running => match &self.said {
-                Some((_, at)) if now.since(*at) > SILENCE => Observed::Running(Readiness::Silent),
+                Some(_) if self.beats.1 >= BEATS && now.since(self.beats.0) > SILENCE => {
+                    Observed::Running(Readiness::Silent)
+                }
+                Some((report, _)) if report.ready && self.script_hinders().is_some() => {
+                    Observed::Running(Readiness::NotReady(self.script_hinders().unwrap_or_default()))
+                }
                 Some((report, _)) if report.ready && self.is_probed(now) => Observed::Running(Readiness::Ready),
                 Some((report, _)) if report.ready => {
                     Observed::Running(Readiness::NotReady("its probes have not answered yet".to_owned()))
                 }
                 Some((report, _)) => Observed::Running(Readiness::NotReady(report.detail.clone())),
-                None if self.answered.values().any(|answered| *answered) => Observed::Running(Readiness::Ready),
+                None if self.answered.values().any(|answered| *answered) => match self.script_hinders() {
+                    Some(why) => Observed::Running(Readiness::NotReady(why)),
+                    None => Observed::Running(Readiness::Ready),
+                },
                 None if self.asked => Observed::Booting,
                 None => Observed::Starting,
             },
@@ -160,18 +258,25 @@ pub(crate) struct Statuses {
 }
 
 impl Statuses {
-    pub(crate) fn reports(&self, now: Time) -> Vec<VmReport> {
-        let report = |status: &VmStatus| VmReport {
-            vm: status.goal.vm,
-            reboots: status.reboots,
-            restarts: status.restarts,
-            observed: status.observed(now),
-            disk_bytes: status.disk_bytes,
-            image_bytes: status.image_bytes,
-            cpu_milli: status.cpu_milli,
-            traffic: status.traffic,
+    pub(crate) fn reports(&mut self, now: Time) -> Vec<VmReport> {
+        let report = |status: &mut VmStatus| {
+            let observed = status.observed(now);
+            if observed == Observed::Running(Readiness::Ready) {
+                status.reach("Ready");
+            }
+            VmReport {
+                vm: status.goal.vm,
+                reboots: status.reboots,
+                restarts: status.restarts,
+                observed,
+                disk_bytes: status.disk_bytes,
+                image_bytes: status.image_bytes,
+                cpu_milli: status.cpu_milli,
+                traffic: status.traffic,
+                steps: status.steps.clone(),
+            }
         };
-        self.vms.values().map(report).collect()
+        self.vms.values_mut().map(report).collect()
     }
 
     /// The guests that have a place in the network.

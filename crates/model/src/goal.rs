@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::configuration::{AccessRule, DiskModel};
 use crate::definition::{Distribution, EndpointProtocol, LoadBalancerProbe, PortRange, ProbeProtocol};
 use crate::egress::Egress;
+use crate::guest::GuestGoal;
 use crate::image::Digest;
 use crate::name::{HostName, InstanceKey, RoleName};
 use crate::size::VmSize;
@@ -20,11 +21,25 @@ pub struct GoalState {
     pub incarnation: Incarnation,
     /// The VMs of this host.
     pub vms: Vec<VmGoal>,
+    /// Local disks that wait here for the next VM of their instance.
+    #[serde(default)]
+    pub kept: Vec<KeptDisks>,
     /// The network of the whole location, as this host has to know it.
     pub network: NetworkGoal,
     /// The host reboots, if this is the boot it is in.
     #[serde(default)]
     pub reboot: Option<u64>,
+}
+
+/// Local disks of an instance that has no VM at the moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptDisks {
+    /// The deployment's id.
+    pub deployment_id: String,
+    /// The instance's name, `web_IN_0`.
+    pub instance: String,
+    /// The generation that they were made with.
+    pub generation: u64,
 }
 
 fn on() -> bool {
@@ -76,6 +91,12 @@ pub struct VmGoal {
     /// Where its guest may go.
     #[serde(default)]
     pub egress: Egress,
+    /// How its guest is set up.
+    #[serde(default)]
+    pub guest: GuestGoal,
+    /// The number of the instance's local disks: they are kept as long as it is the same.
+    #[serde(default)]
+    pub local_generation: u64,
 }
 
 impl VmGoal {
@@ -164,6 +185,12 @@ pub struct RouteGoal {
     pub deployment_id: String,
     /// Its role in that.
     pub role: RoleName,
+    /// The number of its instance in that.
+    #[serde(default)]
+    pub index: u32,
+    /// The update domain of its instance.
+    #[serde(default)]
+    pub update_domain: u32,
 }
 
 /// A role that only some of its deployment may talk to.

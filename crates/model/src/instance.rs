@@ -45,6 +45,13 @@ pub struct Instance {
     pub generation: u64,
     /// The version of the deployment that it has, or gets next.
     pub version: u32,
+    /// The generation that its local disks were made with: they are kept by a new VM on the same host, and are thrown away
+    /// when it comes to another host or is rebuilt. 0 if it has none.
+    #[serde(default)]
+    pub local_generation: u64,
+    /// Whether its own guest shall not run, though its deployment does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stopped: bool,
     /// Its state.
     pub state: InstanceState,
     /// What has been wrong with it lately; nothing for most.
@@ -208,8 +215,11 @@ pub enum VmPhase {
         /// What the guest says.
         detail: String,
     },
-    /// A reboot is under way.
-    Restarting,
+    /// It is being started again, or is about to be.
+    Restarting {
+        /// Why, if its host has said.
+        detail: Option<String>,
+    },
     /// It restarts by itself again and again.
     Cycling {
         /// What is known.
@@ -265,7 +275,7 @@ impl VmPhase {
             };
         }
         if report.reboots < expected.reboots {
-            return VmPhase::Restarting;
+            return self.restarting(&report.observed);
         }
         let late = expected.started_for > expected.start_timeout && !self.has_been_up();
         let again = self.has_been_up() || self.is_restarting();
@@ -274,19 +284,30 @@ impl VmPhase {
             Observed::Running(Readiness::Silent) => VmPhase::Unresponsive,
             Observed::Failed(reason) => VmPhase::FailedStartingVm { reason: reason.clone() },
             observed if expected.cycling => VmPhase::Cycling { detail: cycling_reason(observed) },
-            Observed::Preparing(_) | Observed::Off if again => VmPhase::Restarting,
+            observed @ (Observed::Preparing(_) | Observed::Off) if again => self.restarting(observed),
             Observed::Preparing(detail) => VmPhase::Creating { detail: detail.clone() },
             observed if late => VmPhase::FailedStartingRole { reason: late_reason(observed, expected.start_timeout) },
-            Observed::Starting | Observed::Booting if again => VmPhase::Restarting,
+            observed @ (Observed::Starting | Observed::Booting) if again => self.restarting(observed),
             Observed::Starting => VmPhase::Starting,
             Observed::Booting => VmPhase::CreatingRole,
-            Observed::Stopped(_) | Observed::Off => VmPhase::Restarting,
+            observed @ (Observed::Stopped(_) | Observed::Off) => self.restarting(observed),
             Observed::Running(Readiness::NotReady(detail)) => match self {
                 VmPhase::Ready | VmPhase::Busy { .. } => VmPhase::Busy { detail: detail.clone() },
-                _ if self.is_restarting() => VmPhase::Restarting,
+                _ if self.is_restarting() => self.restarting(&report.observed),
                 _ => VmPhase::StartingRole { detail: detail.clone() },
             },
         }
+    }
+
+    /// What it is when it is started again: why, is remembered until it is ready.
+    fn restarting(&self, observed: &Observed) -> VmPhase {
+        let detail = match (observed, self) {
+            (Observed::Stopped(reason), _) => Some(reason.clone()),
+            (Observed::Running(Readiness::NotReady(detail)), _) if !detail.is_empty() => Some(detail.clone()),
+            (_, VmPhase::Restarting { detail }) => detail.clone(),
+            _ => None,
+        };
+        VmPhase::Restarting { detail }
     }
 
     /// Whether the guest has been ready, and not been started again since.
@@ -297,7 +318,7 @@ impl VmPhase {
     fn is_restarting(&self) -> bool {
         matches!(
             self,
-            VmPhase::Restarting
+            VmPhase::Restarting { .. }
                 | VmPhase::Cycling { .. }
                 | VmPhase::StoppingRole
                 | VmPhase::StoppingVm
@@ -325,7 +346,7 @@ impl VmPhase {
             VmPhase::StartingRole { .. } => InstanceStatus::StartingRole,
             VmPhase::Ready => InstanceStatus::ReadyRole,
             VmPhase::Busy { .. } => InstanceStatus::BusyRole,
-            VmPhase::Restarting => InstanceStatus::RestartingRole,
+            VmPhase::Restarting { .. } => InstanceStatus::RestartingRole,
             VmPhase::Cycling { .. } => InstanceStatus::CyclingRole,
             VmPhase::Unresponsive => InstanceStatus::UnresponsiveRole,
             VmPhase::FailedStartingVm { .. } => InstanceStatus::FailedStartingVM,
@@ -344,10 +365,10 @@ impl VmPhase {
             | VmPhase::Busy { detail }
             | VmPhase::Cycling { detail } => Some(detail),
             VmPhase::FailedStartingVm { reason } | VmPhase::FailedStartingRole { reason } => Some(reason),
+            VmPhase::Restarting { detail } => detail.as_deref(),
             VmPhase::Starting
             | VmPhase::CreatingRole
             | VmPhase::Ready
-            | VmPhase::Restarting
             | VmPhase::Unresponsive
             | VmPhase::StoppingRole
             | VmPhase::StoppingVm
@@ -442,6 +463,8 @@ fn late_reason(observed: &Observed, start_timeout: u64) -> String {
 mod tests {
     use super::*;
 
+    const RESTARTING: VmPhase = VmPhase::Restarting { detail: None };
+
     fn report(observed: Observed, reboots: u32) -> VmReport {
         VmReport {
             vm: VmId(1),
@@ -452,6 +475,7 @@ mod tests {
             image_bytes: 0,
             cpu_milli: 0,
             traffic: Default::default(),
+            steps: Vec::new(),
         }
     }
 
@@ -466,16 +490,16 @@ mod tests {
         assert_eq!(booting, VmPhase::CreatingRole);
         let phase = booting.apply(&ready, expect(0, 10));
         assert_eq!(phase, VmPhase::Ready);
-        assert_eq!(phase.apply(&ready, expect(1, 10)), VmPhase::Restarting, "the reboot has not been done yet");
+        assert_eq!(phase.apply(&ready, expect(1, 10)), RESTARTING, "the reboot has not been done yet");
         let starting = report(Observed::Starting, 1);
-        assert_eq!(VmPhase::Restarting.apply(&starting, expect(1, 10)), VmPhase::Restarting);
+        assert_eq!(RESTARTING.apply(&starting, expect(1, 10)), RESTARTING);
         let again = report(Observed::Running(Readiness::Ready), 1);
         let preparing = report(Observed::Preparing("its disk".to_owned()), 1);
-        assert_eq!(VmPhase::Restarting.apply(&preparing, expect(1, 10)), VmPhase::Restarting);
-        assert_eq!(VmPhase::Ready.apply(&starting, expect(1, 5000)), VmPhase::Restarting, "it was up until now");
-        let late = VmPhase::Restarting.apply(&starting, expect(1, 1001));
+        assert_eq!(RESTARTING.apply(&preparing, expect(1, 10)), RESTARTING);
+        assert_eq!(VmPhase::Ready.apply(&starting, expect(1, 5000)), RESTARTING, "it was up until now");
+        let late = RESTARTING.apply(&starting, expect(1, 1001));
         assert!(matches!(late, VmPhase::FailedStartingRole { .. }), "a reboot has a time limit too: {late:?}");
-        assert_eq!(VmPhase::Restarting.apply(&again, expect(1, 10)), VmPhase::Ready);
+        assert_eq!(RESTARTING.apply(&again, expect(1, 10)), VmPhase::Ready);
     }
 
     #[test]
@@ -497,7 +521,7 @@ mod tests {
         let phase = phase.apply(&report(Observed::Off, 0), off);
         assert_eq!(phase, VmPhase::Stopped);
         let phase = phase.apply(&report(Observed::Starting, 0), expect(0, 10));
-        assert_eq!(phase, VmPhase::Restarting);
+        assert_eq!(phase, RESTARTING);
         assert_eq!(phase.apply(&report(Observed::Running(Readiness::Ready), 0), expect(0, 10)), VmPhase::Ready);
     }
 

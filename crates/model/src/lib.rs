@@ -11,6 +11,7 @@ pub mod egress;
 pub mod enrolment;
 pub mod event;
 pub mod goal;
+pub mod guest;
 pub mod host;
 pub mod image;
 pub mod instance;
@@ -39,16 +40,17 @@ pub use egress::{Destination, Egress, Target, Transport};
 pub use enrolment::{Enrolment, HostToken};
 pub use event::{Event, EventKind};
 pub use goal::{
-    Backend, DnsRecord, EndpointGoal, GoalState, GuardGoal, NetworkGoal, Pass, PeerGoal, ProbeGoal, RouteGoal,
-    ServiceRecord, VipGoal, VmGoal,
+    Backend, DnsRecord, EndpointGoal, GoalState, GuardGoal, KeptDisks, NetworkGoal, Pass, PeerGoal, ProbeGoal,
+    RouteGoal, ServiceRecord, VipGoal, VmGoal,
 };
+pub use guest::{Admin, GuestGoal, Platform, Script};
 pub use host::{Admission, EGRESS_FEATURE, Host, HostCondition};
 pub use image::{Digest, Image};
 pub use instance::{Expectation, Health, Instance, InstanceState, InstanceStatus, Rung, Then, Vm, VmPhase};
 pub use lease::{HostLease, LeaseGrant, LeaseTimings};
 pub use manifest::{CHUNK_BYTES, ChunkDigest, Manifest};
 pub use name::{DeploymentKey, HostName, ImageName, InstanceKey, NameError, NamePool, RoleName, ServiceName, Slot};
-pub use report::{HostFacts, HostReport, Incident, Observed, Readiness, Traffic, VmReport};
+pub use report::{BootStep, HostFacts, HostReport, Incident, Observed, Readiness, Traffic, VmReport};
 pub use requirements::{Requirements, Spread};
 pub use service::{Deployment, DeploymentEvent, DeploymentStatus, Metric, Service, Version};
 pub use size::{Resources, VmSize};

@@ -27,3 +27,9 @@ pub const METRICS_MAX: usize = 16;
 
 /// Seconds for which requests that are under way are waited for before a planned stop, unless the role says otherwise.
 pub const DRAIN_SECONDS: u32 = 10;
+
+/// Seconds that a post-boot script may take, unless the role says otherwise.
+pub const SCRIPT_SECONDS: u32 = 600;
+
+/// Seconds that a guest has for ending in good order, unless the role says otherwise.
+pub const SHUTDOWN_SECONDS: u32 = 10;

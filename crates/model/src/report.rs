@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::image::Digest;
 use crate::name::HostName;
 use crate::size::Resources;
+use crate::time::Time;
 use crate::{Incarnation, VmId};
 
 /// Facts about a host that change rarely.
@@ -87,6 +88,18 @@ pub struct VmReport {
     /// What it has sent and received.
     #[serde(default)]
     pub traffic: Traffic,
+    /// What has been reached on the way to Ready, in the order of time.
+    #[serde(default)]
+    pub steps: Vec<BootStep>,
+}
+
+/// Something that has been reached on a VM's way from its disk to Ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootStep {
+    /// What.
+    pub name: String,
+    /// When, by the host's wall clock.
+    pub at: Time,
 }
 
 /// Bytes that a VM has sent and received since it was made.

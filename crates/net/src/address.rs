@@ -6,6 +6,8 @@ use mayfly_model::VmId;
 
 /// Where guests find wire server and DNS (the original platform's address).
 pub const WIRE_SERVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+/// Where guests' agents upload their status, on the wire server's address.
+pub const PLUGIN_PORT: u16 = 32526;
 /// Where guests find instance metadata.
 pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// The network that DIPs are from, as guests see it.

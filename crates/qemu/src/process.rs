@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::qmp::{Qmp, QmpError, QmpEvent};
-use crate::spec::VmSpec;
+use crate::spec::{CD_DRIVE, CD_MEDIUM, VmSpec};
 
 /// The program.
 pub const PROGRAM: &str = "qemu-system-x86_64";
@@ -150,6 +150,26 @@ impl Machine {
     /// [`QmpError`].
     pub async fn resume(&self) -> Result<(), QmpError> {
         self.qmp.execute("cont", Value::Null).await.map(drop)
+    }
+
+    /// Takes the medium out of the CD drive, whatever the guest thinks of that. One that is out already is success.
+    ///
+    /// # Errors
+    /// [`QmpError`].
+    pub async fn eject(&self) -> Result<(), QmpError> {
+        self.qmp.execute("blockdev-open-tray", json!({ "id": CD_DRIVE, "force": true })).await?;
+        // Without a medium there is nothing to remove.
+        let _ = self.qmp.execute("blockdev-remove-medium", json!({ "id": CD_DRIVE })).await;
+        let _ = self.qmp.execute("blockdev-del", json!({ "node-name": CD_MEDIUM })).await;
+        Ok(())
+    }
+
+    /// Writes a picture of the guest's screen, as PNG.
+    ///
+    /// # Errors
+    /// [`QmpError`].
+    pub async fn screenshot(&self, path: &Path) -> Result<(), QmpError> {
+        self.qmp.execute("screendump", json!({ "filename": path, "format": "png" })).await.map(drop)
     }
 
     /// Asks the guest to power off, waits as long as `grace`, and then ends the VM in any case.

@@ -10,8 +10,21 @@ use crate::accelerator::Accelerator;
 pub struct Firmware {
     /// The system's UUID.
     pub uuid: String,
-    /// The system's serial number; a NoCloud seed's address can stand here.
-    pub serial: String,
+    /// Whose machine it is.
+    pub maker: Maker,
+}
+
+/// Whose machine a guest finds itself on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Maker {
+    /// Mayfly's own, with this serial number; a NoCloud seed's address can stand there.
+    Mayfly {
+        /// The system's serial number.
+        serial: String,
+    },
+    /// The original platform's, as agents made for it look for it: the names in the tables, the asset tag, and no word of a
+    /// hypervisor from the processor (systemd takes the tables' word then).
+    Azure,
 }
 
 /// What the guest sees its disk as.
@@ -25,6 +38,18 @@ pub enum DiskDevice {
     Sata,
     /// An NVMe disk, over NBD.
     Nvme,
+}
+
+/// The asset tag of the original platform's machines, by which cloud-init knows them.
+const ASSET_TAG: &str = "7783-7084-3265-9085-8269-3286-77";
+
+/// A further disk, over NBD.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalDisk {
+    /// Its serial number.
+    pub name: String,
+    /// The Unix socket on which the disk server serves it.
+    pub socket: PathBuf,
 }
 
 /// A VM's disk.
@@ -51,6 +76,10 @@ pub struct VmSpec {
     pub memory_mib: u64,
     /// The disk.
     pub disk: DiskSpec,
+    /// Further disks.
+    pub local_disks: Vec<LocalDisk>,
+    /// The image in its CD drive; without one it has no such drive.
+    pub cdrom: Option<PathBuf>,
     /// The tap device, made beforehand.
     pub tap: String,
     /// The hardware address of the guest's card.
@@ -60,6 +89,13 @@ pub struct VmSpec {
     /// The folder for the monitor's socket, the serial console's socket and log, and the process id.
     pub folder: PathBuf,
 }
+
+/// The id of the CD drive.
+pub(crate) const CD_DRIVE: &str = "cd";
+/// The name of its medium.
+pub(crate) const CD_MEDIUM: &str = "medium";
+/// Most local disks of a guest that has SATA: its controller has six ports.
+pub const SATA_LOCAL_DISKS_MAX: usize = 4;
 
 /// Seconds that a guest's requests wait for a disk server that is being restarted.
 const DISK_RECONNECT_SECONDS: u32 = 30;
@@ -96,26 +132,49 @@ impl VmSpec {
         };
         arguments.pair("-accel", &accelerator);
         self.machine(&mut arguments);
-        arguments.pair("-cpu", cpu);
+        let hides = if self.firmware.maker == Maker::Azure { ",-hypervisor" } else { "" };
+        arguments.pair("-cpu", &format!("{cpu}{hides}"));
         arguments.pair("-smp", &self.vcpus.to_string());
         arguments.pair("-m", &format!("{}M", self.memory_mib));
         self.disk(&mut arguments);
+        self.local_disks(&mut arguments);
+        self.cdrom(&mut arguments);
         let mac = self.mac.map(|byte| format!("{byte:02x}")).join(":");
         arguments.pair("-netdev", &format!("tap,id=n0,ifname={},script=no,downscript=no", escape(&self.tap)));
         arguments.pair("-device", &format!("virtio-net-pci,netdev=n0,mac={mac},romfile="));
         arguments.pair("-device", "virtio-rng-pci");
-        let Firmware { uuid, serial } = &self.firmware;
-        let (uuid, serial) = (escape(uuid), escape(serial));
-        arguments.pair(
-            "-smbios",
-            &format!("type=1,manufacturer=Mayfly,product=Virtual Machine,uuid={uuid},serial={serial}"),
-        );
+        // A picture of its screen can be taken. Four MiB are 1024 by 768 points.
+        arguments.pair("-device", "VGA,vgamem_mb=4");
+        // A guest whose kernel has given up says so, and waits for its host to start it again.
+        arguments.pair("-device", "pvpanic-pci");
+        arguments.pair("-action", "panic=pause");
+        self.firmware(&mut arguments);
         arguments.path_pair("-pidfile", "", &self.pid_file(), "");
         arguments.path_pair("-qmp", "unix:", &self.monitor(), ",server=on,wait=off");
         let log = format!(",server=on,wait=off,logfile={},logappend=on", escape(&self.serial_log().to_string_lossy()));
         arguments.path_pair("-chardev", "socket,id=serial,path=", &self.folder.join("serial.sock"), &log);
         arguments.pair("-serial", "chardev:serial");
         arguments.0
+    }
+
+    fn firmware(&self, arguments: &mut Arguments) {
+        let uuid = escape(&self.firmware.uuid);
+        match &self.firmware.maker {
+            Maker::Mayfly { serial } => {
+                let serial = escape(serial);
+                let names = format!("manufacturer=Mayfly,product=Virtual Machine,uuid={uuid},serial={serial}");
+                arguments.pair("-smbios", &format!("type=1,{names}"));
+            }
+            Maker::Azure => {
+                let names = "manufacturer=Microsoft Corporation,product=Virtual Machine";
+                arguments.pair("-smbios", "type=0,vendor=American Megatrends Inc.,version=090008");
+                // systemd looks for the first word of the version.
+                let version = "version=Hyper-V UEFI Release v4.1";
+                arguments.pair("-smbios", &format!("type=1,{names},{version},uuid={uuid}"));
+                arguments.pair("-smbios", &format!("type=2,{names}"));
+                arguments.pair("-smbios", &format!("type=3,manufacturer=Microsoft Corporation,asset={ASSET_TAG}"));
+            }
+        }
     }
 
     fn machine(&self, arguments: &mut Arguments) {
@@ -150,6 +209,38 @@ impl VmSpec {
             }
         };
         arguments.pair("-device", &device);
+    }
+    fn local_disks(&self, arguments: &mut Arguments) {
+        let full = if self.disk.pause_when_full { "enospc" } else { "report" };
+        for (number, LocalDisk { name, socket }) in self.local_disks.iter().enumerate() {
+            let options = format!(",node-name=local{number},reconnect-delay={DISK_RECONNECT_SECONDS}");
+            arguments.path_pair("-blockdev", "driver=nbd,server.type=unix,server.path=", socket, &options);
+            let name = escape(name);
+            let device = match self.disk.device {
+                DiskDevice::Sata => format!("ide-hd,bus=ide.{},drive=local{number},serial={name}", number + 2),
+                DiskDevice::Nvme => format!("nvme,drive=local{number},serial={name}"),
+                DiskDevice::Virtio | DiskDevice::VhostUser => {
+                    format!("virtio-blk-pci,drive=local{number},serial={name},werror={full}")
+                }
+            };
+            arguments.pair("-device", &device);
+        }
+    }
+
+    /// A guest that has the drivers for its disk has those for a drive of the same kind.
+    fn cdrom(&self, arguments: &mut Arguments) {
+        let Some(image) = &self.cdrom else { return };
+        let options = format!(",node-name={CD_MEDIUM},read-only=on");
+        arguments.path_pair("-blockdev", "driver=raw,file.driver=file,file.filename=", image, &options);
+        match self.disk.device {
+            DiskDevice::Sata => {
+                arguments.pair("-device", &format!("ide-cd,bus=ide.1,drive={CD_MEDIUM},id={CD_DRIVE}"));
+            }
+            DiskDevice::Virtio | DiskDevice::VhostUser | DiskDevice::Nvme => {
+                arguments.pair("-device", "virtio-scsi-pci");
+                arguments.pair("-device", &format!("scsi-cd,drive={CD_MEDIUM},id={CD_DRIVE}"));
+            }
+        }
     }
 }
 
@@ -190,9 +281,11 @@ mod tests {
             disk: DiskSpec { socket: "/run/a,b/disk.sock".into(), device: DiskDevice::Virtio, pause_when_full: true },
             tap: "mft7".to_owned(),
             mac: [2, 0, 10, 80, 0, 2],
+            local_disks: vec![],
+            cdrom: None,
             firmware: Firmware {
                 uuid: "u".to_owned(),
-                serial: "ds=nocloud-net;s=http://169.254.169.254/nocloud/".to_owned(),
+                maker: Maker::Mayfly { serial: "ds=nocloud-net;s=http://169.254.169.254/nocloud/".to_owned() },
             },
             folder: "/run/vm7".into(),
         }
@@ -211,6 +304,25 @@ mod tests {
             assert!(text.iter().any(|one| one.starts_with(expected)), "{text:?}");
             let shared = text.iter().any(|one| one.contains("share=on"));
             assert_eq!(shared, device == DiskDevice::VhostUser, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_original_platform_is_known_by_its_names() {
+        let mut spec = spec();
+        spec.firmware.maker = Maker::Azure;
+        spec.cdrom = Some("/run/a,b/provision.iso".into());
+        spec.local_disks = vec![LocalDisk { name: "scratch".to_owned(), socket: "/run/l.sock".into() }];
+        let text: Vec<String> = spec.arguments().into_iter().map(|one| one.into_string().unwrap()).collect();
+        let text = text.join("\n");
+        for part in [
+            "max,-hypervisor",
+            "asset=7783-7084-3265-9085-8269-3286-77",
+            "file.filename=/run/a,,b/provision.iso",
+            "scsi-cd,drive=medium,id=cd",
+            "virtio-blk-pci,drive=local0,serial=scratch",
+        ] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
         }
     }
 

@@ -302,7 +302,15 @@ fn read_local_storage(reader: &mut Reader<'_>, children: &[Node<'_, '_>]) -> Vec
     let mut storage = Vec::new();
     for node in nodes {
         reader.attributes(node, &["name", "sizeInMB", "cleanOnRoleRecycle"]);
-        let name = reader.unique(node, "name", &mut seen).map(str::to_owned);
+        let name = reader.unique(node, "name", &mut seen).and_then(|name| {
+            // It becomes the label of a file system and the serial number of a disk.
+            let fits = name.len() <= 16 && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+            if !fits || name.starts_with('.') {
+                let message = format!("`{name}` is no name for local storage");
+                reader.error_in(node, "name", &message, Some("1 to 16 letters, digits, `-`, `_` and `.`"));
+            }
+            fits.then(|| name.to_owned())
+        });
         let size_mb = reader.number(node, "sizeInMB", 1..=2_097_152, 100);
         let clean_on_role_recycle = reader.flag(node, "cleanOnRoleRecycle", true);
         storage.extend(name.map(|name| LocalStorage { name, size_mb, clean_on_role_recycle }));

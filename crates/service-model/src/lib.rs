@@ -10,7 +10,7 @@ mod definition;
 mod diagnostic;
 mod element;
 
-pub use check::{PackageFiles, check, resolve_user_data};
+pub use check::{FILE_SETTINGS, PackageFiles, check, resolve_files};
 pub use configuration::parse_configuration;
 pub use definition::parse_definition;
 pub use diagnostic::{Diagnostic, Diagnostics, Source};

@@ -2,7 +2,7 @@
 
 use mayfly_model::{Endpoint, RoleKind, VmSize};
 
-use crate::{PackageFiles, Source, check, parse_configuration, parse_definition, resolve_user_data};
+use crate::{PackageFiles, Source, check, parse_configuration, parse_definition, resolve_files};
 
 const DEFINITION: &str = "\u{feff}<?xml version=\"1.0\" encoding=\"utf-8\"?>\r\n\
 <!-- the shop -->\r\n\
@@ -78,10 +78,10 @@ fn a_configuration_is_read_and_its_script_resolved() {
     let mut configuration = parse_configuration(&source).unwrap();
     let definition = parse_definition(&self::source("a.csdef", DEFINITION)).unwrap();
     check(&definition, &configuration, &source).unwrap();
-    let missing = resolve_user_data(&mut configuration.clone(), &PackageFiles::new(), &source).unwrap_err();
+    let missing = resolve_files(&mut configuration.clone(), &PackageFiles::new(), &source).unwrap_err();
     assert_eq!((missing.0[0].line, missing.0[0].column), (7, 46), "{missing}");
     let files = PackageFiles::from([("setup.sh".to_owned(), "#!/bin/sh\n".to_owned())]);
-    resolve_user_data(&mut configuration, &files, &source).unwrap();
+    resolve_files(&mut configuration, &files, &source).unwrap();
     assert_eq!(configuration.roles[0].setting("Mayfly.UserData"), Some("#!/bin/sh\n"));
     assert_eq!(configuration.roles[0].image.as_ref().unwrap().as_str(), "hello");
 }

@@ -136,6 +136,7 @@ impl SimHost {
             image_bytes: 0,
             cpu_milli: 100,
             traffic: Default::default(),
+            steps: Vec::new(),
         });
         let vms = vms.collect();
         self.sequence += 1;

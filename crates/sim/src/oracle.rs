@@ -25,6 +25,8 @@ type Identity = (String, RoleName, u32);
 pub(crate) struct Oracle {
     /// The newest generation and VM seen of each identity.
     generations: BTreeMap<Identity, (u64, Option<VmId>)>,
+    /// The host of each identity's local disks, and the generation that they were made with.
+    local_disks: BTreeMap<Identity, (u64, HostName)>,
     /// Each VM that exists: whose it is, its size, and since when.
     lives: BTreeMap<VmId, (ServiceName, VmSize, Time)>,
     /// What those that are gone used, by day.
@@ -134,9 +136,24 @@ impl Oracle {
                 return Err(format!("invariant 4: {} went back to generation {}", instance.key, instance.generation));
             }
             *seen = (instance.generation, vm);
+            self.note_local_disks(id, instance)?;
             check_spread(state, instance)?;
         }
         Ok(())
+    }
+
+    /// Invariant 4, for local disks: what another host has seen of an identity since makes those of before worthless.
+    fn note_local_disks(&mut self, deployment_id: &str, instance: &Instance) -> Checked {
+        let Some(host) = instance.vm().map(|vm| vm.host.clone()) else { return Ok(()) };
+        let now = (instance.local_generation, host);
+        let before = self.local_disks.insert(identity(deployment_id, &instance.key), now.clone());
+        match before.filter(|before| now.0 < before.0 || (now.0 == before.0 && now.1 != before.1)) {
+            None => Ok(()),
+            Some(before) => Err(format!(
+                "invariant 4: {} has local disks of generation {} on {}, after {} on {}",
+                instance.key, now.0, now.1, before.0, before.1
+            )),
+        }
     }
 
     fn end_lives(&mut self, alive: &BTreeSet<VmId>, now: Time) {
@@ -228,7 +245,8 @@ pub(crate) fn check_rest(core: &Core, hosts: &[SimHost], now: u64) -> Checked {
         return Err(format!("at rest, invariant {}: {}", violation.invariant, violation.what));
     }
     let state = core.state();
-    let on = |one: &Instance| state.deployments().get(&one.key.deployment).is_some_and(|one| one.is_on());
+    let on =
+        |one: &Instance| !one.stopped && state.deployments().get(&one.key.deployment).is_some_and(|one| one.is_on());
     let placed = || state.instances().values().filter(|one| one.wanted_vm().is_some());
     let served: BTreeSet<VmId> = hosts.iter().flat_map(|host| host.identities(now)).map(|vm| vm.goal.vm).collect();
     let wanted: BTreeSet<VmId> =

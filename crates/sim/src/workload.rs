@@ -50,7 +50,7 @@ pub(crate) fn random_command(state: &State, rng: &mut ChaCha8Rng, killer: bool) 
         pick(state.instances().keys().filter(|key| key.deployment.service.as_str() != KILLER), rng).cloned()
     };
     let host = |rng: &mut ChaCha8Rng| pick(state.hosts().keys(), rng).cloned();
-    match rng.random_range(0..40) {
+    match rng.random_range(0..43) {
         0..=5 => otherwise,
         6..=12 => Command::Deploy { key, version: version(rng, IMAGES[0], 8) },
         13..=19 => {
@@ -71,6 +71,9 @@ pub(crate) fn random_command(state: &State, rng: &mut ChaCha8Rng, killer: bool) 
         35..=36 => host(rng).map_or(otherwise, |host| Command::Drain { host, reboot: rng.random() }),
         37 => host(rng).map_or(otherwise, Command::Undrain),
         38 => reset(state, rng).unwrap_or(otherwise),
+        39 => instance(rng).map_or(otherwise, Command::Rebuild),
+        40 => instance(rng).map_or(otherwise, Command::StopInstance),
+        41 => instance(rng).map_or(otherwise, Command::StartInstance),
         _ if killer => killer_command(state, rng),
         _ => lost(state, rng).map_or(otherwise, Command::ForgetHost),
     }
@@ -190,6 +193,9 @@ impl Promises {
             | Command::CreateService(_)
             | Command::Reboot(_)
             | Command::Reimage(_)
+            | Command::Rebuild(_)
+            | Command::StopInstance(_)
+            | Command::StartInstance(_)
             | Command::Walk { .. }
             | Command::Suspend(_)
             | Command::Start(_)

@@ -520,6 +520,7 @@ fn small_goal(core: &Core, host: &SimHost) -> GoalState {
     GoalState {
         incarnation: state.meta().revision,
         vms: goal::vms(state, &host.name),
+        kept: Vec::new(),
         network,
         reboot: state.hosts().get(&host.name).and_then(|host| host.reboot()),
     }

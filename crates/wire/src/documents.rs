@@ -2,9 +2,10 @@
 
 use quick_xml::escape::escape;
 
-use crate::guest::Guest;
+use crate::guest::{Guest, Member, MemberEndpoint};
 
-/// The protocol versions that are spoken: today's agents ask for the first, the first agents for the last two.
+/// The protocol versions that are spoken: today's agents ask for the first, those of Windows images for the second, the
+/// first agents for the last two.
 pub(crate) fn versions() -> String {
     let versions = ["2012-11-30", "2015-04-05", "2011-12-31", "2011-08-31"];
     let supported: String = versions.iter().map(|version| format!("<Version>{version}</Version>")).collect();
@@ -19,65 +20,131 @@ pub(crate) fn goal_state(guest: &Guest) -> String {
     // Agents send the address back as they find it here, where the original has the underscore escaped.
     let base = format!("http://168.63.129.16:80/machine/{container}/{}?comp=", instance.replace('_', "%5F"));
     let config = |kind: &str| escape(format!("{base}config&type={kind}&incarnation={incarnation}")).into_owned();
-    let (name, deployment) = (guest.goal.instance.name(), &guest.goal.deployment_id);
+    // The first agents end their guest by themselves when they read this; the power button is for all others.
+    let expected = if guest.planned.is_some() { "Stopped" } else { "Started" };
+    let patience = u64::from(guest.goal.guest.shutdown_seconds) * 1000;
     document(&format!(
         "<GoalState xmlns:xsi=\"http://www.w3.org/2001/XMLSchema-instance\" \
          xsi:noNamespaceSchemaLocation=\"goalstate10.xsd\"><Version>2012-11-30</Version>\
-         <Incarnation>{incarnation}</Incarnation><Machine><ExpectedState>Started</ExpectedState>\
-         <StopRolesDeadlineHint>300000</StopRolesDeadlineHint><LBProbePorts><Port>16001</Port></LBProbePorts>\
+         <Incarnation>{incarnation}</Incarnation><Machine><ExpectedState>{expected}</ExpectedState>\
+         <StopRolesDeadlineHint>{patience}</StopRolesDeadlineHint><LBProbePorts><Port>16001</Port></LBProbePorts>\
          <ExpectHealthReport>FALSE</ExpectHealthReport></Machine><Container><ContainerId>{container}</ContainerId>\
          <RoleInstanceList><RoleInstance><InstanceId>{}</InstanceId><State>Started</State><Configuration>\
          <HostingEnvironmentConfig>{}</HostingEnvironmentConfig><SharedConfig>{}</SharedConfig>\
-         <ExtensionsConfig>{}</ExtensionsConfig>\
-         <ConfigName>{deployment}.0.{deployment}.0._{}.1.xml</ConfigName></Configuration></RoleInstance>\
+         <ExtensionsConfig>{}</ExtensionsConfig><FullConfig>{}</FullConfig>\
+         <ConfigName>{}</ConfigName></Configuration></RoleInstance>\
          </RoleInstanceList></Container></GoalState>",
         escape(&instance),
         config("hostingEnvironmentConfig"),
         config("sharedConfig"),
         config("extensionsConfig"),
-        escape(&name),
+        config("fullConfig"),
+        escape(guest.config_name()),
     ))
 }
 
 pub(crate) fn hosting_environment(guest: &Guest) -> String {
-    let settings: String = guest
+    document(&hosting_environment_element(guest))
+}
+
+fn hosting_environment_element(guest: &Guest) -> String {
+    let setting = |(name, value): (&String, &String)| {
+        format!("<Setting name=\"{}\" value=\"{}\"/>", escape(name), attribute(value))
+    };
+    let settings: String = guest.goal.settings.iter().map(setting).collect();
+    let storage: String = guest
         .goal
-        .settings
+        .guest
+        .local_storage
         .iter()
-        .map(|(name, value)| format!("<Setting name=\"{}\" value=\"{}\"/>", escape(name), attribute(value)))
+        .map(|one| {
+            format!(
+                "<Resource name=\"{}\" type=\"DirectoryQuota\" request=\"{}\" sticky=\"{}\" size=\"{}\"/>",
+                escape(&one.name),
+                escape(format!("{}.{}", guest.goal.deployment_id, one.name)),
+                !one.clean_on_role_recycle,
+                one.size_mb
+            )
+        })
         .collect();
-    document(&format!(
+    format!(
         "<HostingEnvironmentConfig version=\"1.0.0.0\" goalStateIncarnation=\"{}\"><StoredCertificates/>{}\
          <HostingEnvironmentSettings name=\"full\" Runtime=\"mayfly\"><CAS mode=\"full\"/><PrivilegeLevel mode=\"max\"/>\
          <AdditionalProperties><CgiHandlers></CgiHandlers></AdditionalProperties></HostingEnvironmentSettings>\
-         <ApplicationSettings>{settings}</ApplicationSettings><ResourceReferences/></HostingEnvironmentConfig>",
+         <ApplicationSettings>{settings}</ApplicationSettings>\
+         <ResourceReferences>{storage}</ResourceReferences></HostingEnvironmentConfig>",
         guest.incarnation,
         role(guest)
-    ))
+    )
 }
 
 pub(crate) fn shared_config(guest: &Guest) -> String {
-    let goal = &guest.goal;
-    document(&format!(
+    document(&shared_config_element(guest))
+}
+
+fn shared_config_element(guest: &Guest) -> String {
+    // Each instance is named, its own first, as the original's agents expect it.
+    let own = |member: &&Member| member.dip == guest.goal.dip;
+    let members = guest.members.iter().filter(own).chain(guest.members.iter().filter(|member| !own(member)));
+    let instances: String = members.map(|member| member_element(guest, member)).collect();
+    format!(
         "<SharedConfig version=\"1.0.0.0\" goalStateIncarnation=\"{}\">{}<LoadBalancerSettings timeoutSeconds=\"0\" \
          waitLoadBalancerProbeCount=\"8\"><Probes><Probe name=\"{}\"/></Probes></LoadBalancerSettings><OutputEndpoints/>\
-         <Instances><Instance id=\"{}\" address=\"{}\"><FaultDomains randomId=\"0\" updateId=\"{}\" updateCount=\"0\"/>\
-         <InputEndpoints/></Instance></Instances></SharedConfig>",
+         <Instances>{instances}</Instances></SharedConfig>",
         guest.incarnation,
         role(guest),
-        escape(goal.instance.role.as_str()),
-        escape(goal.instance.name()),
-        goal.dip,
-        goal.update_domain,
-    ))
+        escape(guest.goal.instance.role.as_str()),
+    )
+}
+
+fn member_element(guest: &Guest, member: &Member) -> String {
+    let endpoint = |one: &MemberEndpoint| {
+        let protocol = if one.udp { "udp" } else { "tcp" };
+        format!(
+            "<Endpoint name=\"{}\" address=\"{}:{}\" protocol=\"{protocol}\" isPublic=\"true\" \
+             loadBalancedPublicAddress=\"{}:{}\" enableDirectServerReturn=\"false\" isDirectAddress=\"false\" \
+             disableStealthMode=\"false\"><LocalPorts><LocalPortRange from=\"{}\" to=\"{}\"/></LocalPorts></Endpoint>",
+            escape(&one.name),
+            member.dip,
+            one.local_port,
+            one.vip,
+            one.port,
+            one.local_port,
+            one.local_port
+        )
+    };
+    let endpoints: String = member.endpoints.iter().map(endpoint).collect();
+    // Whose fault domain is known is the guest's own; of the others only what an application can use.
+    let fault =
+        if member.dip == guest.goal.dip { escape(&guest.goal.fault_domain).into_owned() } else { String::new() };
+    format!(
+        "<Instance id=\"{}\" address=\"{}\"><FaultDomains randomId=\"{}\" updateId=\"{}\" updateCount=\"0\" name=\"{fault}\"/>\
+         <InputEndpoints>{endpoints}</InputEndpoints></Instance>",
+        escape(member.name()),
+        member.dip,
+        member.index,
+        member.update_domain,
+    )
 }
 
 pub(crate) fn extensions_config(guest: &Guest) -> String {
+    // Without somewhere to put its status, an agent never tells it.
+    let blob = format!("http://168.63.129.16:80/status/{}", guest.container_id());
     document(&format!(
         "<Extensions version=\"1.0.0.0\" goalStateIncarnation=\"{}\"><GuestAgentExtension \
          xmlns:i=\"http://www.w3.org/2001/XMLSchema-instance\"><GAFamilies/></GuestAgentExtension><Plugins/>\
-         <PluginSettings/></Extensions>",
-        guest.incarnation
+         <PluginSettings/><StatusUploadBlob statusBlobType=\"BlockBlob\">{}</StatusUploadBlob></Extensions>",
+        guest.incarnation,
+        escape(blob)
+    ))
+}
+
+/// Both configurations in one.
+pub(crate) fn full_config(guest: &Guest) -> String {
+    document(&format!(
+        "<RoleInstanceConfig version=\"1.0.0.0\">{}{}</RoleInstanceConfig>",
+        hosting_environment_element(guest),
+        shared_config_element(guest)
     ))
 }
 

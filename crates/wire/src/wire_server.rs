@@ -1,27 +1,33 @@
-//! The wire server: 168.63.129.16, port 80.
+//! The wire server: 168.63.129.16, port 80, and the host's plug-in on port 32526.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Query, State};
+use axum::body::{Body, HttpBody};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, State};
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use serde::Deserialize;
 
 use crate::documents;
-use crate::guest::{Guest, Guests, HealthReport};
+use crate::guest::{Guest, Guests, HealthReport, Word};
 
 /// Tells a guest, with the answer to its health report, the number of the newest goal state.
 const LATEST_INCARNATION: HeaderName = HeaderName::from_static("x-ms-latest-goal-state-incarnation-number");
+/// Most bytes of an upload that are read, and thrown away: agents send logs of some megabytes.
+const UPLOAD_BYTES_MAX: usize = 8 << 20;
 
 #[derive(Deserialize)]
 struct Component {
     comp: Option<String>,
     #[serde(rename = "type")]
     kind: Option<String>,
+    incarnation: Option<u64>,
 }
+
+type Asked = (State<Arc<dyn Guests>>, ConnectInfo<SocketAddr>);
 
 /// The wire server's routes. It has to be served with connection information.
 pub fn wire_server_router(guests: Arc<dyn Guests>) -> Router {
@@ -31,8 +37,20 @@ pub fn wire_server_router(guests: Arc<dyn Guests>) -> Router {
         .route("/machine", machine.clone())
         .route("/machine/", machine)
         .route("/machine/{container}/{instance}", get(config))
-        .route("/HealthService", post(StatusCode::OK))
+        .route("/HealthService", post(accept))
+        .route("/status/{container}", put(take_status))
         .layer(DefaultBodyLimit::max(crate::BODY_BYTES_MAX))
+        .with_state(guests)
+}
+
+/// The routes of the host's plug-in, by which newer agents upload their status. It offers nothing that would need
+/// extensions, and says so in the way that agents understand.
+pub fn plugin_router(guests: Arc<dyn Guests>) -> Router {
+    Router::new()
+        .route("/versions", get(plugin_versions))
+        .route("/health", get(accept))
+        .route("/status", put(take_status))
+        .route("/vmAgentLog", put(take_upload))
         .with_state(guests)
 }
 
@@ -45,7 +63,11 @@ fn xml(body: String) -> Response {
     ([(header::CONTENT_TYPE, "text/xml; charset=utf-8")], body).into_response()
 }
 
-async fn root(Query(query): Query<Component>) -> Result<Response, StatusCode> {
+async fn root(
+    (State(guests), ConnectInfo(from)): Asked,
+    Query(query): Query<Component>,
+) -> Result<Response, StatusCode> {
+    who(&guests, from)?;
     match query.comp.as_deref() {
         Some("versions") => Ok(xml(documents::versions())),
         _ => Err(StatusCode::NOT_FOUND),
@@ -53,21 +75,22 @@ async fn root(Query(query): Query<Component>) -> Result<Response, StatusCode> {
 }
 
 async fn machine(
-    State(guests): State<Arc<dyn Guests>>,
-    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    (State(guests), ConnectInfo(from)): Asked,
     Query(query): Query<Component>,
 ) -> Result<Response, StatusCode> {
     let guest = who(&guests, from)?;
     match query.comp.as_deref() {
-        Some("goalstate") => Ok(xml(documents::goal_state(&guest))),
+        Some("goalstate") => {
+            guests.hear(guest.goal.dip, Word::Alive);
+            Ok(xml(documents::goal_state(&guest)))
+        }
         _ => Err(StatusCode::NOT_FOUND),
     }
 }
 
 async fn config(
-    State(guests): State<Arc<dyn Guests>>,
-    ConnectInfo(from): ConnectInfo<SocketAddr>,
-    axum::extract::Path((container, instance)): axum::extract::Path<(String, String)>,
+    (State(guests), ConnectInfo(from)): Asked,
+    Path((container, instance)): Path<(String, String)>,
     Query(query): Query<Component>,
 ) -> Result<Response, StatusCode> {
     let guest = who(&guests, from)?;
@@ -75,25 +98,36 @@ async fn config(
     if container != guest.container_id() || instance != guest.instance_id() {
         return Err(StatusCode::NOT_FOUND);
     }
-    match (query.comp.as_deref(), query.kind.as_deref()) {
-        (Some("config"), Some("hostingEnvironmentConfig")) => Ok(xml(documents::hosting_environment(&guest))),
-        (Some("config"), Some("sharedConfig")) => Ok(xml(documents::shared_config(&guest))),
-        (Some("config"), Some("extensionsConfig")) => Ok(xml(documents::extensions_config(&guest))),
+    if query.comp.as_deref() != Some("config") {
+        return Err(StatusCode::NOT_FOUND);
+    }
+    // Agents read the goal state again when a document of an old one is gone.
+    if query.incarnation.is_some_and(|asked| asked != guest.incarnation) {
+        return Err(StatusCode::GONE);
+    }
+    match query.kind.as_deref() {
+        Some("hostingEnvironmentConfig") => Ok(xml(documents::hosting_environment(&guest))),
+        Some("sharedConfig") => Ok(xml(documents::shared_config(&guest))),
+        Some("extensionsConfig") => Ok(xml(documents::extensions_config(&guest))),
+        Some("fullConfig") => Ok(xml(documents::full_config(&guest))),
         _ => Err(StatusCode::NOT_FOUND),
     }
 }
 
 async fn post_machine(
-    State(guests): State<Arc<dyn Guests>>,
-    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    (State(guests), ConnectInfo(from)): Asked,
     Query(query): Query<Component>,
     body: String,
 ) -> Result<Response, StatusCode> {
     let guest = who(&guests, from)?;
     match query.comp.as_deref() {
         Some("health") => {
-            let report = parse_health(&body).ok_or(StatusCode::BAD_REQUEST)?;
-            guests.report(guest.goal.dip, report);
+            let (report, instance) = parse_health(&body).ok_or(StatusCode::BAD_REQUEST)?;
+            // A guest that was restored from another's memory would report for that one.
+            if instance.is_some_and(|instance| instance != guest.instance_id()) {
+                return Err(StatusCode::GONE);
+            }
+            guests.hear(guest.goal.dip, Word::Health(report));
             Ok(([(LATEST_INCARNATION, guest.incarnation.to_string())], "").into_response())
         }
         Some("roleProperties") => Ok(StatusCode::ACCEPTED.into_response()),
@@ -102,8 +136,44 @@ async fn post_machine(
     }
 }
 
-/// Reads `<Health>…<State>`; the details are for people.
-pub(crate) fn parse_health(body: &str) -> Option<HealthReport> {
+async fn accept((State(guests), ConnectInfo(from)): Asked) -> Result<StatusCode, StatusCode> {
+    who(&guests, from).map(|_| StatusCode::OK)
+}
+
+async fn plugin_versions((State(guests), ConnectInfo(from)): Asked) -> Result<Response, StatusCode> {
+    who(&guests, from)?;
+    Ok(xml("<?xml version=\"1.0\" encoding=\"utf-8\"?><Versions><Version>2015-09-01</Version></Versions>".to_owned()))
+}
+
+/// A status says that the agent is there; what else it says is not needed.
+async fn take_status((State(guests), ConnectInfo(from)): Asked, body: Body) -> Result<StatusCode, StatusCode> {
+    let guest = who(&guests, from)?;
+    swallow(body).await?;
+    guests.hear(guest.goal.dip, Word::Alive);
+    Ok(StatusCode::CREATED)
+}
+
+async fn take_upload((State(guests), ConnectInfo(from)): Asked, body: Body) -> Result<StatusCode, StatusCode> {
+    who(&guests, from)?;
+    swallow(body).await
+}
+
+/// Reads an upload to its end, and keeps nothing of it.
+async fn swallow(body: Body) -> Result<StatusCode, StatusCode> {
+    let mut body = std::pin::pin!(body);
+    let mut read = 0;
+    while let Some(frame) = std::future::poll_fn(|context| body.as_mut().poll_frame(context)).await {
+        let frame = frame.map_err(|_| StatusCode::BAD_REQUEST)?;
+        read += frame.data_ref().map_or(0, |data| data.len());
+        if read > UPLOAD_BYTES_MAX {
+            return Err(StatusCode::PAYLOAD_TOO_LARGE);
+        }
+    }
+    Ok(StatusCode::OK)
+}
+
+/// Reads `<Health>…<State>` and the instance that it is about; the details are for people.
+pub(crate) fn parse_health(body: &str) -> Option<(HealthReport, Option<String>)> {
     let document = roxmltree::Document::parse(body.trim_start_matches('\u{feff}')).ok()?;
     let text = |name: &str| {
         let node = document.descendants().find(|node| node.tag_name().name() == name);
@@ -112,9 +182,10 @@ pub(crate) fn parse_health(body: &str) -> Option<HealthReport> {
     let state = text("State")?;
     let words = [text("SubStatus"), text("Description")];
     let detail: Vec<String> = words.into_iter().flatten().filter(|word| !word.is_empty()).collect();
-    match state.as_str() {
-        "Ready" => Some(HealthReport { ready: true, detail: String::new() }),
-        "NotReady" => Some(HealthReport { ready: false, detail: detail.join(": ") }),
-        _ => None,
-    }
+    let report = match state.as_str() {
+        "Ready" => HealthReport { ready: true, detail: String::new() },
+        "NotReady" => HealthReport { ready: false, detail: detail.join(": ") },
+        _ => return None,
+    };
+    Some((report, text("InstanceId")))
 }

@@ -24,6 +24,9 @@ const DRIVERS: &[&str] = &[
     "net/core/failover.ko",
     "drivers/net/net_failover.ko",
     "drivers/net/virtio_net.ko",
+    "drivers/misc/pvpanic/pvpanic.ko",
+    "drivers/misc/pvpanic/pvpanic-pci.ko",
+    "drivers/firmware/qemu_fw_cfg.ko",
     "drivers/input/evdev.ko",
     "drivers/acpi/button.ko",
 ];

@@ -94,6 +94,39 @@ pub fn read_identity(goal: &Goal) -> anyhow::Result<Identity> {
     Ok(Identity { instance: instance.to_owned(), settings: settings.collect() })
 }
 
+/// The role's post-boot script.
+pub struct RoleScript {
+    /// The VM's name.
+    pub vm: String,
+    /// The script, if there is one.
+    pub text: Option<String>,
+    /// Seconds that each run may take.
+    pub timeout_seconds: u64,
+    /// How often it is tried.
+    pub tries: u64,
+    /// Whether it runs at each boot.
+    pub each_boot: bool,
+}
+
+/// Reads the role's post-boot script.
+pub fn read_script() -> anyhow::Result<RoleScript> {
+    let value: serde_json::Value = serde_json::from_str(&get(METADATA, "/mayfly/v1/script", "")?.body)?;
+    Ok(RoleScript {
+        vm: value["vm"].as_str().unwrap_or_default().to_owned(),
+        text: value["script"].as_str().map(str::to_owned),
+        timeout_seconds: value["timeout_seconds"].as_u64().unwrap_or(600),
+        tries: value["tries"].as_u64().unwrap_or(1),
+        each_boot: value["each_boot"].as_bool().unwrap_or(false),
+    })
+}
+
+/// Tells what became of a run of that script.
+pub fn report_script(report: &serde_json::Value) -> anyhow::Result<()> {
+    let body = report.to_string();
+    let headers = format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
+    exchange(METADATA, "POST", "/mayfly/v1/script/report", &headers, &body).map(drop)
+}
+
 /// Reports Ready and returns the number of the newest goal state.
 pub fn report_ready(goal: &Goal) -> anyhow::Result<String> {
     let Goal { incarnation, container, instance, .. } = goal;

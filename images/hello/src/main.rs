@@ -35,6 +35,7 @@ fn run() -> anyhow::Result<()> {
     system::load_drivers();
     system::power_off_on_button();
     let boots = disk::start().context("cannot use the disk")?;
+    disk::mount_local().context("cannot use the local disks")?;
     let address = system::configure_network().context("no address by DHCP")?;
     system::say(&format!("mayfly hello: {address}, boot {boots}"));
     let seed = fabric::read_seed().context("no metadata")?;
@@ -44,6 +45,12 @@ fn run() -> anyhow::Result<()> {
     let script = script::run_once(&seed).context("cannot run the script")?;
     let page = Arc::new(Mutex::new(page::Page { identity, computer_name: seed.host_name, address, boots, script }));
     page::serve(Arc::clone(&page)).context("cannot serve the page")?;
+    let role_script = fabric::read_script().context("no word of a post-boot script")?;
+    std::thread::spawn(move || {
+        if let Err(error) = script::run_for_role(&role_script) {
+            system::say(&format!("mayfly hello: the role's script: {error:#}"));
+        }
+    });
     system::say("mayfly hello: ready");
     report_for_ever(goal, &page)
 }

@@ -1,4 +1,5 @@
-//! The page on port 80: `GET /` as text, `GET /json` as JSON, `POST /mark` leaves a mark on the disk.
+//! The page on port 80: `GET /` as text, `GET /json` as JSON, `POST /mark` leaves a mark on the disk, `POST /mark/NAME` one
+//! on a local disk; `POST /crash` and `/reboot` do that.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -10,6 +11,7 @@ use serde_json::json;
 use crate::disk;
 use crate::fabric::Identity;
 use crate::script::Script;
+use crate::system;
 
 const MARK_BYTES_MAX: u64 = 4096;
 
@@ -62,16 +64,25 @@ fn answer(mut stream: &TcpStream, page: &Mutex<Page>) -> std::io::Result<()> {
     let (status, kind, text) = match (words.next(), words.next()) {
         (Some("GET"), Some("/")) => ("200 OK", "text/plain; charset=utf-8", text(page)),
         (Some("GET"), Some("/json")) => ("200 OK", "application/json", json_text(page)),
-        (Some("POST"), Some("/mark")) => match disk::write("mark", &body) {
-            Ok(()) => ("200 OK", "text/plain", "marked\n".to_owned()),
-            Err(error) => ("500 Internal Server Error", "text/plain", format!("{error:#}\n")),
-        },
-        _ => ("404 Not Found", "text/plain", "there is /, /json and POST /mark\n".to_owned()),
+        (Some("POST"), Some("/mark")) => marked(disk::write("mark", &body)),
+        (Some("POST"), Some(path)) if path.starts_with("/mark/") => {
+            marked(disk::mark_local(path.trim_start_matches("/mark/"), &body))
+        }
+        (Some("POST"), Some("/crash")) => marked(system::crash()),
+        (Some("POST"), Some("/reboot")) => marked(system::reboot()),
+        _ => ("404 Not Found", "text/plain", "there is /, /json, POST /mark, /mark/DISK, /crash, /reboot\n".to_owned()),
     };
     let length = text.len();
     let head =
         format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
     stream.write_all((head + &text).as_bytes())
+}
+
+fn marked(done: anyhow::Result<()>) -> (&'static str, &'static str, String) {
+    match done {
+        Ok(()) => ("200 OK", "text/plain", "marked\n".to_owned()),
+        Err(error) => ("500 Internal Server Error", "text/plain", format!("{error:#}\n")),
+    }
 }
 
 fn value(page: &Mutex<Page>) -> serde_json::Value {
@@ -85,6 +96,7 @@ fn value(page: &Mutex<Page>) -> serde_json::Value {
         "boots": page.boots,
         "fresh_disk": page.boots == 1,
         "mark": disk::read("mark"),
+        "local": disk::local_marks(),
         "settings": settings,
         "script_status": page.script.status,
         "script_output": page.script.output,

@@ -74,3 +74,15 @@ fn watch_button(device: &Path) {
         }
     }
 }
+
+/// Lets the kernel give up.
+pub fn crash() -> anyhow::Result<()> {
+    Ok(fs::write("/proc/sysrq-trigger", "c")?)
+}
+
+/// Restarts the guest from within.
+pub fn reboot() -> anyhow::Result<()> {
+    crate::disk::stop();
+    nix::sys::reboot::reboot(nix::sys::reboot::RebootMode::RB_AUTOBOOT)?;
+    Ok(())
+}

@@ -166,7 +166,14 @@ fn whole(report: &mut Report, guests: u32) -> anyhow::Result<()> {
             egress: Egress::Only(vec![]),
         });
         let role = RoleName::new("web").context("no name")?;
-        lab.goal.routes.push(RouteGoal { dip: dip(number), host: name.clone(), deployment_id, role });
+        lab.goal.routes.push(RouteGoal {
+            dip: dip(number),
+            host: name.clone(),
+            deployment_id,
+            role,
+            index: 0,
+            update_domain: 0,
+        });
     }
     let live = BTreeSet::from([name.clone()]);
     let health: Health = lab.all().into_iter().map(|vm| (VmId(vm), None)).collect();

@@ -1,5 +1,6 @@
 //! `mayfly image`.
 
+mod capture;
 mod push;
 mod remote;
 
@@ -16,15 +17,11 @@ pub async fn run(connection: &Connection, command: ImageCommand) -> anyhow::Resu
             let data = std::fs::metadata(&file).with_context(|| format!("cannot read {}", file.display()))?;
             ensure!(data.is_file(), "{} is not a file", file.display());
             let pushed = push::push(&connection.client, &file, &name).await;
-            let Pushed { image, sent } = pushed.with_context(|| format!("{} was not stored", file.display()))?;
-            output::line(&format!(
-                "{} is committed: a disk of {} with {} of data, of which {} had to be sent; sha256 {}",
-                image.name,
-                mebibytes(image.disk_bytes),
-                mebibytes(image.data_bytes),
-                mebibytes(sent),
-                image.digest
-            ))
+            tell(&pushed.with_context(|| format!("{} was not stored", file.display()))?)
+        }
+        ImageCommand::Capture { instance, name } => {
+            let captured = capture::capture(connection, &instance, &name).await;
+            tell(&captured.with_context(|| format!("{instance} was not captured"))?)
         }
         ImageCommand::List => {
             let images = connection.client.image_list().await?;
@@ -39,4 +36,15 @@ pub async fn run(connection: &Connection, command: ImageCommand) -> anyhow::Resu
             output::line(&format!("{name} is gone"))
         }
     }
+}
+
+fn tell(Pushed { image, sent }: &Pushed) -> anyhow::Result<()> {
+    output::line(&format!(
+        "{} is committed: a disk of {} with {} of data, of which {} had to be sent; sha256 {}",
+        image.name,
+        mebibytes(image.disk_bytes),
+        mebibytes(image.data_bytes),
+        mebibytes(*sent),
+        image.digest
+    ))
 }

@@ -12,7 +12,7 @@ use mayfly_api::{
 };
 use mayfly_fabric::Command;
 use mayfly_model::{DeploymentKey, RoleName, ServiceName, Slot, Version};
-use mayfly_service_model::{Diagnostics, Source, check, parse_configuration, parse_definition, resolve_user_data};
+use mayfly_service_model::{Diagnostics, Source, check, parse_configuration, parse_definition, resolve_files};
 use serde::Deserialize;
 
 use super::Shared;
@@ -66,7 +66,7 @@ fn read(request: &DeployRequest) -> Result<Version, Diagnostics> {
     let definition = parse_definition(&definition_source)?;
     let mut configuration = parse_configuration(&configuration_source)?;
     check(&definition, &configuration, &configuration_source)?;
-    resolve_user_data(&mut configuration, &request.files, &configuration_source)?;
+    resolve_files(&mut configuration, &request.files, &configuration_source)?;
     Ok(Version { definition, configuration })
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::extract::{Path, Query, State};
 use axum::http::HeaderMap;
 use axum::{Extension, Json};
-use mayfly_api::{ApiError, ErrorCode, HostView, ReportAnswer};
+use mayfly_api::{ApiError, ErrorCode, HostNews, HostView, ReportAnswer};
 use mayfly_fabric::{Command, Input, State as Records, goal};
 use mayfly_identity::Enrolled;
 use mayfly_model::{Host, HostName, HostReport, Incarnation};
@@ -78,10 +78,29 @@ pub(super) struct Waiting {
     have: u64,
 }
 
-/// Answers when there is a newer goal state, or after a while.
-pub(super) async fn wait(State(shared): State<Arc<Shared>>, Query(waiting): Query<Waiting>) {
-    let mut watch = shared.driver.watch();
+/// Answers when there is a newer goal state, when somebody calls, or after a while.
+pub(super) async fn wait(
+    State(shared): State<Arc<Shared>>,
+    Extension(enrolled): Extension<Enrolled>,
+    Query(waiting): Query<Waiting>,
+) -> Json<HostNews> {
+    let (mut watch, mut called) = (shared.driver.watch(), shared.calls.watch());
     let newer = watch.wait_for(|committed| committed.revision != Incarnation(waiting.have));
+    let calls = async {
+        loop {
+            called.borrow_and_update();
+            let calls = shared.calls.take(&enrolled.host);
+            if !calls.is_empty() || called.changed().await.is_err() {
+                return calls;
+            }
+        }
+    };
     // Either way the host asks again.
-    let _ = tokio::time::timeout(WAIT, newer).await;
+    let calls = tokio::select! {
+        biased;
+        calls = calls => calls,
+        _ = newer => Vec::new(),
+        () = tokio::time::sleep(WAIT) => Vec::new(),
+    };
+    Json(HostNews { calls })
 }

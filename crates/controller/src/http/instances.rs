@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::HeaderMap;
-use mayfly_api::{ApiError, ErrorCode, InstanceView};
+use mayfly_api::{ApiError, ErrorCode, InstanceView, StepView};
 use mayfly_fabric::{Command, Core, State as Records, explain};
 use mayfly_model::{
     DeploymentKey, HostCondition, Instance, InstanceKey, InstanceState, InstanceStatus, ServiceName, Slot, VmPhase,
@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use super::Shared;
 use super::error::{Failure, invalid};
+use super::rfc3339;
 
 #[derive(Deserialize)]
 pub(super) struct Filter {
@@ -51,7 +52,10 @@ pub(super) async fn act(
     let command = match verb.as_str() {
         "reboot" => Command::Reboot(key),
         "reimage" => Command::Reimage(key),
-        other => return Err(invalid(format!("`{other}` is neither `reboot` nor `reimage`"))),
+        "rebuild" => Command::Rebuild(key),
+        "stop" => Command::StopInstance(key),
+        "start" => Command::StartInstance(key),
+        other => return Err(invalid(format!("`{other}` is none of reboot, reimage, rebuild, stop and start"))),
     };
     shared.command(&headers, command).await
 }
@@ -68,6 +72,16 @@ pub(super) async fn explain(
     Ok(Json(lines.ok_or_else(missing)?))
 }
 
+fn steps(steps: &[mayfly_model::BootStep]) -> Vec<StepView> {
+    let before = |number: usize| steps.get(number.wrapping_sub(1)).map_or(0, |before| before.at.0);
+    let view = |(number, step): (usize, &mayfly_model::BootStep)| StepView {
+        step: step.name.clone(),
+        at: rfc3339(step.at),
+        millis: if number == 0 { 0 } else { step.at.0.saturating_sub(before(number)) },
+    };
+    steps.iter().enumerate().map(view).collect()
+}
+
 fn view(shared: &Shared, state: &Records, instance: &Instance) -> InstanceView {
     let vm = instance.vm();
     let host = vm.and_then(|vm| state.hosts().get(&vm.host));
@@ -79,7 +93,7 @@ fn view(shared: &Shared, state: &Records, instance: &Instance) -> InstanceView {
     }
     let usage = vm.and_then(|vm| shared.usage.of(&vm.host, vm.id));
     let size = vm.map(|vm| vm.size);
-    let rebooting = matches!(&instance.state, InstanceState::Placed { phase: VmPhase::Restarting, .. });
+    let rebooting = matches!(&instance.state, InstanceState::Placed { phase: VmPhase::Restarting { .. }, .. });
     InstanceView {
         service: instance.key.deployment.service.to_string(),
         slot: instance.key.deployment.slot,
@@ -96,11 +110,13 @@ fn view(shared: &Shared, state: &Records, instance: &Instance) -> InstanceView {
         generation: instance.generation,
         vm: vm.map(|vm| vm.id.to_string()),
         reboots: vm.map_or(0, |vm| vm.reboots),
-        disk_bytes: usage.map(|usage| usage.disk_bytes),
+        disk_bytes: usage.as_ref().map(|usage| usage.disk_bytes),
         disk_quota_bytes: size.map(mayfly_model::VmSize::disk_quota_bytes),
-        image_bytes: usage.map(|usage| usage.image_bytes),
-        sent_bytes: usage.map(|usage| usage.traffic.sent),
-        received_bytes: usage.map(|usage| usage.traffic.received),
+        image_bytes: usage.as_ref().map(|usage| usage.image_bytes),
+        sent_bytes: usage.as_ref().map(|usage| usage.traffic.sent),
+        received_bytes: usage.as_ref().map(|usage| usage.traffic.received),
+        stopped: instance.stopped,
+        steps: usage.map_or_else(Vec::new, |usage| steps(&usage.steps)),
         in_motion: rebooting || instance.wanted_vm().is_none(),
     }
 }

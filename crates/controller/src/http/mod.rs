@@ -3,6 +3,7 @@
 mod auth;
 mod backup;
 mod breaker;
+mod calls;
 mod deployments;
 mod error;
 mod events;
@@ -30,6 +31,7 @@ use mayfly_model::manifest::MANIFEST_BYTES_MAX;
 pub(crate) use self::events::rfc3339;
 
 use self::error::Failure;
+use crate::calls::Calls;
 use crate::config::ControllerConfig;
 use crate::driver::{Driver, DriverError};
 use crate::identity::Identity;
@@ -46,6 +48,8 @@ pub struct Shared {
     pub holders: Holders,
     /// What VMs' disks take.
     pub usage: Usage,
+    /// Calls from users to hosts.
+    pub calls: Calls,
     /// What is shown to hosts, and made for them.
     pub identity: Arc<Identity>,
     /// The configuration.
@@ -102,6 +106,11 @@ pub fn users(shared: Arc<Shared>) -> Router {
         .route("/v1/services/{name}/deployments/{slot}/metrics/{role}/{metric}", put(deployments::metric))
         .route("/v1/instances", get(instances::list))
         .route("/v1/instances/{service}/{slot}/{name}/explain", get(instances::explain))
+        .route("/v1/instances/{service}/{slot}/{name}/console", get(calls::console))
+        .route("/v1/instances/{service}/{slot}/{name}/console-log", get(calls::console_log))
+        .route("/v1/instances/{service}/{slot}/{name}/script", get(calls::script))
+        .route("/v1/instances/{service}/{slot}/{name}/screenshot", get(calls::screenshot))
+        .route("/v1/instances/{service}/{slot}/{name}/disk", get(calls::disk))
         .route("/v1/instances/{service}/{slot}/{name}/{verb}", post(instances::act))
         .route("/v1/trace", get(trace::show))
         .route("/metrics", get(metrics::show))
@@ -123,6 +132,7 @@ pub fn hosts(shared: Arc<Shared>) -> Router {
     let routes = Router::new()
         .route("/host/v1/report", post(hosts::report))
         .route("/host/v1/wait", get(hosts::wait))
+        .route("/host/v1/calls/{id}", get(calls::answer))
         .route("/host/v1/images/{digest}/manifest", get(images::manifest))
         .route("/host/v1/images/{digest}/holders", get(images::holders))
         .route("/host/v1/images/{digest}/order", get(images::order).put(images::put_order))

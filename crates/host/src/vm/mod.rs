@@ -1,8 +1,14 @@
 //! VMs: one task for each, started when the goal state names it and ended when nothing is left of it.
 
+mod ask;
 mod connections;
+pub(crate) mod console;
+mod farewell;
+mod local;
 mod prepare;
+mod provision;
 mod runner;
+mod spec;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,14 +16,18 @@ use std::time::Duration;
 
 use mayfly_model::{Time, VmGoal, VmId};
 use mayfly_wire::HealthReport;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
-use crate::agent::Agent;
-use crate::clock;
+pub(crate) use self::ask::Ask;
+use crate::agent::{Agent, lock};
 use crate::status::{Stage, VmStatus};
+use crate::{clock, topology};
 
 /// How long a restarted agent leaves the network as it found it.
 const SETTLE: Duration = Duration::from_millis(1500);
+
+/// Questions to a VM's task that may wait.
+const ASKS: usize = 8;
 
 /// What is wanted of a VM: this, or that it goes away.
 pub(crate) type Desired = Option<VmGoal>;
@@ -36,6 +46,7 @@ pub(crate) fn adopt_all(agent: &Arc<Agent>) -> anyhow::Result<Runners> {
         }
         let mut status = VmStatus::new(note.goal.clone());
         (status.reboots, status.restarts) = (note.reboots, note.restarts);
+        (status.script_runs, status.steps) = (note.script_runs.clone(), note.steps.clone());
         status.stage = Stage::Preparing("the agent has been restarted".to_owned());
         if note.ready {
             // As far as anybody knows, it runs on; its task finds out.
@@ -43,6 +54,7 @@ pub(crate) fn adopt_all(agent: &Arc<Agent>) -> anyhow::Result<Runners> {
             status.ready_since = Some(Time(0));
             status.stage = Stage::Running;
         }
+        status.members = Arc::new(topology::members(&goal.network, &note.goal.deployment_id));
         agent.statuses().vms.insert(note.goal.vm, status);
         runners.insert(note.goal.vm, start(agent, note.goal, true));
     }
@@ -80,6 +92,8 @@ pub(crate) async fn run(agent: Arc<Agent>, mut runners: Runners) {
                 start(&agent, wanted.clone(), false)
             });
         }
+        tell_of_members(&agent);
+        sweep(&agent);
         agent.tell();
         if goals.changed().await.is_err() {
             return;
@@ -89,6 +103,34 @@ pub(crate) async fn run(agent: Arc<Agent>, mut runners: Runners) {
 
 fn start(agent: &Arc<Agent>, goal: VmGoal, adopted: bool) -> watch::Sender<Desired> {
     let (sender, desired) = watch::channel(Some(goal.clone()));
-    tokio::spawn(runner::run(Arc::clone(agent), goal, adopted, desired));
+    let (door, asks) = mpsc::channel(ASKS);
+    lock(&agent.doors).insert(goal.vm, door);
+    let (agent, vm) = (Arc::clone(agent), goal.vm);
+    tokio::spawn(async move {
+        runner::run(Arc::clone(&agent), goal, adopted, desired, asks).await;
+        lock(&agent.doors).remove(&vm);
+    });
     sender
+}
+
+/// Guests whose deployment has other instances now get a new goal state of their own.
+fn tell_of_members(agent: &Agent) {
+    let goal = agent.goal.borrow().clone();
+    for status in agent.statuses().vms.values_mut() {
+        let members = topology::members(&goal.network, &status.goal.deployment_id);
+        if *status.members != members {
+            status.incarnation += u64::from(!status.members.is_empty());
+            status.members = Arc::new(members);
+        }
+    }
+}
+
+/// Throws away local disks that nobody will use again.
+fn sweep(agent: &Agent) {
+    if !*agent.confirmed.borrow() {
+        return;
+    }
+    let goal = agent.goal.borrow().clone();
+    let vms: Vec<VmGoal> = agent.statuses().vms.values().map(|status| status.goal.clone()).collect();
+    local::sweep(agent, &goal, &vms);
 }

@@ -8,40 +8,33 @@
 //!      └───────────────────────────────────┴─ not wanted: stop, throw everything away, end
 //! ```
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use mayfly_model::{DiskModel, VmGoal};
+use mayfly_model::VmGoal;
 use mayfly_net::address::tap_name;
 use mayfly_net::{DhcpLease, delete_tap, serve_dhcp};
-use mayfly_qemu::{DiskDevice, DiskSpec, Firmware, Machine, VmSpec};
-use tokio::sync::watch;
+use mayfly_qemu::{Machine, VmSpec};
+use tokio::sync::{mpsc, watch};
 
-use super::{Desired, connections, prepare};
+use super::farewell::{self, Plan};
+use super::{Ask, Desired, console, local, prepare, provision, spec};
 use crate::agent::Agent;
-use crate::config::DiskFull;
 use crate::ledger::VmNote;
 use crate::processor::Processor;
 use crate::servers::domain;
 use crate::status::{Stage, VmStatus};
 
-/// How long a guest may take to power off in good order.
-const GRACE: Duration = Duration::from_secs(10);
 /// Pauses before another try grow from the first to the last.
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
 const PAUSE_LAST: Duration = Duration::from_secs(30);
 /// A guest that has run so long is started again without a pause that earlier failures have made long.
 const HEALTHY: Duration = Duration::from_secs(60);
-/// Bytes of the serial console's log that are kept at the most.
-const SERIAL_LOG_BYTES: u64 = 1 << 20;
 /// Between two tries to go on after the disk was full.
 const RESUME: Duration = Duration::from_secs(5);
-/// How long it takes until no host sends anybody new to a guest that is leaving.
-const HEARSAY: Duration = Duration::from_millis(600);
-/// Between two looks at its connections.
-const LINGER: Duration = Duration::from_millis(100);
+/// How long the last words of a kernel take to the console's log.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 /// Between two looks at the size of the disk's file.
 const MEASURE: Duration = Duration::from_secs(2);
 
@@ -59,11 +52,13 @@ enum Ended {
     Unwanted,
 }
 
-struct Runner {
+pub(super) struct Runner {
     agent: Arc<Agent>,
-    goal: VmGoal,
+    pub(super) goal: VmGoal,
     desired: watch::Receiver<Desired>,
-    serving: watch::Receiver<bool>,
+    pub(super) serving: watch::Receiver<bool>,
+    /// What is asked of whoever holds the monitor.
+    asks: mpsc::Receiver<Ask>,
     dhcp: Option<tokio::task::JoinHandle<()>>,
     pause: Duration,
     /// Whether a guest may be running from before.
@@ -71,9 +66,15 @@ struct Runner {
 }
 
 /// Runs until nothing is left of the VM.
-pub(super) async fn run(agent: Arc<Agent>, goal: VmGoal, adopted: bool, desired: watch::Receiver<Desired>) {
+pub(super) async fn run(
+    agent: Arc<Agent>,
+    goal: VmGoal,
+    adopted: bool,
+    desired: watch::Receiver<Desired>,
+    asks: mpsc::Receiver<Ask>,
+) {
     let serving = agent.serving.subscribe();
-    let mut runner = Runner { agent, goal, desired, serving, dhcp: None, pause: PAUSE_FIRST, adopted };
+    let mut runner = Runner { agent, goal, desired, serving, asks, dhcp: None, pause: PAUSE_FIRST, adopted };
     while runner.turn().await {}
     runner.destroy().await;
 }
@@ -106,6 +107,8 @@ impl Runner {
         let (ended, machine) = self.watch(machine).await;
         match ended {
             Ended::Exit(reason) => {
+                // One whose kernel has given up is still there.
+                machine.stop(Duration::ZERO).await;
                 self.update_quietly(|status| status.restarts += 1);
                 self.set(Stage::Stopped(reason));
                 self.note();
@@ -115,26 +118,20 @@ impl Runner {
                 self.back_off().await;
             }
             Ended::Reboot => {
-                self.drain().await;
-                self.set(Stage::Stopped("it is being rebooted".to_owned()));
-                machine.stop(GRACE).await;
+                self.stop(machine, Plan::Reboot).await;
                 let wanted = self.goal.reboots;
                 self.update(|status| status.reboots = wanted);
                 self.note();
             }
             Ended::Off => {
-                self.drain().await;
-                self.set(Stage::Stopped("its deployment is suspended".to_owned()));
-                machine.stop(GRACE).await;
+                self.stop(machine, Plan::Stop).await;
             }
             Ended::Fenced => {
                 self.set(Stage::Stopped("its host has no lease".to_owned()));
                 machine.stop(Duration::ZERO).await;
             }
             Ended::Unwanted => {
-                self.drain().await;
-                self.set(Stage::Stopped("it is being thrown away".to_owned()));
-                machine.stop(Duration::ZERO).await;
+                self.stop(machine, Plan::Discard).await;
                 return false;
             }
         }
@@ -169,20 +166,12 @@ impl Runner {
         false
     }
 
-    /// Takes a guest that is well out of rotation before it is stopped, and lets the requests that it serves come to an end.
-    async fn drain(&self) {
-        let limit = Duration::from_secs(u64::from(self.goal.drain_seconds));
-        let serves = self.update_quietly(|status| status.says_ready() || status.answered.values().any(|well| *well));
-        if limit.is_zero() || serves != Some(true) {
-            return;
-        }
-        self.update(|status| status.leaving = true);
-        let began = tokio::time::Instant::now();
-        // The other hosts have to hear of it, and change their tables.
-        tokio::time::sleep(HEARSAY.min(limit)).await;
-        while began.elapsed() < limit && *self.serving.borrow() && connections::are_open(self.goal.dip) {
-            tokio::time::sleep(LINGER).await;
-        }
+    /// Stops a guest as planned: with notice, and in good order if it is well. One that is sick would only be waited for.
+    async fn stop(&self, machine: Machine, plan: Plan) {
+        let well = farewell::say(self, plan).await;
+        self.set(Stage::Stopped(plan.reason().to_owned()));
+        let seconds = if well || plan != Plan::Discard { self.goal.guest.shutdown_seconds } else { 0 };
+        machine.stop(Duration::from_secs(u64::from(seconds))).await;
     }
 
     /// Finds the guest running, or makes what is missing and starts it.
@@ -195,12 +184,16 @@ impl Runner {
         let (agent, goal) = (Arc::clone(&self.agent), self.goal.clone());
         self.update_quietly(|status| {
             status.forget_guest();
+            status.steps.clear();
+            status.reach("its host begins");
             // A reboot that was asked for before there was a guest has nothing to do.
             status.reboots = status.reboots.max(goal.reboots);
         });
         self.note_or_fail()?;
         self.set(Stage::Preparing("making its disk".to_owned()));
         prepare::disk(&agent, &goal).await?;
+        let local_disks = local::disks(&agent, &goal).await?;
+        let cdrom = provision::disk(&agent, &goal)?;
         prepare::tap(&agent, &goal).await?;
         self.update(|status| status.has_tap = true);
         self.serve_dhcp();
@@ -209,9 +202,12 @@ impl Runner {
         if self.desired.borrow().as_ref().is_none_or(|now| now.vm != goal.vm) || !*self.serving.borrow() {
             bail!("it is not wanted here any more");
         }
-        let machine = Machine::start(&self.spec()).await?;
+        console::rotate(&agent.ledger.vm_folder(goal.vm));
+        self.update_quietly(|status| status.reach("its disks and its network are there"));
+        let machine = Machine::start(&spec::spec(&agent, &goal, local_disks, cdrom)).await?;
         self.update(|status| {
             status.forget_guest();
+            status.reach("QEMU runs");
             status.stage = Stage::Running;
         });
         Ok(machine)
@@ -244,7 +240,7 @@ impl Runner {
         let mut measure = tokio::time::interval(MEASURE);
         let mut processor = Processor::of(machine.pid());
         let mut resume_at = None;
-        let mut noted_ready = false;
+        let mut noted = None;
         loop {
             if self.unwanted() {
                 return (Ended::Unwanted, machine);
@@ -273,9 +269,14 @@ impl Runner {
                         self.set(Stage::Paused(why.to_owned()));
                         resume_at = Some(tokio::time::Instant::now() + RESUME);
                     }
-                    Some(event) if event.name == "RESET" => self.update(VmStatus::forget_guest).unwrap_or(()),
+                    // From within: it was not asked for, but it is no crash of the machine.
+                    Some(event) if event.name == "RESET" => self.restarted_by_itself(),
+                    Some(event) if event.name == "GUEST_PANICKED" => {
+                        return (Ended::Exit(self.gave_up().await), machine);
+                    }
                     Some(_) => {}
                 },
+                Some(ask) = self.asks.recv() => ask.answer(&machine).await,
                 () = resume => {
                     resume_at = None;
                     if machine.resume().await.is_ok() {
@@ -283,13 +284,16 @@ impl Runner {
                     }
                 }
                 _ = measure.tick() => {
-                    limit_log(&self.spec().serial_log());
+                    let log = console::log(&self.agent.ledger.vm_folder(self.goal.vm), 0);
+                    console::limit(&log);
+                    self.note_last_words(console::last_words(&log));
+                    self.take_out_provisioning(&machine).await;
                     let used = processor.used_lately();
                     let traffic = mayfly_net::traffic(&tap_name(self.goal.vm));
                     self.update_quietly(|status| (status.cpu_milli, status.traffic) = (used, traffic));
-                    let ready = self.update_quietly(|status| status.says_ready());
-                    if ready != Some(noted_ready) {
-                        noted_ready = ready == Some(true);
+                    let now = self.update_quietly(|status| (status.says_ready(), status.script_runs.len(), status.steps.len()));
+                    if now != noted {
+                        noted = now;
                         self.note();
                     }
                 }
@@ -307,11 +311,14 @@ impl Runner {
             dhcp.abort();
         }
         let (vm, folder) = (self.goal.vm, self.agent.ledger.vm_folder(self.goal.vm));
+        let exports: Vec<String> = std::iter::once(vm.to_string()).chain(local::export_names(&self.goal)).collect();
         self.update(|status| status.has_tap = false);
         loop {
-            let (disks, folder) = (self.agent.disks.clone(), folder.clone());
+            let (disks, folder, exports) = (self.agent.disks.clone(), folder.clone(), exports.clone());
             let done = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
-                disks.close(&vm.to_string())?;
+                for name in &exports {
+                    disks.close(name)?;
+                }
                 delete_tap(&tap_name(vm))?;
                 match std::fs::remove_dir_all(&folder) {
                     Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
@@ -329,6 +336,7 @@ impl Runner {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         self.agent.statuses().vms.remove(&vm);
+        super::sweep(&self.agent);
         self.agent.tell();
         tracing::info!(%vm, "thrown away");
     }
@@ -345,33 +353,55 @@ impl Runner {
         self.adopted = false;
     }
 
-    fn spec(&self) -> VmSpec {
-        let goal = &self.goal;
-        let guest =
-            mayfly_wire::Guest { goal: goal.clone(), incarnation: 0, domain: String::new(), location: String::new() };
-        VmSpec {
-            name: goal.vm.to_string(),
-            accelerator: self.agent.config.accelerator,
-            vcpus: goal.size.vcpus(),
-            memory_mib: goal.size.resources().memory_mib,
-            disk: DiskSpec {
-                socket: prepare::disk_socket(&self.agent, goal),
-                device: match prepare::model(&self.agent, goal) {
-                    DiskModel::Virtio => DiskDevice::Virtio,
-                    DiskModel::VhostUser => DiskDevice::VhostUser,
-                    DiskModel::Sata => DiskDevice::Sata,
-                    DiskModel::Nvme => DiskDevice::Nvme,
-                },
-                pause_when_full: self.agent.config.disk_full == DiskFull::Pause,
-            },
-            tap: tap_name(goal.vm),
-            mac: goal.mac(),
-            firmware: Firmware {
-                uuid: guest.system_uuid(),
-                serial: "ds=nocloud-net;s=http://169.254.169.254/nocloud/".to_owned(),
-            },
-            folder: self.agent.ledger.vm_folder(goal.vm),
+    /// The guest has started again from within.
+    fn restarted_by_itself(&self) {
+        self.update(|status| {
+            // The firmware resets the machine too, before there is a guest.
+            if status.asked || status.said.is_some() {
+                status.restarts += 1;
+                status.steps.clear();
+                status.reach("the guest has restarted by itself");
+            }
+            status.forget_guest();
+        });
+        self.note();
+    }
+
+    /// The guest's kernel has given up. Its last words may still be on their way to the console's log.
+    async fn gave_up(&self) -> String {
+        tokio::time::sleep(LAST_WORDS).await;
+        let log = console::log(&self.agent.ledger.vm_folder(self.goal.vm), 0);
+        match console::last_words(&log) {
+            Some(words) => format!("its kernel panicked: {words}"),
+            None => "its kernel panicked".to_owned(),
         }
+    }
+
+    /// A kernel without the driver by which it could tell its host has only the console for its last words.
+    fn note_last_words(&self, words: Option<String>) {
+        if self.update_quietly(|status| std::mem::replace(&mut status.panic, words.clone()) != words) == Some(true) {
+            self.agent.tell();
+        }
+    }
+
+    /// A guest that is ready has read what it was told, and nobody else shall.
+    async fn take_out_provisioning(&self, machine: &Machine) {
+        let ready = self.update_quietly(|status| status.says_ready()) == Some(true);
+        if !ready || !provision::is_there(&self.agent, &self.goal) {
+            return;
+        }
+        let done = match machine.eject().await {
+            Ok(()) => provision::forget(&self.agent, &self.goal),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = done {
+            tracing::warn!(vm = %self.goal.vm, error = format!("{error:#}"), "its provisioning disk stays for now");
+        }
+    }
+
+    /// Where the VM's monitor is, whatever else it has.
+    fn spec(&self) -> VmSpec {
+        spec::spec(&self.agent, &self.goal, Vec::new(), None)
     }
 
     fn serve_dhcp(&mut self) {
@@ -418,13 +448,13 @@ impl Runner {
     }
 
     /// Changes the status and tells everybody.
-    fn update<T>(&self, change: impl FnOnce(&mut VmStatus) -> T) -> Option<T> {
+    pub(super) fn update<T>(&self, change: impl FnOnce(&mut VmStatus) -> T) -> Option<T> {
         let result = self.update_quietly(change);
         self.agent.tell();
         result
     }
 
-    fn update_quietly<T>(&self, change: impl FnOnce(&mut VmStatus) -> T) -> Option<T> {
+    pub(super) fn update_quietly<T>(&self, change: impl FnOnce(&mut VmStatus) -> T) -> Option<T> {
         self.agent.statuses().vms.get_mut(&self.goal.vm).map(change)
     }
 
@@ -440,15 +470,9 @@ impl Runner {
             reboots: status.reboots,
             restarts: status.restarts,
             ready: status.says_ready(),
+            script_runs: status.script_runs.clone(),
+            steps: status.steps.clone(),
         });
         note.map_or(Ok(()), |note| self.agent.ledger.write_vm(&note))
-    }
-}
-
-/// Empties a console's log that has grown too long: a guest must not fill its host's disk by talking.
-fn limit_log(path: &Path) {
-    let long = std::fs::metadata(path).is_ok_and(|data| data.len() > SERIAL_LOG_BYTES);
-    if long && let Err(error) = std::fs::OpenOptions::new().write(true).truncate(true).open(path) {
-        tracing::warn!(path = %path.display(), %error, "a long console log cannot be emptied");
     }
 }

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use mayfly_model::PeerGoal;
 
 use crate::address::{
-    DIP_NETWORK, DIP_PREFIX, GATEWAY, METADATA, OVERLAY_DEVICE, TAP_PREFIX, UNDERLAY_DEVICE, WIRE_SERVER,
+    DIP_NETWORK, DIP_PREFIX, GATEWAY, METADATA, OVERLAY_DEVICE, PLUGIN_PORT, TAP_PREFIX, UNDERLAY_DEVICE, WIRE_SERVER,
 };
 use crate::plan::ruleset::{Elements, Ruleset, TABLE};
 use crate::plan::{Inputs, LocalGuest};
@@ -134,6 +134,7 @@ fn input() -> Vec<String> {
         format!("iifname != \"{TAP_PREFIX}*\" accept"),
         "udp dport 67 accept".to_owned(),
         format!("ip daddr {{ {WIRE_SERVER}, {METADATA} }} tcp dport 80 accept"),
+        format!("ip daddr {WIRE_SERVER} tcp dport {PLUGIN_PORT} accept"),
         format!("ip daddr {WIRE_SERVER} meta l4proto {{ tcp, udp }} th dport 53 accept"),
         format!("ip daddr {{ {GATEWAY}, {WIRE_SERVER} }} icmp type echo-request accept"),
         format!("counter name {ISOLATED} drop"),

@@ -30,6 +30,8 @@ fn goal() -> NetworkGoal {
         host: host(on),
         deployment_id: deployment.to_owned(),
         role: RoleName::new(if last == 13 { "db" } else { "web" }).unwrap(),
+        index: 0,
+        update_domain: 0,
     };
     let backends = (1..=3).map(|number| Backend {
         vm: VmId(u64::from(number)),

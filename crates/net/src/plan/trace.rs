@@ -9,7 +9,7 @@ use mayfly_model::{
     AccessRule, Destination, Egress, EndpointGoal, EndpointProtocol, Pass, RouteGoal, Target, Transport, VipGoal,
 };
 
-use crate::address::{GATEWAY, METADATA, WIRE_SERVER};
+use crate::address::{GATEWAY, METADATA, PLUGIN_PORT, WIRE_SERVER};
 use crate::plan::balance::in_rotation;
 use crate::plan::{Inputs, LocalGuest};
 
@@ -81,7 +81,10 @@ pub fn trace(inputs: &Inputs<'_>, from: Sender<'_>, to: &Receiver) -> Vec<Step> 
 fn server(to: &Receiver) -> Step {
     let open = matches!(
         (to.address, to.protocol, to.port),
-        (WIRE_SERVER | METADATA, Transport::Tcp, 80) | (WIRE_SERVER, _, 53) | (_, Transport::Udp, 67)
+        (WIRE_SERVER | METADATA, Transport::Tcp, 80)
+            | (WIRE_SERVER, Transport::Tcp, PLUGIN_PORT)
+            | (WIRE_SERVER, _, 53)
+            | (_, Transport::Udp, 67)
     );
     if open {
         passes("the host's own servers are open to its guests")

@@ -215,6 +215,8 @@ impl Lab {
                     host,
                     deployment_id: "d".to_owned(),
                     role: RoleName::new("web").unwrap(),
+                    index: 0,
+                    update_domain: 0,
                 })
                 .collect(),
             vips: vec![VipGoal { vip: VIP, endpoints: vec![endpoint], owners: names.clone() }],

@@ -136,7 +136,14 @@ fn any_rules(dice: &mut Dice) -> Ruleset {
         let (dip, on) = (Ipv4Addr::new(10, 80, 0, 10 + last), 1 + dice.below(2));
         let deployment_id = format!("{:032x}", last % 3);
         let role = RoleName::new(["web", "db"][dice.below(2) as usize]).unwrap();
-        routes.push(RouteGoal { dip, host: host(on), deployment_id: deployment_id.clone(), role });
+        routes.push(RouteGoal {
+            dip,
+            host: host(on),
+            deployment_id: deployment_id.clone(),
+            role,
+            index: 0,
+            update_domain: 0,
+        });
         backends.push(Backend {
             vm: VmId(u64::from(last)),
             dip,

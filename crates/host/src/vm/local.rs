@@ -1,0 +1,136 @@
+//! Local disks: what outlives a reboot and, if the definition says so, a reimage, but never a host.
+//!
+//! They lie in `local/DEPLOYMENT/INSTANCE/GENERATION/`, named by what they are: a disk of another size, or one that is
+//! cleaned at each reimage, is another file. Each is a differencing VHD over an empty formatted one, of which the host has
+//! one for each name and size.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use mayfly_disk::{Base, Export, Transport, make_formatted};
+use mayfly_model::{DiskModel, GoalState, LocalStorage, VmGoal};
+use mayfly_qemu::{LocalDisk, SATA_LOCAL_DISKS_MAX};
+
+use crate::agent::Agent;
+
+/// The disks of a VM, made where they are not there, and served.
+pub(super) async fn disks(agent: &Agent, goal: &VmGoal) -> anyhow::Result<Vec<LocalDisk>> {
+    let storage = &goal.guest.local_storage;
+    let few = goal.disk != DiskModel::Sata || storage.len() <= SATA_LOCAL_DISKS_MAX;
+    ensure!(
+        few,
+        "a guest with SATA disks can have {SATA_LOCAL_DISKS_MAX} local ones, and {} are defined",
+        storage.len()
+    );
+    let (root, folder) = (agent.ledger.local_disks(), folder(agent, goal));
+    let mut local = Vec::new();
+    for (number, one) in storage.iter().enumerate() {
+        let socket = agent.ledger.vm_folder(goal.vm).join(format!("local{number}.sock"));
+        let base = root.join("formatted").join(format!("{}-{}.vhd", one.name, one.size_mb));
+        let export = Export {
+            name: export_name(goal, number),
+            disk: folder.join(file_name(goal, one)),
+            base: Base::File(base.clone()),
+            socket: socket.clone(),
+            transport: Transport::Nbd,
+            quota_bytes: None,
+        };
+        let (disks, folder, one) = (agent.disks.clone(), folder.clone(), one.clone());
+        let name = one.name.clone();
+        tokio::task::spawn_blocking(move || open(&disks, &folder, &base, export, &one))
+            .await?
+            .with_context(|| format!("cannot make the local disk `{name}`"))?;
+        local.push(LocalDisk { name, socket });
+    }
+    Ok(local)
+}
+
+fn open(
+    disks: &mayfly_disk::DiskClient,
+    folder: &Path,
+    base: &Path,
+    export: Export,
+    storage: &LocalStorage,
+) -> anyhow::Result<()> {
+    let formatted = base.parent().unwrap_or(base);
+    for folder in [folder, formatted] {
+        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    }
+    make_formatted(base, storage.size_mb << 20, &storage.name)?;
+    Ok(disks.open(export)?)
+}
+
+/// The names of a VM's exports of local disks.
+pub(super) fn export_names(goal: &VmGoal) -> Vec<String> {
+    (0..goal.guest.local_storage.len()).map(|number| export_name(goal, number)).collect()
+}
+
+fn export_name(goal: &VmGoal, number: usize) -> String {
+    format!("{}-local{number}", goal.vm)
+}
+
+fn file_name(goal: &VmGoal, storage: &LocalStorage) -> String {
+    let LocalStorage { name, size_mb, clean_on_role_recycle } = storage;
+    match clean_on_role_recycle {
+        true => format!("{name}-{size_mb}-{}.vhd", goal.generation),
+        false => format!("{name}-{size_mb}.vhd"),
+    }
+}
+
+fn folder(agent: &Agent, goal: &VmGoal) -> PathBuf {
+    let place = agent.ledger.local_disks().join(&goal.deployment_id).join(goal.instance.name());
+    place.join(goal.local_generation.to_string())
+}
+
+/// Throws away what no instance here will use again. `vms` are those that exist, wanted or not.
+pub(super) fn sweep(agent: &Agent, goal: &GoalState, vms: &[VmGoal]) {
+    let root = agent.ledger.local_disks();
+    if !root.exists() {
+        return;
+    }
+    let all = || vms.iter().chain(&goal.vms);
+    let mut kept: BTreeSet<PathBuf> = all().map(|vm| folder(agent, vm)).collect();
+    kept.extend(
+        goal.kept.iter().map(|one| root.join(&one.deployment_id).join(&one.instance).join(one.generation.to_string())),
+    );
+    let files: BTreeSet<String> =
+        all().flat_map(|vm| vm.guest.local_storage.iter().map(|one| file_name(vm, one))).collect();
+    let waits: BTreeSet<PathBuf> = goal
+        .kept
+        .iter()
+        .map(|one| root.join(&one.deployment_id).join(&one.instance).join(one.generation.to_string()))
+        .collect();
+    for generation in children(&root).iter().filter(|path| !path.ends_with("formatted")).flat_map(|one| children(one)) {
+        for folder in children(&generation) {
+            if !kept.contains(&folder) {
+                remove(&folder);
+                continue;
+            }
+            // Of what is cleaned at each reimage, what an earlier VM wrote is still there.
+            let stale = |path: &&PathBuf| {
+                let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+                name.is_some_and(|name| name.ends_with(".vhd") && !files.contains(&name))
+            };
+            if !waits.contains(&folder) {
+                children(&folder).iter().filter(stale).for_each(|path| remove(path));
+            }
+        }
+        // Only when nothing is in it any more.
+        let _ = fs::remove_dir(&generation);
+        let _ = generation.parent().map(fs::remove_dir);
+    }
+}
+
+fn children(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+fn remove(path: &Path) {
+    let done = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match done {
+        Ok(()) => tracing::info!(path = %path.display(), "a local disk is thrown away"),
+        Err(error) => tracing::warn!(path = %path.display(), %error, "a local disk cannot be thrown away yet"),
+    }
+}

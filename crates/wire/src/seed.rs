@@ -1,0 +1,254 @@
+//! What a guest is told at its first boot: cloud-config for cloud-init, the files of the provisioning disk for the
+//! original platform's images.
+
+use mayfly_model::{Admin, GuestGoal, Platform, VmGoal};
+use quick_xml::escape::escape;
+use serde_json::{Map, Value, json};
+
+use crate::script::RUNNER;
+
+/// The folder below which local storage is mounted.
+const MOUNTS: &str = "/mnt";
+/// By this file cloudbase-init knows the provisioning disk.
+const CLOUDBASE_TAG: &str = "E6DA6616-8EC4-48E0-BE93-58CE6ACE3CFB.tag";
+
+/// The label of the provisioning disk, by which some versions of cloud-init know it.
+pub const PROVISIONING_LABEL: &str = "rd_rdfe_stable.1";
+
+/// Mayfly's own cloud-config, beside what the role's user data say.
+pub(crate) fn vendor_data(guest: &GuestGoal) -> String {
+    let mut config = common(guest);
+    if let Some(admin) = &guest.admin {
+        config.insert("users".to_owned(), json!(["default", user(admin)]));
+        config.insert("ssh_pwauth".to_owned(), json!(admin.password_hash.is_some()));
+    }
+    cloud_config(config)
+}
+
+fn cloud_config(config: Map<String, Value>) -> String {
+    // JSON is YAML.
+    format!("#cloud-config\n{}\n", Value::Object(config))
+}
+
+fn user(admin: &Admin) -> Value {
+    let mut user = json!({
+        "name": admin.name,
+        "gecos": admin.name,
+        "sudo": "ALL=(ALL) NOPASSWD:ALL",
+        "shell": "/bin/bash",
+        "lock_passwd": admin.password_hash.is_none(),
+        "ssh_authorized_keys": admin.ssh_keys,
+    });
+    if let Some(hash) = &admin.password_hash {
+        user["passwd"] = json!(hash);
+    }
+    user
+}
+
+/// What is said on every platform.
+fn common(guest: &GuestGoal) -> Map<String, Value> {
+    let mut config = Map::new();
+    // An image may have been made of a machine that had an id already.
+    let renew = "rm -f /etc/machine-id /var/lib/dbus/machine-id; systemd-machine-id-setup >/dev/null 2>&1 || true";
+    config
+        .insert("bootcmd".to_owned(), json!([["cloud-init-per", "instance", "mayfly-machine-id", "sh", "-c", renew]]));
+    config.insert(
+        "write_files".to_owned(),
+        json!([{
+            "path": "/var/lib/cloud/scripts/per-boot/50-mayfly",
+            "permissions": "0755",
+            "content": RUNNER,
+        }]),
+    );
+    if let Some(zone) = &guest.time_zone {
+        config.insert("timezone".to_owned(), json!(zone));
+    }
+    if let Some(locale) = &guest.locale {
+        config.insert("locale".to_owned(), json!(locale));
+    }
+    if !guest.local_storage.is_empty() {
+        let mounts = guest.local_storage.iter().map(|one| {
+            let (device, folder) = (format!("/dev/disk/by-label/{}", one.name), format!("{MOUNTS}/{}", one.name));
+            json!([device, folder, "ext4", "defaults,nofail", "0", "2"])
+        });
+        config.insert("mounts".to_owned(), mounts.collect());
+    }
+    config
+}
+
+/// The custom data of an image of the original platform: the role's user data and Mayfly's own, in one.
+pub(crate) fn custom_data(goal: &VmGoal) -> String {
+    if goal.guest.platform == Platform::Windows {
+        return goal.guest.script.as_ref().map_or_else(|| goal.user_data.clone(), |script| script.text.clone());
+    }
+    let mut config = common(&goal.guest);
+    if let Some(hash) = goal.guest.admin.as_ref().and_then(|admin| admin.password_hash.as_ref()) {
+        // The user itself is made of what the provisioning disk says.
+        let name = goal.guest.admin.as_ref().map_or("", |admin| admin.name.as_str());
+        config.insert("chpasswd".to_owned(), json!({ "expire": false, "list": [format!("{name}:{hash}")] }));
+        config.insert("ssh_pwauth".to_owned(), json!(true));
+    }
+    parts(&goal.user_data, &cloud_config(config))
+}
+
+/// User data of several parts, as MIME has them (cloud-init's documentation, "User-data formats").
+fn parts(own: &str, ours: &str) -> String {
+    const BOUNDARY: &str = "===============mayfly==";
+    let part = |text: &str| {
+        if text.starts_with("Content-Type:") || text.starts_with("MIME-Version:") {
+            // It has parts and headers already.
+            return format!("--{BOUNDARY}\n{text}\n");
+        }
+        let kind = mime_type(text);
+        format!("--{BOUNDARY}\nContent-Type: {kind}; charset=\"utf-8\"\nMIME-Version: 1.0\n\n{text}\n")
+    };
+    let head = format!("Content-Type: multipart/mixed; boundary=\"{BOUNDARY}\"\nMIME-Version: 1.0\n\n");
+    let own = if own.trim().is_empty() { String::new() } else { part(own) };
+    format!("{head}{own}{}--{BOUNDARY}--\n", part(ours))
+}
+
+/// The type of a part, by how it begins.
+fn mime_type(text: &str) -> &'static str {
+    const TYPES: [(&str, &str); 8] = [
+        ("#!", "text/x-shellscript"),
+        ("#cloud-config-archive", "text/cloud-config-archive"),
+        ("#cloud-config", "text/cloud-config"),
+        ("#cloud-boothook", "text/cloud-boothook"),
+        ("#include-once", "text/x-include-once-url"),
+        ("#include", "text/x-include-url"),
+        ("#part-handler", "text/part-handler"),
+        ("## template: jinja", "text/jinja2"),
+    ];
+    TYPES.iter().find(|(start, _)| text.starts_with(start)).map_or("text/plain", |(_, kind)| kind)
+}
+
+/// The files of the provisioning disk. `secret` becomes the password of Windows' own administrator, which has to have one.
+/// A NoCloud guest needs no such disk.
+pub fn provisioning_files(goal: &VmGoal, secret: &str) -> Vec<(String, Vec<u8>)> {
+    let custom = custom_data(goal);
+    let file = |name: &str, content: String| (name.to_owned(), content.into_bytes());
+    match goal.guest.platform {
+        Platform::NoCloud => Vec::new(),
+        Platform::Azure => vec![file("ovf-env.xml", environment(&linux_set(goal, &custom)))],
+        Platform::Windows => vec![
+            file("ovf-env.xml", environment(&windows_set(goal, &custom, secret))),
+            file("CustomData.bin", custom),
+            file(CLOUDBASE_TAG, String::new()),
+            file("unattend.xml", unattend(goal, secret)),
+        ],
+    }
+}
+
+fn environment(set: &str) -> String {
+    format!(
+        "<?xml version=\"1.0\" encoding=\"utf-8\"?>\n\
+         <Environment xmlns=\"http://schemas.dmtf.org/ovf/environment/1\" \
+         xmlns:oe=\"http://schemas.dmtf.org/ovf/environment/1\" \
+         xmlns:wa=\"http://schemas.microsoft.com/windowsazure\" \
+         xmlns:xsi=\"http://www.w3.org/2001/XMLSchema-instance\">\
+         <wa:ProvisioningSection><wa:Version>1.0</wa:Version>{set}</wa:ProvisioningSection>\
+         <wa:PlatformSettingsSection><wa:Version>1.0</wa:Version><wa:PlatformSettings>\
+         <wa:KmsServerHostname>kms.core.windows.net</wa:KmsServerHostname>\
+         <wa:ProvisionGuestAgent>true</wa:ProvisionGuestAgent><wa:GuestAgentPackageName xsi:nil=\"true\"/>\
+         <wa:PreprovisionedVm>false</wa:PreprovisionedVm></wa:PlatformSettings></wa:PlatformSettingsSection>\
+         </Environment>\n"
+    )
+}
+
+fn base64(text: &str) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(text)
+}
+
+fn linux_set(goal: &VmGoal, custom: &str) -> String {
+    let admin = goal.guest.admin.as_ref();
+    // The agents insist on a user; this one can let nobody in.
+    let name = admin.map_or("mayfly", |admin| admin.name.as_str());
+    let key = |key: &String| {
+        format!(
+            "<PublicKey><Fingerprint></Fingerprint><Path>/home/{name}/.ssh/authorized_keys</Path>\
+             <Value>{}</Value></PublicKey>",
+            escape(key)
+        )
+    };
+    let keys: String = admin.map_or(&[][..], |admin| &admin.ssh_keys).iter().map(key).collect();
+    let locked = admin.is_none_or(|admin| admin.password_hash.is_none());
+    format!(
+        "<LinuxProvisioningConfigurationSet xmlns=\"http://schemas.microsoft.com/windowsazure\" \
+         xmlns:i=\"http://www.w3.org/2001/XMLSchema-instance\">\
+         <ConfigurationSetType>LinuxProvisioningConfiguration</ConfigurationSetType>\
+         <HostName>{}</HostName><UserName>{}</UserName>\
+         <DisableSshPasswordAuthentication>{locked}</DisableSshPasswordAuthentication>\
+         <SSH><PublicKeys>{keys}</PublicKeys></SSH>\
+         <CustomData>{}</CustomData></LinuxProvisioningConfigurationSet>",
+        escape(&goal.computer_name),
+        escape(name),
+        base64(custom),
+    )
+}
+
+fn windows_set(goal: &VmGoal, custom: &str, secret: &str) -> String {
+    let admin = goal.guest.admin.as_ref().map_or("Administrator", |admin| admin.name.as_str());
+    let zone = goal.guest.time_zone.as_deref().unwrap_or("UTC");
+    format!(
+        "<WindowsProvisioningConfigurationSet xmlns=\"http://schemas.microsoft.com/windowsazure\" \
+         xmlns:i=\"http://www.w3.org/2001/XMLSchema-instance\">\
+         <ConfigurationSetType>WindowsProvisioningConfiguration</ConfigurationSetType>\
+         <ComputerName>{}</ComputerName><AdminPassword>{}</AdminPassword>\
+         <ResetPasswordOnFirstLogon>false</ResetPasswordOnFirstLogon>\
+         <EnableAutomaticUpdate>false</EnableAutomaticUpdate><TimeZone>{}</TimeZone>\
+         <StoredCertificateSettings i:nil=\"true\"/><AdminUsername>{}</AdminUsername>\
+         <CustomData>{}</CustomData></WindowsProvisioningConfigurationSet>",
+        escape(&goal.computer_name),
+        escape(secret),
+        escape(zone),
+        escape(admin),
+        base64(custom),
+    )
+}
+
+/// The answers of an image that was prepared with sysprep, for Windows on 64-bit machines.
+fn unattend(goal: &VmGoal, secret: &str) -> String {
+    let component = |name: &str, body: String| {
+        format!(
+            "<component name=\"{name}\" processorArchitecture=\"amd64\" publicKeyToken=\"31bf3856ad364e35\" \
+             language=\"neutral\" versionScope=\"nonSxS\">{body}</component>"
+        )
+    };
+    let locale = goal.guest.locale.as_deref().map_or_else(|| "en-US".to_owned(), windows_locale);
+    let zone = escape(goal.guest.time_zone.as_deref().unwrap_or("UTC")).into_owned();
+    let specialize = component(
+        "Microsoft-Windows-Shell-Setup",
+        format!("<ComputerName>{}</ComputerName><TimeZone>{zone}</TimeZone>", escape(&goal.computer_name)),
+    );
+    let international = component(
+        "Microsoft-Windows-International-Core",
+        format!(
+            "<InputLocale>{locale}</InputLocale><SystemLocale>{locale}</SystemLocale>\
+             <UILanguage>{locale}</UILanguage><UserLocale>{locale}</UserLocale>"
+        ),
+    );
+    // A hidden password is the text with the element's name behind it, in UTF-16.
+    let hidden: Vec<u8> = format!("{secret}AdministratorPassword").encode_utf16().flat_map(u16::to_le_bytes).collect();
+    use base64::Engine;
+    let hidden = base64::engine::general_purpose::STANDARD.encode(hidden);
+    let shell = component(
+        "Microsoft-Windows-Shell-Setup",
+        format!(
+            "<OOBE><HideEULAPage>true</HideEULAPage><HideLocalAccountScreen>true</HideLocalAccountScreen>\
+             <NetworkLocation>Work</NetworkLocation><ProtectYourPC>3</ProtectYourPC></OOBE>\
+             <UserAccounts><AdministratorPassword><Value>{hidden}</Value><PlainText>false</PlainText>\
+             </AdministratorPassword></UserAccounts>"
+        ),
+    );
+    format!(
+        "<?xml version=\"1.0\" encoding=\"utf-8\"?>\n<unattend xmlns=\"urn:schemas-microsoft-com:unattend\">\
+         <settings pass=\"specialize\">{specialize}</settings>\
+         <settings pass=\"oobeSystem\">{international}{shell}</settings></unattend>\n"
+    )
+}
+
+/// `de_DE.UTF-8` as Windows writes it.
+fn windows_locale(locale: &str) -> String {
+    locale.split(['.', '@']).next().unwrap_or("en_US").replace('_', "-")
+}
