@@ -141,7 +141,10 @@ async fn log(path: &Path, follow: bool, stream: &mut (impl AsyncRead + AsyncWrit
     let mut position = tokio::io::copy(&mut file, stream).await?;
     stream.flush().await?;
     let mut unused = [0; 64];
-    while follow {
+    if !follow {
+        return Ok(());
+    }
+    loop {
         tokio::select! {
             () = tokio::time::sleep(FOLLOW) => {}
             gone = stream.read(&mut unused) => if matches!(gone, Ok(0) | Err(_)) { break },

@@ -10,7 +10,7 @@ use mayfly_model::Egress;
 use mayfly_net::address::{METADATA, PLUGIN_PORT, WIRE_SERVER};
 use mayfly_net::plan::learned_set;
 use mayfly_net::{Asked, DnsServer, Forwarder, Limit, NameObserver};
-use mayfly_wire::{Guest, Guests, Word, metadata_router, plugin_router, wire_server_router};
+use mayfly_wire::{Guest, Guests, HealthReport, Word, metadata_router, plugin_router, wire_server_router};
 use tokio::net::TcpListener;
 
 use crate::agent::{Agent, lock};
@@ -70,9 +70,22 @@ fn take(status: &mut VmStatus, word: Word) -> bool {
             status.hear(report, now);
             news
         }
+        Word::CloudInit => {
+            status.reach("cloud-init has read what it is told");
+            !std::mem::replace(&mut status.cloud_init, true)
+        }
         Word::Alive => {
             status.beat(now);
             false
+        }
+        Word::Status => {
+            // A guest that was provisioned in an earlier boot says it in no other way.
+            let first = status.said.is_none();
+            if first {
+                status.hear(HealthReport { ready: true, detail: String::new() }, now);
+            }
+            status.beat(now);
+            first
         }
         Word::Script(report) => {
             status.hear_script(report, now);

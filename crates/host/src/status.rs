@@ -75,6 +75,8 @@ pub(crate) struct VmStatus {
     pub panic: Option<String>,
     /// What is about to happen to it.
     pub planned: Option<Planned>,
+    /// Whether cloud-init has said that it is at work: the boot is over when it says that too.
+    pub cloud_init: bool,
     /// Whether it asks what is planned, so that its answer is waited for.
     pub asks_for_events: bool,
 }
@@ -122,6 +124,7 @@ impl VmStatus {
             steps: Vec::new(),
             panic: None,
             planned: None,
+            cloud_init: false,
             asks_for_events: false,
         }
     }
@@ -145,6 +148,7 @@ impl VmStatus {
         self.script_runs.clear();
         self.panic = None;
         self.planned = None;
+        self.cloud_init = false;
         self.asks_for_events = false;
         self.answered.clear();
     }
@@ -172,7 +176,7 @@ impl VmStatus {
     /// Takes the word of who runs its script. That the script has come to its end is also a word of the guest.
     pub(crate) fn hear_script(&mut self, report: ScriptReport, now: Time) {
         if report.last {
-            self.reach("its script has ended");
+            self.reach(if report.attempt > 0 { "its script has ended" } else { "its boot has come to its end" });
             let well = HealthReport { ready: true, detail: String::new() };
             if self.said.is_none() {
                 self.hear(well, now);
@@ -184,8 +188,11 @@ impl VmStatus {
         self.script_runs.push(report);
     }
 
-    /// Why its script keeps it from being ready, if it does.
+    /// Why its script keeps it from being ready, or cloud-init, if one does.
     fn script_hinders(&self) -> Option<String> {
+        if self.cloud_init && self.script_runs.is_empty() {
+            return Some("cloud-init is at work".to_owned());
+        }
         let script = self.goal.guest.script.as_ref().filter(|script| script.must_succeed)?;
         let Some(run) = self.script_runs.last() else { return Some("its script has not ended yet".to_owned()) };
         let words = run.output.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it said nothing");
@@ -240,6 +247,9 @@ impl VmStatus {
                     Observed::Running(Readiness::NotReady("its probes have not answered yet".to_owned()))
                 }
                 Some((report, _)) => Observed::Running(Readiness::NotReady(report.detail.clone())),
+                None if self.cloud_init => {
+                    Observed::Running(Readiness::NotReady(self.script_hinders().unwrap_or_default()))
+                }
                 None if self.answered.values().any(|answered| *answered) => match self.script_hinders() {
                     Some(why) => Observed::Running(Readiness::NotReady(why)),
                     None => Observed::Running(Readiness::Ready),

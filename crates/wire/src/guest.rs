@@ -143,8 +143,12 @@ pub struct ScriptReport {
 pub enum Word {
     /// How it is.
     Health(HealthReport),
-    /// Nothing but that it is there: its agent asks for news, or uploads a status.
+    /// cloud-init has read what it is told, and says that it is ready, long before it is through.
+    CloudInit,
+    /// Nothing but that it is there: its agent asks for news.
     Alive,
+    /// Its agent uploads a status, which it does only when it is at work.
+    Status,
     /// What became of its script.
     Script(ScriptReport),
     /// It knows of what is planned, and asks for more of that.

@@ -1,10 +1,13 @@
 #!/usr/bin/python3
-# Runs the role's post-boot script and tells the host what became of it. cloud-init calls it at the end of each boot.
+# Runs the role's post-boot script and tells the host what became of it. cloud-init calls it at each boot, before the
+# user's own scripts; so it waits in the background until cloud-init is through with those.
 import json, os, signal, subprocess, time, urllib.request
 
 BASE = "http://169.254.169.254/mayfly/v1/script"
 FOLDER = "/var/lib/mayfly"
 OUTPUT_BYTES = 16384
+DONE = "/run/cloud-init/result.json"
+PATIENCE = 3600
 
 
 def ask(path, body=None):
@@ -57,4 +60,11 @@ def main():
     ask("/report", report)
 
 
-main()
+if os.fork() == 0:
+    os.setsid()
+    for number in range(3):
+        os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    deadline = time.monotonic() + PATIENCE
+    while not os.path.exists(DONE) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    main()

@@ -15,14 +15,23 @@ const CLOUDBASE_TAG: &str = "E6DA6616-8EC4-48E0-BE93-58CE6ACE3CFB.tag";
 /// The label of the provisioning disk, by which some versions of cloud-init know it.
 pub const PROVISIONING_LABEL: &str = "rd_rdfe_stable.1";
 
-/// Mayfly's own cloud-config, beside what the role's user data say.
+/// What Mayfly says to cloud-init itself, beside what the role's user data say: those win where both speak of the same.
 pub(crate) fn vendor_data(guest: &GuestGoal) -> String {
     let mut config = common(guest);
     if let Some(admin) = &guest.admin {
         config.insert("users".to_owned(), json!(["default", user(admin)]));
         config.insert("ssh_pwauth".to_owned(), json!(admin.password_hash.is_some()));
     }
-    cloud_config(config)
+    parts(&own_parts(config))
+}
+
+/// Mayfly's own parts of user or vendor data. Lists of a cloud-config are replaced by the user's, scripts are not.
+fn own_parts(config: Map<String, Value>) -> Vec<(&'static str, String)> {
+    vec![
+        ("text/cloud-boothook", MACHINE_ID.to_owned()),
+        ("text/cloud-config", cloud_config(config)),
+        ("text/x-shellscript-per-boot", RUNNER.to_owned()),
+    ]
 }
 
 fn cloud_config(config: Map<String, Value>) -> String {
@@ -45,21 +54,20 @@ fn user(admin: &Admin) -> Value {
     user
 }
 
+/// An image may have been made of a machine that had an id already, so each VM makes one of its own.
+const MACHINE_ID: &str = "#cloud-boothook
+#!/bin/sh
+mark=/var/lib/cloud/instance/mayfly-machine-id
+if [ ! -e $mark ]; then
+  rm -f /etc/machine-id /var/lib/dbus/machine-id
+  systemd-machine-id-setup >/dev/null 2>&1
+  touch $mark
+fi
+";
+
 /// What is said on every platform.
 fn common(guest: &GuestGoal) -> Map<String, Value> {
     let mut config = Map::new();
-    // An image may have been made of a machine that had an id already.
-    let renew = "rm -f /etc/machine-id /var/lib/dbus/machine-id; systemd-machine-id-setup >/dev/null 2>&1 || true";
-    config
-        .insert("bootcmd".to_owned(), json!([["cloud-init-per", "instance", "mayfly-machine-id", "sh", "-c", renew]]));
-    config.insert(
-        "write_files".to_owned(),
-        json!([{
-            "path": "/var/lib/cloud/scripts/per-boot/50-mayfly",
-            "permissions": "0755",
-            "content": RUNNER,
-        }]),
-    );
     if let Some(zone) = &guest.time_zone {
         config.insert("timezone".to_owned(), json!(zone));
     }
@@ -88,23 +96,27 @@ pub(crate) fn custom_data(goal: &VmGoal) -> String {
         config.insert("chpasswd".to_owned(), json!({ "expire": false, "list": [format!("{name}:{hash}")] }));
         config.insert("ssh_pwauth".to_owned(), json!(true));
     }
-    parts(&goal.user_data, &cloud_config(config))
+    let mut all = own_parts(config);
+    if !goal.user_data.trim().is_empty() {
+        // Last, as the later of two wins.
+        all.push((mime_type(&goal.user_data), goal.user_data.clone()));
+    }
+    parts(&all)
 }
 
 /// User data of several parts, as MIME has them (cloud-init's documentation, "User-data formats").
-fn parts(own: &str, ours: &str) -> String {
+fn parts(all: &[(&str, String)]) -> String {
     const BOUNDARY: &str = "===============mayfly==";
-    let part = |text: &str| {
+    let part = |(kind, text): &(&str, String)| {
         if text.starts_with("Content-Type:") || text.starts_with("MIME-Version:") {
             // It has parts and headers already.
             return format!("--{BOUNDARY}\n{text}\n");
         }
-        let kind = mime_type(text);
         format!("--{BOUNDARY}\nContent-Type: {kind}; charset=\"utf-8\"\nMIME-Version: 1.0\n\n{text}\n")
     };
     let head = format!("Content-Type: multipart/mixed; boundary=\"{BOUNDARY}\"\nMIME-Version: 1.0\n\n");
-    let own = if own.trim().is_empty() { String::new() } else { part(own) };
-    format!("{head}{own}{}--{BOUNDARY}--\n", part(ours))
+    let parts: String = all.iter().map(part).collect();
+    format!("{head}{parts}--{BOUNDARY}--\n")
 }
 
 /// The type of a part, by how it begins.

@@ -132,6 +132,9 @@ async fn an_agent_finds_its_way() {
     assert_eq!((status, latest.as_deref()), (StatusCode::OK, Some("3")));
     let heard = guests.0.lock().unwrap().clone();
     assert_eq!(heard, [Word::Alive, Word::Health(HealthReport { ready: true, detail: String::new() })]);
+    let early = Request::post("/machine?comp=health").header("User-Agent", "Cloud-Init/22.4.2").body(Body::from(body));
+    assert_eq!(ask(router(), OWN, early.unwrap()).await.0, StatusCode::OK);
+    assert_eq!(guests.0.lock().unwrap().pop(), Some(Word::CloudInit), "it says so long before it is through");
     let another = body.replace("<Role>", "<Role><InstanceId>0.web_IN_7</InstanceId>");
     let request = Request::post("/machine?comp=health").body(Body::from(another)).unwrap();
     assert_eq!(ask(router(), OWN, request).await.0, StatusCode::GONE, "a report about somebody else");
@@ -145,7 +148,7 @@ async fn uploads_are_read_and_forgotten_up_to_a_limit() {
         ask(plugin_router(guests.clone()), OWN, request).await.0
     };
     assert_eq!(put("/status", 200 << 10).await, StatusCode::CREATED);
-    assert_eq!(guests.0.lock().unwrap().as_slice(), [Word::Alive]);
+    assert_eq!(guests.0.lock().unwrap().as_slice(), [Word::Status]);
     assert_eq!(put("/vmAgentLog", 5 << 20).await, StatusCode::OK);
     assert_eq!(put("/vmAgentLog", 9 << 20).await, StatusCode::PAYLOAD_TOO_LARGE);
     assert!(get(plugin_router(guests.clone()), OWN, "/versions").await.1.contains("2015-09-01"));
@@ -349,7 +352,9 @@ async fn metadata_and_seed() {
     let request = request.body(Body::empty()).unwrap();
     assert_eq!(ask(metadata_router(guests.clone()), OWN, request).await.0, StatusCode::BAD_REQUEST);
     let (_, vendor) = get(metadata_router(guests.clone()), OWN, "/nocloud/vendor-data").await;
-    let config: serde_json::Value = serde_json::from_str(vendor.strip_prefix("#cloud-config\n").unwrap()).unwrap();
+    assert!(vendor.contains("text/x-shellscript-per-boot") && vendor.contains("text/cloud-boothook"), "{vendor}");
+    let config = vendor.lines().skip_while(|line| *line != "#cloud-config").nth(1).unwrap();
+    let config: serde_json::Value = serde_json::from_str(config).unwrap();
     assert_eq!(config["users"][1]["ssh_authorized_keys"][0], "ssh-ed25519 AAAA ada");
     assert_eq!(config["timezone"], "Europe/Berlin");
 }

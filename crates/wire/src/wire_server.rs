@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, State};
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use serde::Deserialize;
@@ -117,6 +117,7 @@ async fn config(
 async fn post_machine(
     (State(guests), ConnectInfo(from)): Asked,
     Query(query): Query<Component>,
+    headers: HeaderMap,
     body: String,
 ) -> Result<Response, StatusCode> {
     let guest = who(&guests, from)?;
@@ -127,7 +128,9 @@ async fn post_machine(
             if instance.is_some_and(|instance| instance != guest.instance_id()) {
                 return Err(StatusCode::GONE);
             }
-            guests.hear(guest.goal.dip, Word::Health(report));
+            let agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+            let early = report.ready && agent.starts_with("Cloud-Init");
+            guests.hear(guest.goal.dip, if early { Word::CloudInit } else { Word::Health(report) });
             Ok(([(LATEST_INCARNATION, guest.incarnation.to_string())], "").into_response())
         }
         Some("roleProperties") => Ok(StatusCode::ACCEPTED.into_response()),
@@ -149,7 +152,7 @@ async fn plugin_versions((State(guests), ConnectInfo(from)): Asked) -> Result<Re
 async fn take_status((State(guests), ConnectInfo(from)): Asked, body: Body) -> Result<StatusCode, StatusCode> {
     let guest = who(&guests, from)?;
     swallow(body).await?;
-    guests.hear(guest.goal.dip, Word::Alive);
+    guests.hear(guest.goal.dip, Word::Status);
     Ok(StatusCode::CREATED)
 }
 

@@ -15,8 +15,12 @@ use nix::sys::signal::{SigSet, Signal};
 enum Chore {
     /// Install what is missing on this machine
     Setup,
-    /// Build the demo image and print where it is
-    Image,
+    /// Build a guest image and print where it is
+    Image {
+        /// hello: the small guest of the demo; debian: Debian with cloud-init and the Azure agent
+        #[arg(value_parser = ["hello", "debian"], default_value = "hello")]
+        name: String,
+    },
     /// Install what is missing, build everything, and watch a service of VMs survive the death of its host
     Demo {
         /// Leave the fabric running at the end
@@ -49,7 +53,10 @@ fn main() -> ExitCode {
     let root = workspace();
     let done = match Chore::parse() {
         Chore::Setup => setup::install(),
-        Chore::Image => setup::install().and_then(|()| image::build(&root)).map(|path| println!("{}", path.display())),
+        Chore::Image { name } => {
+            let build = if name == "debian" { image::build_debian } else { image::build };
+            setup::install().and_then(|()| build(&root)).map(|path| println!("{}", path.display()))
+        }
         Chore::Demo { keep } => demo(&root, keep),
         Chore::Test => test(&root),
         Chore::Bench { name, arguments } => bench::bench(&root, &name, &arguments),
@@ -141,6 +148,7 @@ fn test(root: &Path) -> anyhow::Result<()> {
     cargo(root, &["fmt", "--all", "--check"]).context("the code is not formatted; `cargo fmt` does it")?;
     cargo(root, &["clippy", "--quiet", "--locked", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
     image::build(root)?;
+    image::build_debian(root)?;
     cargo(root, &["test", "--locked", "--workspace"])
 }
 

@@ -22,6 +22,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("/usr/bin/vhdiinfo", "libvhdi-utils"),
     ("/usr/bin/etcd", "etcd-server"),
     ("/usr/sbin/bird", "bird2"),
+    ("/usr/bin/openssl", "openssl"),
     ("/usr/bin/python3", "python3"),
     ("/sbin/ip", "iproute2"),
     ("/usr/bin/gcc", "gcc"),

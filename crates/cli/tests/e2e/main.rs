@@ -5,6 +5,7 @@
 mod changes;
 mod disks;
 mod faults;
+mod guests;
 mod help;
 mod isolation;
 mod kills;
@@ -115,6 +116,11 @@ fn refused(said: Said, arguments: &[&str]) -> String {
 
 fn fabric_in(state: &Path) -> DevFabric {
     DevFabric::new(Path::new(env!("CARGO_BIN_EXE_mayfly")), state)
+}
+
+/// The Debian image, likewise.
+fn debian() -> PathBuf {
+    mayfly_xtask::image::build_debian(&mayfly_xtask::workspace()).unwrap()
 }
 
 /// The demo image; `cargo xtask test` has built it, and otherwise it is built now.

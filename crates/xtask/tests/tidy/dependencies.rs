@@ -39,7 +39,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("store", &[]),
     ("vhd", &[]),
     ("wire", &["model"]),
-    ("xtask", &[]),
+    ("xtask", &["vhd"]),
 ];
 
 #[test]

@@ -1,0 +1,334 @@
+//! Guests: what outlives what, scripts, consoles and screens, captured disks, and unmodified Debian on both platforms.
+
+use std::io::Write;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use mayfly_xtask::fabric::wait_until;
+use mayfly_xtask::visitor::get;
+use serde_json::Value;
+
+use crate::{Stage, debian};
+
+const DEFINITION: &str = "http://schemas.microsoft.com/ServiceHosting/2008/10/ServiceDefinition";
+const CONFIGURATION: &str = "http://schemas.microsoft.com/ServiceHosting/2008/10/ServiceConfiguration";
+
+/// A definition of roles, each a name and what stands in it.
+fn definition(roles: &[(&str, &str)]) -> String {
+    let roles: String = roles
+        .iter()
+        .map(|(name, inner)| {
+            format!("<VirtualMachineRole name=\"{name}\" vmsize=\"ExtraSmall\">{inner}</VirtualMachineRole>\n")
+        })
+        .collect();
+    format!("<ServiceDefinition name=\"Test\" xmlns=\"{DEFINITION}\">\n{roles}</ServiceDefinition>")
+}
+
+/// A configuration of roles with one instance each: a name, an image, and settings.
+fn configuration(roles: &[(&str, &str, &[(&str, &str)])]) -> String {
+    let setting = |(name, value): &(&str, &str)| format!("<Setting name=\"{name}\" value=\"{value}\"/>");
+    let roles: String = roles
+        .iter()
+        .map(|(name, image, settings)| {
+            let settings: String = settings.iter().map(setting).collect();
+            format!(
+                "<Role name=\"{name}\"><OsImage href=\"{image}\"/><Instances count=\"1\"/>\
+                 <ConfigurationSettings>{settings}</ConfigurationSettings></Role>\n"
+            )
+        })
+        .collect();
+    format!("<ServiceConfiguration serviceName=\"Test\" xmlns=\"{CONFIGURATION}\">\n{roles}</ServiceConfiguration>")
+}
+
+/// Deploys or upgrades `shop`, and waits.
+fn put(stage: &Stage, verb: &str, definition: &str, configuration: &str) {
+    let (definition, configuration) = (stage.file("s.csdef", definition), stage.file("s.cscfg", configuration));
+    let files = ["--definition", &definition, "--configuration", &configuration, "--wait", "--timeout", "300s"];
+    stage.fabric.run(&[&["service", verb, "shop"], &files[..]].concat()).unwrap();
+}
+
+const STORAGE: &str = "<LocalResources><LocalStorage name=\"keep\" sizeInMB=\"64\" cleanOnRoleRecycle=\"false\"/>\
+    <LocalStorage name=\"scratch\" sizeInMB=\"32\" cleanOnRoleRecycle=\"true\"/></LocalResources>\
+    <Endpoints><InputEndpoint name=\"http\" protocol=\"tcp\" port=\"80\"/></Endpoints>";
+
+/// Sends `here` to a guest's page; one that dies at that does not answer.
+fn post(vip: &str, path: &str) -> Result<(), ureq::Error> {
+    let limits = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(3))).build();
+    ureq::Agent::from(limits).post(format!("http://{vip}/{path}")).send(&b"here"[..]).map(drop)
+}
+
+/// Leaves marks on all three disks.
+fn mark(vip: &str) {
+    for path in ["mark", "mark/keep", "mark/scratch"] {
+        post(vip, path).unwrap();
+    }
+}
+
+/// Whether the marks are still there: of the system's disk, of the local disk that is kept, of the one that is cleaned.
+fn marks(vip: &str) -> (bool, bool, bool) {
+    let mut page = None;
+    wait_until("the guest answers", Duration::from_secs(60), || {
+        page = get(&format!("http://{vip}/json")).ok();
+        Ok(page.is_some())
+    })
+    .unwrap();
+    let page = page.unwrap_or_default();
+    let local = |name: &str| page["local"][name] == "here";
+    assert!(
+        page["local"]["keep"].is_string() && page["local"]["scratch"].is_string(),
+        "both appear, formatted: {page}"
+    );
+    (page["mark"] == "here", local("keep"), local("scratch"))
+}
+
+#[test]
+fn disks_outlive_what_they_should_and_nothing_else() {
+    let stage = Stage::up();
+    let fabric = &stage.fabric;
+    fabric.run(&["service", "create", "shop"]).unwrap();
+    let settings = |script: &'static str| [("Mayfly.Script", script), ("Mayfly.DrainSeconds", "1")];
+    let configured = |script| configuration(&[("web", "hello", &settings(script))]);
+    put(&stage, "deploy", &definition(&[("web", STORAGE)]), &configured("#!/bin/sh&#10;echo one"));
+    let vip = fabric.vip("shop").unwrap();
+    let one = "shop/web_IN_0";
+    let names = || fabric.instance("shop", "web_IN_0").unwrap();
+    let act = |verb: &str| {
+        mark(&vip);
+        let before = names();
+        fabric.run(&["instance", verb, one, "--wait", "--timeout", "120s"]).unwrap();
+        (before["computer_name"] != names()["computer_name"], marks(&vip))
+    };
+    // (another computer name, system, local, local that is cleaned)
+    assert_eq!(act("reboot"), (false, (true, true, true)));
+    assert_eq!(act("reimage"), (true, (false, true, false)));
+    assert_eq!(act("rebuild"), (true, (false, false, false)));
+    // From within, and by a crash of its kernel.
+    for (path, word) in [("reboot", None), ("crash", Some("its kernel panicked: sysrq triggered crash"))] {
+        mark(&vip);
+        let boots = get(&format!("http://{vip}/json")).unwrap()["boots"].as_u64().unwrap();
+        // The guest dies before it answers.
+        let _ = post(&vip, path);
+        wait_until("the guest is back", Duration::from_secs(60), || {
+            Ok(get(&format!("http://{vip}/json")).is_ok_and(|page| page["boots"].as_u64() == Some(boots + 1)))
+        })
+        .unwrap();
+        assert_eq!(marks(&vip), (true, true, true), "{path}");
+        let events = fabric.run(&["event", "list"]).unwrap();
+        assert!(word.is_none_or(|word| events.contains(word)), "{events}");
+    }
+    // Stopped and started.
+    mark(&vip);
+    let said = fabric.run(&["instance", "stop", one, "--wait"]).unwrap();
+    assert!(said.contains("its disks are kept"), "{said}");
+    assert_eq!(names()["state"], "StoppedVM");
+    assert!(stage.refused(&["instance", "stop", one]).contains("is stopped already"));
+    assert!(stage.refused(&["instance", "screenshot", one, "/dev/null"]).contains("does not run"));
+    // Its disk becomes an image meanwhile.
+    let said = fabric.run(&["image", "capture", one, "--name", "gold"]).unwrap();
+    assert!(said.contains("gold is committed"), "{said}");
+    fabric.run(&["instance", "start", one, "--wait"]).unwrap();
+    assert_eq!(marks(&vip), (true, true, true));
+    assert!(stage.refused(&["image", "capture", one, "--name", "silver"]).contains("stop it first"));
+    // An upgrade that needs a new VM, from the captured disk.
+    mark(&vip);
+    let captured = configuration(&[("web", "gold", &settings("#!/bin/sh&#10;echo two"))]);
+    put(&stage, "upgrade", &definition(&[("web", STORAGE)]), &captured);
+    assert_eq!(marks(&vip), (true, true, false), "the image has the mark that was captured");
+    assert!(fabric.run(&["instance", "log", one]).unwrap().contains("two"));
+    // Healed onto another host.
+    let host = names()["host"].as_str().unwrap().to_owned();
+    fabric.run(&["dev", "kill", &host]).unwrap();
+    wait_until("it is ready elsewhere", Duration::from_secs(90), || {
+        let now = names();
+        Ok(now["state"] == "ReadyRole" && now["host"] != host.as_str())
+    })
+    .unwrap();
+    assert_eq!(marks(&vip), (true, false, false), "what was local died with its host");
+    // What no instance will use again is thrown away.
+    fabric.run(&["dev", "start", &host]).unwrap();
+    fabric.run(&["service", "delete", "shop", "--wait", "--timeout", "60s"]).unwrap();
+    for host in ["host-1", "host-2", "host-3"] {
+        let local = fabric.host_folder(host).join("local");
+        let left = || -> Vec<_> {
+            let entries = std::fs::read_dir(&local).into_iter().flatten().flatten();
+            entries.filter(|entry| entry.file_name() != "formatted").map(|entry| entry.path()).collect()
+        };
+        wait_until(&format!("{host} has no local disks"), Duration::from_secs(20), || Ok(left().is_empty())).unwrap();
+    }
+}
+
+#[test]
+fn scripts_are_tried_told_and_waited_for_and_guests_agree_to_be_stopped() {
+    let stage = Stage::up();
+    let fabric = &stage.fabric;
+    fabric.run(&["service", "create", "shop"]).unwrap();
+    let endpoint = "<Endpoints><InputEndpoint name=\"http\" protocol=\"tcp\" port=\"80\"/></Endpoints>";
+    // The first try fails, the second takes too long, the third agrees from then on to whatever is planned.
+    let script = "#!/bin/sh\n\
+        echo \"try on $(hostname)\"\n\
+        [ -e /run/first ] || { touch /run/first; exit 7; }\n\
+        [ -e /run/second ] || { touch /run/second; sleep 60; }\n\
+        events=http://169.254.169.254/metadata/scheduledevents?api-version=2020-07-01\n\
+        (while sleep 0.3; do\n\
+          id=$(wget -q -O - --header 'Metadata: true' $events | sed -n 's/.*\"EventId\":\"\\([^\"]*\\)\".*/\\1/p')\n\
+          [ -z \"$id\" ] || wget -q -O - --header 'Metadata: true' \\\n\
+            --post-data \"{\\\"StartRequests\\\":[{\\\"EventId\\\":\\\"$id\\\"}]}\" $events\n\
+        done) > /dev/null 2>&1 &\n";
+    stage.file("role.sh", script);
+    let settings = [
+        ("Mayfly.Script", "@role.sh"),
+        ("Mayfly.ScriptTries", "3"),
+        ("Mayfly.ScriptTimeoutSeconds", "2"),
+        ("Mayfly.DrainSeconds", "120"),
+    ];
+    put(&stage, "deploy", &definition(&[("web", endpoint)]), &configuration(&[("web", "hello", &settings)]));
+    let runs = fabric.json(&["instance", "log", "shop/web_IN_0"]).unwrap();
+    let ends: Vec<&Value> = runs.as_array().unwrap().iter().map(|run| &run["status"]).collect();
+    assert_eq!(ends, [&Value::from(7), &Value::Null, &Value::from(0)], "{runs}");
+    let name = fabric.instance("shop", "web_IN_0").unwrap()["computer_name"].as_str().unwrap().to_owned();
+    assert!(runs[2]["output"].as_str().unwrap().contains(&format!("try on {name}")), "{runs}");
+    let show = fabric.run(&["instance", "show", "shop/web_IN_0"]).unwrap();
+    for step in ["QEMU runs", "the guest asks who it is", "its script has ended", "Ready"] {
+        assert!(show.contains(step), "{step} is missing: {show}");
+    }
+    // It asks what is planned, so its answer is waited for; as it agrees, not for long.
+    let began = Instant::now();
+    fabric.run(&["instance", "reboot", "shop/web_IN_0", "--wait", "--timeout", "100s"]).unwrap();
+    assert!(began.elapsed() < Duration::from_secs(100));
+    // A script that fails keeps its instance from being Ready, and says why.
+    let failing = [("Mayfly.Script", "#!/bin/sh&#10;echo it is broken; exit 3"), ("Mayfly.StartTimeoutSeconds", "8")];
+    let (definition, configuration) = (
+        stage.file("s.csdef", definition(&[("web", endpoint)])),
+        stage.file("s.cscfg", configuration(&[("web", "hello", &failing)])),
+    );
+    let files = ["--definition", &definition, "--configuration", &configuration];
+    fabric.run(&["service", "create", "bad"]).unwrap();
+    let deploy = [&["service", "deploy", "bad", "--wait", "--timeout", "60s"], &files[..]].concat();
+    let said = stage.refused(&deploy);
+    assert!(said.contains("its script ended with status 3: it is broken"), "{said}");
+    consoles_and_screens(&stage);
+}
+
+/// The serial console is read and written, and the screen is a picture.
+fn consoles_and_screens(stage: &Stage) {
+    let fabric = &stage.fabric;
+    let one = "shop/web_IN_0";
+    let log = fabric.run(&["instance", "log", one, "--console"]).unwrap();
+    assert!(log.contains("mayfly hello: ready"), "{log}");
+    let earlier = fabric.run(&["instance", "log", one, "--console", "--boots-ago", "1"]).unwrap();
+    assert!(earlier.contains("power button, switching off"), "it was rebooted: {earlier}");
+    let said = stage.refused(&["instance", "log", one, "--console", "--boots-ago", "3"]);
+    assert!(said.contains("there is no log of that boot"), "{said}");
+    // The kernel echoes what is typed.
+    let talked = talk(stage, one, &[(500, "good evening\n")]);
+    assert!(talked.contains("good evening"), "{talked}");
+    let picture = stage.folder.path().join("screen.png");
+    fabric.run(&["instance", "screenshot", one, picture.to_str().unwrap()]).unwrap();
+    let bytes = std::fs::read(&picture).unwrap();
+    assert!(bytes.starts_with(b"\x89PNG\r\n") && bytes.len() > 500, "{} bytes", bytes.len());
+    assert!(stage.refused(&["instance", "console", "shop/web_IN_7"]).contains("no instance"));
+}
+
+/// Types into a console: each text after so many milliseconds. Returns what it said.
+fn talk(stage: &Stage, instance: &str, typed: &[(u64, &str)]) -> String {
+    let mut command = stage.fabric.command(&["instance", "console", instance]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    for (millis, text) in typed {
+        std::thread::sleep(Duration::from_millis(*millis));
+        stdin.write_all(text.as_bytes()).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[test]
+fn unmodified_debian_reaches_ready_on_both_platforms() {
+    let stage = Stage::up();
+    let fabric = &stage.fabric;
+    fabric.run(&["image", "push", debian().to_str().unwrap(), "--name", "debian"]).unwrap();
+    fabric.run(&["service", "create", "shop"]).unwrap();
+    // The password `secret`, and a key; both roles are told the same, in different ways.
+    stage.file("key.pub", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGtt7+uJEPQ0V49BNXbSyYTa1QD2ekkywoTU5RpnJXXx ada\n");
+    stage.file("user-data", "#cloud-config\nwrite_files: [{path: /etc/told, content: by cloud-config}]\n");
+    let script = "#!/bin/sh\n\
+        echo \"name $(hostname), zone $(cat /etc/timezone), $(cat /etc/told)\"\n\
+        echo \"key $(grep -c ada /home/ada/.ssh/authorized_keys), machine $(cat /etc/machine-id)\"\n\
+        echo \"host $(cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub), agent $(systemctl is-active walinuxagent)\"\n\
+        mount | grep -o 'on /mnt/keep type ext4'\n";
+    stage.file("role.sh", script);
+    let hash = openssl_hash();
+    let common: Vec<(&str, &str)> = vec![
+        ("Colour", "red"),
+        ("Mayfly.AdminUser", "ada"),
+        ("Mayfly.AdminPasswordHash", &hash),
+        ("Mayfly.SshKeys", "@key.pub"),
+        ("Mayfly.TimeZone", "Europe/Berlin"),
+        ("Mayfly.UserData", "@user-data"),
+        ("Mayfly.Script", "@role.sh"),
+        ("Mayfly.ScriptRun", "boot"),
+    ];
+    let azure = [&common[..], &[("Mayfly.Platform", "azure")]].concat();
+    let inner = format!(
+        "<ConfigurationSettings><Setting name=\"Colour\"/></ConfigurationSettings>{}",
+        &STORAGE[..STORAGE.find("<Endpoints>").unwrap()]
+    );
+    let definition = definition(&[("az", &inner), ("nc", &inner)]);
+    let configured = |azure: &[(&str, &str)], common: &[(&str, &str)]| {
+        configuration(&[("az", "debian", azure), ("nc", "debian", common)])
+    };
+    put(&stage, "deploy", &definition, &configured(&azure, &common));
+    let outputs: Vec<String> = ["az", "nc"].map(|role| check_debian(&stage, role)).to_vec();
+    let own = |text: &str, word: &str| text.split(word).nth(1).unwrap().split([',', '\n']).next().unwrap().to_owned();
+    for word in ["machine ", "host "] {
+        assert_ne!(own(&outputs[0], word), own(&outputs[1], word), "each VM has its own");
+    }
+    assert!(outputs[0].contains("agent active") && !outputs[1].contains("agent active"), "{outputs:?}");
+    // The provisioning disk has been taken away.
+    let isos: Vec<_> = ["host-1", "host-2", "host-3"]
+        .iter()
+        .flat_map(|host| std::fs::read_dir(fabric.host_folder(host).join("vms")).into_iter().flatten().flatten())
+        .map(|vm| vm.path().join("provision.iso"))
+        .filter(|path| path.exists())
+        .collect();
+    assert!(isos.is_empty(), "{isos:?}");
+    // A change of settings reaches the agent's own files; somebody logs in to see it.
+    let blue: Vec<(&str, &str)> =
+        azure.iter().map(|(name, value)| if *name == "Colour" { (*name, "blue") } else { (*name, *value) }).collect();
+    put(&stage, "upgrade", &definition, &configured(&blue, &common));
+    let look = "sudo grep -o 'Colour[^/]*' /var/lib/waagent/HostingEnvironmentConfig.xml; exit\n";
+    let mut talked = String::new();
+    wait_until("the agent has the new setting", Duration::from_secs(120), || {
+        talked =
+            talk(&stage, "shop/az_IN_0", &[(500, "\n"), (2000, "ada\n"), (4000, "secret\n"), (7000, look), (4000, "")]);
+        Ok(talked.contains("value=\"blue\""))
+    })
+    .unwrap_or_else(|error| panic!("{error}: {talked}"));
+    // An agent that was provisioned in an earlier boot reports in another way, and the script runs again.
+    fabric.run(&["instance", "reboot", "shop/az_IN_0", "--wait", "--timeout", "240s"]).unwrap();
+    check_debian(&stage, "az");
+}
+
+/// What Debian's own guest says of itself, by the script.
+fn check_debian(stage: &Stage, role: &str) -> String {
+    let name = format!("{role}_IN_0");
+    let instance = stage.fabric.instance("shop", &name).unwrap();
+    let output = stage.fabric.run(&["instance", "log", &format!("shop/{name}")]).unwrap();
+    let computer = instance["computer_name"].as_str().unwrap();
+    for part in [
+        format!("name {computer}, zone Europe/Berlin, by cloud-config"),
+        "key 1,".to_owned(),
+        "on /mnt/keep type ext4".to_owned(),
+    ] {
+        assert!(output.contains(&part), "{role}: `{part}` is missing in\n{output}");
+    }
+    output
+}
+
+/// A hash of `secret`, made as the error message says.
+fn openssl_hash() -> String {
+    let output = std::process::Command::new("openssl").args(["passwd", "-6", "secret"]).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
