@@ -4,11 +4,15 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use mayfly_vhd::{CreateOptions, VhdError, create_fixed, seconds_since_2000};
 
 /// The program that makes file systems (Debian: e2fsprogs).
 const PROGRAM: &str = "mke2fs";
+/// The same name and size always make the same bytes.
+const UUID: &str = "6d61796d-666c-4179-8000-6c6f63616c21";
+const TIME: &str = "1700000000";
 /// Bytes of a file system's block.
 const BLOCK: u64 = 4096;
 
@@ -45,7 +49,9 @@ pub fn make_formatted(path: &Path, bytes: u64, label: &str) -> Result<(), Format
         return Ok(());
     }
     let at = |source| FormatError::Io { path: path.to_owned(), source };
-    let partial = path.with_extension("part");
+    // Two may want the same at once; either's will do.
+    static MADE: AtomicU64 = AtomicU64::new(0);
+    let partial = path.with_extension(format!("{}-{}.part", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed)));
     match fs::remove_file(&partial) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(error)),
         _ => {}
@@ -56,7 +62,13 @@ pub fn make_formatted(path: &Path, bytes: u64, label: &str) -> Result<(), Format
     format(&partial, bytes, label)?;
     let file = fs::File::open(&partial).map_err(at)?;
     file.sync_all().map_err(at)?;
-    fs::rename(&partial, path).map_err(at)
+    // The first one's stays: somebody may have it open already.
+    let linked = match fs::hard_link(&partial, path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(at(error)),
+        _ => Ok(()),
+    };
+    fs::remove_file(&partial).map_err(at)?;
+    linked
 }
 
 /// The file is longer than the disk by its footer, so the file system's size is said.
@@ -64,7 +76,8 @@ fn format(path: &Path, bytes: u64, label: &str) -> Result<(), FormatError> {
     let mut command = Command::new(PROGRAM);
     command.args(["-q", "-F", "-t", "ext4", "-b", &BLOCK.to_string(), "-m", "0", "-L", label]);
     // The trees are written when the guest needs them, and old kernels can read it.
-    command.args(["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"]);
+    command.args(["-U", UUID, "-E", &format!("lazy_itable_init=1,lazy_journal_init=1,nodiscard,hash_seed={UUID}")]);
+    command.env("E2FSPROGS_FAKE_TIME", TIME);
     command.arg(path).arg((bytes / BLOCK).to_string());
     command.stdin(Stdio::null()).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
     let output = command.output().map_err(|source| match source.kind() {

@@ -64,6 +64,13 @@ pub enum Base {
     Image(Digest),
     /// A fixed or dynamic VHD that is here.
     File(PathBuf),
+    /// A template's disk, which is itself a differencing disk over a base image.
+    Template {
+        /// The template's disk. It is not written any more.
+        disk: PathBuf,
+        /// The image below it.
+        image: Digest,
+    },
 }
 
 /// Why a disk is not served.
@@ -197,15 +204,16 @@ impl DiskServer {
 
     /// The base, opened once for all its children. With `is_new`, a disk over it is going to be booted from.
     fn base(&self, base: &Base, is_new: bool) -> Result<Arc<Vhd>, ServerError> {
-        let path = match base {
+        let (path, below) = match base {
             Base::Image(digest) => return Ok(self.shared.images.disk(digest, is_new)?),
-            Base::File(path) => path,
+            Base::File(path) => (path, None),
+            Base::Template { disk, image } => (disk, Some(self.shared.images.disk(image, is_new)?)),
         };
         let mut state = self.state();
         if let Some(base) = state.bases.get(path).and_then(Weak::upgrade) {
             return Ok(base);
         }
-        let base = Arc::new(Vhd::open(path, Access::ReadOnly, None)?);
+        let base = Arc::new(Vhd::open(path, Access::ReadOnly, below)?);
         state.bases.insert(path.to_owned(), Arc::downgrade(&base));
         Ok(base)
     }
@@ -284,7 +292,7 @@ impl DiskServer {
         let (images, fetched) = (&self.shared.images, self.shared.images.fetched());
         let exports: Vec<Export> = self.state().serving.values().map(|serving| serving.export.clone()).collect();
         let progress = |export: &Export| match &export.base {
-            Base::Image(digest) => images.progress(digest).map(|progress| (digest.clone(), progress)),
+            Base::Image(digest) | Base::Template { image: digest, .. } => images.progress(digest).map(|progress| (digest.clone(), progress)),
             Base::File(_) => None,
         };
         let used: BTreeMap<Digest, (u64, u64)> = exports.iter().filter_map(progress).collect();

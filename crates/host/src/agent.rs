@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use anyhow::Context;
 use mayfly_api::Client;
@@ -14,7 +15,7 @@ use mayfly_net::address::UNDERLAY_DEVICE;
 use mayfly_net::mesh::Peers;
 use mayfly_net::{Links, Nft, Zone};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use crate::clock;
 use crate::config::{HostConfig, disk_control};
@@ -60,6 +61,12 @@ pub(crate) struct Agent {
     pub incidents: Mutex<Vec<Incident>>,
     /// Where each VM's task is asked for what only it can do.
     pub doors: Mutex<BTreeMap<VmId, mpsc::Sender<vm::Ask>>>,
+    /// The templates that are being made.
+    pub templates: Mutex<BTreeSet<String>>,
+    /// Since when nobody wants a template.
+    pub unwanted_templates: Mutex<BTreeMap<String, Instant>>,
+    /// Turns to boot: more guests at once than this would all be slower.
+    pub boots: Arc<Semaphore>,
     /// The VMs whose consoles somebody has.
     pub consoles: Mutex<BTreeSet<VmId>>,
     /// Whether guests may run and be on the network.
@@ -152,6 +159,9 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
         images: Mutex::default(),
         incidents: Mutex::default(),
         doors: Mutex::default(),
+        templates: Mutex::default(),
+        unwanted_templates: Mutex::default(),
+        boots: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from).max(2))),
         consoles: Mutex::default(),
         serving: watch::Sender::new(false),
         counters: Mutex::default(),

@@ -77,6 +77,8 @@ pub(crate) struct VmStatus {
     pub planned: Option<Planned>,
     /// Whether cloud-init has said that it is at work: the boot is over when it says that too.
     pub cloud_init: bool,
+    /// Whether it has just been copied from a template.
+    pub from_template: bool,
     /// Whether it asks what is planned, so that its answer is waited for.
     pub asks_for_events: bool,
 }
@@ -125,6 +127,7 @@ impl VmStatus {
             panic: None,
             planned: None,
             cloud_init: false,
+            from_template: false,
             asks_for_events: false,
         }
     }

@@ -1,5 +1,6 @@
 //! A running QEMU: starting it, finding it again after a restart of the agent, and why it ended.
 
+use std::io;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
 use crate::qmp::{Qmp, QmpError, QmpEvent};
@@ -15,6 +17,8 @@ use crate::spec::{CD_DRIVE, CD_MEDIUM, VmSpec};
 /// The program.
 pub const PROGRAM: &str = "qemu-system-x86_64";
 
+/// How long a guest's state may take from or to a file.
+const MIGRATION: Duration = Duration::from_secs(20);
 /// How long QEMU may take until its monitor answers.
 const START_LIMIT: Duration = Duration::from_secs(15);
 
@@ -150,6 +154,60 @@ impl Machine {
     /// [`QmpError`].
     pub async fn resume(&self) -> Result<(), QmpError> {
         self.qmp.execute("cont", Value::Null).await.map(drop)
+    }
+
+    /// Stops the guest and writes the state of its devices to a file; its memory is in the template's file already. It must
+    /// not go on after that.
+    ///
+    /// # Errors
+    /// [`QmpError`].
+    pub async fn save(&self, state: &Path) -> Result<(), QmpError> {
+        self.qmp.execute("stop", Value::Null).await?;
+        self.share_memory().await?;
+        let socket = state.with_extension("sock");
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket)?;
+        self.qmp.execute("migrate", json!({ "uri": format!("unix:{}", socket.display()) })).await?;
+        let (mut stream, _) = tokio::time::timeout(MIGRATION, listener.accept()).await.map_err(io::Error::from)??;
+        let mut file = tokio::fs::File::create(state).await?;
+        tokio::io::copy(&mut stream, &mut file).await?;
+        file.sync_all().await?;
+        let _ = std::fs::remove_file(&socket);
+        let status = self.qmp.execute("query-migrate", Value::Null).await?;
+        if status["status"] == "completed" {
+            return Ok(());
+        }
+        let why = status["error-desc"].as_str().unwrap_or("it did not complete").to_owned();
+        Err(QmpError::Refused { command: "migrate".to_owned(), why })
+    }
+
+    /// Gives a guest that waits for it the state that another was saved with, and lets it go on.
+    ///
+    /// # Errors
+    /// [`QmpError`]; QEMU ends then, and its reason is in its log.
+    pub async fn restore(&self, state: &Path, socket: &Path) -> Result<(), QmpError> {
+        self.share_memory().await?;
+        let _ = std::fs::remove_file(socket);
+        self.qmp.execute("migrate-incoming", json!({ "uri": format!("unix:{}", socket.display()) })).await?;
+        let mut file = tokio::fs::File::open(state).await?;
+        let mut stream = UnixStream::connect(socket).await?;
+        tokio::io::copy(&mut file, &mut stream).await?;
+        drop(stream);
+        let deadline = Instant::now() + MIGRATION;
+        while self.qmp.execute("query-status", Value::Null).await?["status"] == "inmigrate" {
+            if Instant::now() > deadline {
+                return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let _ = std::fs::remove_file(socket);
+        self.resume().await
+    }
+
+    /// Memory is in a file and not in the stream.
+    async fn share_memory(&self) -> Result<(), QmpError> {
+        let capability = json!({ "capabilities": [{ "capability": "x-ignore-shared", "state": true }] });
+        self.qmp.execute("migrate-set-capabilities", capability).await.map(drop)
     }
 
     /// Takes the medium out of the CD drive, whatever the guest thinks of that. One that is out already is success.

@@ -52,6 +52,26 @@ pub struct LocalDisk {
     pub socket: PathBuf,
 }
 
+/// Where a VM's memory is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// Its own, and gone with it.
+    Own,
+    /// A file that becomes a template's memory.
+    Template(PathBuf),
+    /// A template's file, of which it sees what it has not changed itself. The VM waits to be told its other state.
+    Clone(PathBuf),
+}
+
+/// What a VM's card leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// A tap device, made beforehand.
+    Tap(String),
+    /// Nothing: what is sent is lost.
+    Nowhere,
+}
+
 /// A VM's disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskSpec {
@@ -80,8 +100,12 @@ pub struct VmSpec {
     pub local_disks: Vec<LocalDisk>,
     /// The image in its CD drive; without one it has no such drive.
     pub cdrom: Option<PathBuf>,
-    /// The tap device, made beforehand.
-    pub tap: String,
+    /// Where its memory is.
+    pub memory: Memory,
+    /// A file whose text the guest finds as its identity (`opt/org.mayfly/identity` of QEMU's fw_cfg). Its length never changes.
+    pub identity: Option<PathBuf>,
+    /// What its card leads to.
+    pub network: Network,
     /// The hardware address of the guest's card.
     pub mac: [u8; 6],
     /// What the guest reads in its firmware tables.
@@ -140,7 +164,12 @@ impl VmSpec {
         self.local_disks(&mut arguments);
         self.cdrom(&mut arguments);
         let mac = self.mac.map(|byte| format!("{byte:02x}")).join(":");
-        arguments.pair("-netdev", &format!("tap,id=n0,ifname={},script=no,downscript=no", escape(&self.tap)));
+        match &self.network {
+            Network::Tap(name) => {
+                arguments.pair("-netdev", &format!("tap,id=n0,ifname={},script=no,downscript=no", escape(name)));
+            }
+            Network::Nowhere => arguments.pair("-netdev", "hubport,id=n0,hubid=0"),
+        }
         arguments.pair("-device", &format!("virtio-net-pci,netdev=n0,mac={mac},romfile="));
         arguments.pair("-device", "virtio-rng-pci");
         // A picture of its screen can be taken. Four MiB are 1024 by 768 points.
@@ -149,6 +178,12 @@ impl VmSpec {
         arguments.pair("-device", "pvpanic-pci");
         arguments.pair("-action", "panic=pause");
         self.firmware(&mut arguments);
+        if let Some(identity) = &self.identity {
+            arguments.path_pair("-fw_cfg", "name=opt/org.mayfly/identity,file=", identity, "");
+        }
+        if let Memory::Clone(_) = self.memory {
+            arguments.pair("-incoming", "defer");
+        }
         arguments.path_pair("-pidfile", "", &self.pid_file(), "");
         arguments.path_pair("-qmp", "unix:", &self.monitor(), ",server=on,wait=off");
         let log = format!(",server=on,wait=off,logfile={},logappend=on", escape(&self.serial_log().to_string_lossy()));
@@ -178,13 +213,20 @@ impl VmSpec {
     }
 
     fn machine(&self, arguments: &mut Arguments) {
-        if self.disk.device == DiskDevice::VhostUser {
-            let memory = format!("memory-backend-memfd,id=memory,size={}M,share=on", self.memory_mib);
-            arguments.pair("-object", &memory);
-            arguments.pair("-machine", "q35,memory-backend=memory");
-        } else {
-            arguments.pair("-machine", "q35");
+        let size = format!("id=memory,size={}M", self.memory_mib);
+        match &self.memory {
+            Memory::Own if self.disk.device == DiskDevice::VhostUser => {
+                arguments.pair("-object", &format!("memory-backend-memfd,{size},share=on"));
+            }
+            Memory::Own => return arguments.pair("-machine", "q35"),
+            Memory::Template(file) => {
+                arguments.path_pair("-object", &format!("memory-backend-file,{size},share=on,mem-path="), file, "");
+            }
+            Memory::Clone(file) => {
+                arguments.path_pair("-object", &format!("memory-backend-file,{size},share=off,mem-path="), file, "");
+            }
         }
+        arguments.pair("-machine", "q35,memory-backend=memory");
     }
 
     fn disk(&self, arguments: &mut Arguments) {
@@ -279,7 +321,9 @@ mod tests {
             vcpus: 2,
             memory_mib: 768,
             disk: DiskSpec { socket: "/run/a,b/disk.sock".into(), device: DiskDevice::Virtio, pause_when_full: true },
-            tap: "mft7".to_owned(),
+            memory: Memory::Own,
+            identity: None,
+            network: Network::Tap("mft7".to_owned()),
             mac: [2, 0, 10, 80, 0, 2],
             local_disks: vec![],
             cdrom: None,

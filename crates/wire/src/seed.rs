@@ -28,9 +28,8 @@ pub(crate) fn vendor_data(guest: &GuestGoal) -> String {
 /// Mayfly's own parts of user or vendor data. Lists of a cloud-config are replaced by the user's, scripts are not.
 fn own_parts(config: Map<String, Value>) -> Vec<(&'static str, String)> {
     vec![
-        ("text/cloud-boothook", MACHINE_ID.to_owned()),
+        ("text/cloud-boothook", format!("{BOOT_HOOK}cat > $runner <<'MAYFLY'\n{RUNNER}MAYFLY\nchmod 755 $runner\n")),
         ("text/cloud-config", cloud_config(config)),
-        ("text/x-shellscript-per-boot", RUNNER.to_owned()),
     ]
 }
 
@@ -54,8 +53,9 @@ fn user(admin: &Admin) -> Value {
     user
 }
 
-/// An image may have been made of a machine that had an id already, so each VM makes one of its own.
-const MACHINE_ID: &str = "#cloud-boothook
+/// Runs early in each boot. An image may have been made of a machine that had an id already, so each VM makes one of its own;
+/// and the runner of the post-boot script is put where cloud-init looks for what runs at each boot.
+const BOOT_HOOK: &str = "#cloud-boothook
 #!/bin/sh
 mark=/var/lib/cloud/instance/mayfly-machine-id
 if [ ! -e $mark ]; then
@@ -63,6 +63,8 @@ if [ ! -e $mark ]; then
   systemd-machine-id-setup >/dev/null 2>&1
   touch $mark
 fi
+runner=/var/lib/cloud/scripts/per-boot/50-mayfly
+mkdir -p ${runner%/*}
 ";
 
 /// What is said on every platform.

@@ -352,7 +352,7 @@ async fn metadata_and_seed() {
     let request = request.body(Body::empty()).unwrap();
     assert_eq!(ask(metadata_router(guests.clone()), OWN, request).await.0, StatusCode::BAD_REQUEST);
     let (_, vendor) = get(metadata_router(guests.clone()), OWN, "/nocloud/vendor-data").await;
-    assert!(vendor.contains("text/x-shellscript-per-boot") && vendor.contains("text/cloud-boothook"), "{vendor}");
+    assert!(vendor.contains("text/cloud-boothook") && vendor.contains("per-boot/50-mayfly"), "{vendor}");
     let config = vendor.lines().skip_while(|line| *line != "#cloud-config").nth(1).unwrap();
     let config: serde_json::Value = serde_json::from_str(config).unwrap();
     assert_eq!(config["users"][1]["ssh_authorized_keys"][0], "ssh-ed25519 AAAA ada");

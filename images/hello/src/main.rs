@@ -1,11 +1,12 @@
 //! The demo guest's first and only process of note. It has no kernel or shell of its own to speak of: the image adds
 //! Debian's cloud kernel and busybox.
 //!
-//! In order: mounts and drivers, the disk with its boot counter, the address by DHCP, name and script from the
+//! In order: mounts and drivers, an identity if it is a template, the disk with its boot counter, the address by DHCP, name and script from the
 //! metadata address, identity and settings from the wire server, the page on port 80, and then a report of Ready.
 
 mod disk;
 mod fabric;
+mod identity;
 mod page;
 mod script;
 mod system;
@@ -32,11 +33,13 @@ fn main() {
 
 fn run() -> anyhow::Result<()> {
     system::mount_early().context("cannot mount /proc and the like")?;
-    system::load_drivers();
+    system::load_drivers("early");
+    let mac = identity::wait().context("no identity")?;
+    system::load_drivers("late");
     system::power_off_on_button();
     let boots = disk::start().context("cannot use the disk")?;
     disk::mount_local().context("cannot use the local disks")?;
-    let address = system::configure_network().context("no address by DHCP")?;
+    let address = system::configure_network(mac.as_deref()).context("no address by DHCP")?;
     system::say(&format!("mayfly hello: {address}, boot {boots}"));
     let seed = fabric::read_seed().context("no metadata")?;
     nix::unistd::sethostname(&seed.host_name).context("cannot set the host name")?;

@@ -23,10 +23,10 @@ pub fn mount_early() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Loads the modules of the image in the order of their names.
-pub fn load_drivers() {
+/// Loads the modules in a folder of the image, in the order of their names.
+pub fn load_drivers(when: &str) {
     let mut modules: Vec<PathBuf> =
-        fs::read_dir("/lib/modules").into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        fs::read_dir(Path::new("/lib/modules").join(when)).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     modules.sort();
     for module in modules {
         let loaded = File::open(&module)
@@ -38,8 +38,15 @@ pub fn load_drivers() {
     }
 }
 
-/// Gets an address by DHCP and returns it.
-pub fn configure_network() -> anyhow::Result<String> {
+/// Gets an address by DHCP and returns it. The card gets this hardware address first, if there is one to give it.
+pub fn configure_network(mac: Option<&str>) -> anyhow::Result<String> {
+    if let Some(mac) = mac {
+        let set = ["ip", "link", "set", "eth0", "address", mac];
+        let status = Command::new("/bin/busybox").args(set).status().context("cannot run ip")?;
+        if !status.success() {
+            bail!("ip: {status}");
+        }
+    }
     let status = Command::new("/bin/busybox")
         .args("udhcpc -q -n -f -i eth0 -t 30 -T 1 -A 1 -S -s /etc/udhcpc.sh".split(' '))
         .status()

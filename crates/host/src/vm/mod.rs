@@ -9,6 +9,7 @@ mod prepare;
 mod provision;
 mod runner;
 mod spec;
+mod template;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -133,4 +134,6 @@ fn sweep(agent: &Agent) {
     let goal = agent.goal.borrow().clone();
     let vms: Vec<VmGoal> = agent.statuses().vms.values().map(|status| status.goal.clone()).collect();
     local::sweep(agent, &goal, &vms);
+    let all: Vec<VmGoal> = vms.into_iter().chain(goal.vms.iter().cloned()).collect();
+    template::sweep(agent, &all);
 }

@@ -24,7 +24,8 @@ pub(super) fn disk_socket(agent: &Agent, goal: &VmGoal) -> PathBuf {
 
 /// The VM's differencing disk over its base image, made if it is not there, and served. Of the image only its manifest
 /// is fetched now; the rest comes when the guest reads it.
-pub(super) async fn disk(agent: &Agent, goal: &VmGoal) -> anyhow::Result<()> {
+/// What it stands on is decided when it is made: the image, or the disk of the template that the guest starts from.
+pub(super) async fn disk(agent: &Agent, goal: &VmGoal, base: Base) -> anyhow::Result<()> {
     let path = disk_path(agent, goal);
     if !path.exists() {
         check_space(agent)?;
@@ -35,7 +36,7 @@ pub(super) async fn disk(agent: &Agent, goal: &VmGoal) -> anyhow::Result<()> {
     let export = Export {
         name: goal.vm.to_string(),
         disk: path,
-        base: Base::Image(goal.image.clone()),
+        base,
         socket: disk_socket(agent, goal),
         transport: match model(agent, goal) {
             DiskModel::VhostUser => Transport::VhostUser,

@@ -15,11 +15,11 @@ use anyhow::bail;
 use mayfly_model::VmGoal;
 use mayfly_net::address::tap_name;
 use mayfly_net::{DhcpLease, delete_tap, serve_dhcp};
-use mayfly_qemu::{Machine, VmSpec};
-use tokio::sync::{mpsc, watch};
+use mayfly_qemu::{Machine, Memory, VmSpec};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 use super::farewell::{self, Plan};
-use super::{Ask, Desired, console, local, prepare, provision, spec};
+use super::{Ask, Desired, console, local, prepare, provision, spec, template};
 use crate::agent::Agent;
 use crate::ledger::VmNote;
 use crate::processor::Processor;
@@ -33,6 +33,8 @@ const PAUSE_LAST: Duration = Duration::from_secs(30);
 const HEALTHY: Duration = Duration::from_secs(60);
 /// Between two tries to go on after the disk was full.
 const RESUME: Duration = Duration::from_secs(5);
+/// How long a guest that is not heard has its turn to boot.
+const TURN: Duration = Duration::from_secs(60);
 /// How long the last words of a kernel take to the console's log.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 /// Between two looks at the size of the disk's file.
@@ -63,6 +65,8 @@ pub(super) struct Runner {
     pause: Duration,
     /// Whether a guest may be running from before.
     adopted: bool,
+    /// Its turn to boot.
+    turn: Option<OwnedSemaphorePermit>,
 }
 
 /// Runs until nothing is left of the VM.
@@ -74,7 +78,7 @@ pub(super) async fn run(
     asks: mpsc::Receiver<Ask>,
 ) {
     let serving = agent.serving.subscribe();
-    let mut runner = Runner { agent, goal, desired, serving, asks, dhcp: None, pause: PAUSE_FIRST, adopted };
+    let mut runner = Runner { agent, goal, desired, serving, asks, dhcp: None, pause: PAUSE_FIRST, adopted, turn: None };
     while runner.turn().await {}
     runner.destroy().await;
 }
@@ -97,6 +101,7 @@ impl Runner {
         let machine = match self.start().await {
             Ok(machine) => machine,
             Err(error) => {
+                self.turn = None;
                 tracing::warn!(vm = %self.goal.vm, error = format!("{error:#}"), "a VM cannot be started");
                 self.set(Stage::Failed(format!("{error:#}")));
                 self.back_off().await;
@@ -105,6 +110,7 @@ impl Runner {
         };
         let began = tokio::time::Instant::now();
         let (ended, machine) = self.watch(machine).await;
+        self.turn = None;
         match ended {
             Ended::Exit(reason) => {
                 // One whose kernel has given up is still there.
@@ -191,7 +197,11 @@ impl Runner {
         });
         self.note_or_fail()?;
         self.set(Stage::Preparing("making its disk".to_owned()));
-        prepare::disk(&agent, &goal).await?;
+        let template = match prepare::disk_path(&agent, &goal).exists() {
+            true => None,
+            false => template::for_new(&agent, &goal)?,
+        };
+        prepare::disk(&agent, &goal, template::base(&agent, &goal)).await?;
         let local_disks = local::disks(&agent, &goal).await?;
         let cdrom = provision::disk(&agent, &goal)?;
         prepare::tap(&agent, &goal).await?;
@@ -204,13 +214,40 @@ impl Runner {
         }
         console::rotate(&agent.ledger.vm_folder(goal.vm));
         self.update_quietly(|status| status.reach("its disks and its network are there"));
-        let machine = Machine::start(&spec::spec(&agent, &goal, local_disks, cdrom)).await?;
+        let mut spec = spec::spec(&agent, &goal, local_disks, cdrom);
+        if let Some(template) = &template {
+            spec.memory = Memory::Clone(template.ram());
+            spec.identity = Some(template::identity(&agent, &goal)?);
+        }
+        self.take_turn().await?;
+        let machine = Machine::start(&spec).await?;
+        if let Some(template) = template {
+            let socket = spec.folder.join("incoming.sock");
+            if let Err(error) = machine.restore(&template.state(), &socket).await {
+                // The next try boots it as always.
+                template.give_up();
+                machine.stop(Duration::ZERO).await;
+                template::forget(&agent, &goal);
+                return Err(anyhow::Error::from(error).context("it cannot start from its template"));
+            }
+            self.update_quietly(|status| status.from_template = true);
+        }
         self.update(|status| {
+            let copied = std::mem::take(&mut status.from_template);
             status.forget_guest();
-            status.reach("QEMU runs");
+            status.reach(if copied { "it goes on from a template" } else { "QEMU runs" });
             status.stage = Stage::Running;
         });
         Ok(machine)
+    }
+
+    /// Waits for a turn to boot, and keeps it until the guest is heard.
+    async fn take_turn(&mut self) -> anyhow::Result<()> {
+        if self.agent.boots.available_permits() == 0 {
+            self.set(Stage::Preparing("waiting for its turn to boot".to_owned()));
+        }
+        self.turn = Some(Arc::clone(&self.agent.boots).acquire_owned().await?);
+        Ok(())
     }
 
     /// Takes up a guest that an earlier agent started. What it said to that one still holds.
@@ -240,6 +277,8 @@ impl Runner {
         let mut measure = tokio::time::interval(MEASURE);
         let mut processor = Processor::of(machine.pid());
         let mut resume_at = None;
+        let mut changed = self.agent.changed.subscribe();
+        let began = tokio::time::Instant::now();
         let mut noted = None;
         loop {
             if self.unwanted() {
@@ -253,6 +292,11 @@ impl Runner {
             }
             if self.update_quietly(|status| status.reboots).is_some_and(|done| self.goal.reboots > done) {
                 return (Ended::Reboot, machine);
+            }
+            if self.turn.is_some()
+                && (began.elapsed() > TURN || self.update_quietly(|status| status.asked) == Some(true))
+            {
+                self.turn = None;
             }
             let resume = async {
                 match resume_at {
@@ -276,6 +320,7 @@ impl Runner {
                     }
                     Some(_) => {}
                 },
+                _ = changed.changed(), if self.turn.is_some() => {}
                 Some(ask) = self.asks.recv() => ask.answer(&machine).await,
                 () = resume => {
                     resume_at = None;

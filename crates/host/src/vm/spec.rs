@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use mayfly_model::{DiskModel, Platform, VmGoal};
 use mayfly_net::address::tap_name;
-use mayfly_qemu::{DiskDevice, DiskSpec, Firmware, LocalDisk, Maker, VmSpec};
+use mayfly_qemu::{DiskDevice, DiskSpec, Firmware, LocalDisk, Maker, Memory, Network, VmSpec};
 
 use super::prepare;
 use crate::agent::Agent;
@@ -36,7 +36,9 @@ pub(super) fn spec(agent: &Agent, goal: &VmGoal, local_disks: Vec<LocalDisk>, cd
         },
         local_disks,
         cdrom,
-        tap: tap_name(goal.vm),
+        memory: Memory::Own,
+        identity: None,
+        network: Network::Tap(tap_name(goal.vm)),
         mac: goal.mac(),
         firmware: Firmware { uuid: mayfly_wire::system_uuid(goal), maker },
         folder: agent.ledger.vm_folder(goal.vm),

@@ -16,21 +16,25 @@ use crate::run::{finish, output};
 use crate::setup;
 
 /// Drivers in the order in which they have to be loaded; ext4 and the serial console are in the kernel.
-const DRIVERS: &[&str] = &[
+const EARLY: &[&str] = &[
     "drivers/virtio/virtio_ring.ko",
     "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_pci_modern_dev.ko",
     "drivers/virtio/virtio_pci_legacy_dev.ko",
     "drivers/virtio/virtio_pci.ko",
-    "drivers/block/virtio_blk.ko",
-    "net/core/failover.ko",
-    "drivers/net/net_failover.ko",
-    "drivers/net/virtio_net.ko",
     "drivers/misc/pvpanic/pvpanic.ko",
     "drivers/misc/pvpanic/pvpanic-pci.ko",
     "drivers/firmware/qemu_fw_cfg.ko",
     "drivers/input/evdev.ko",
     "drivers/acpi/button.ko",
+];
+/// Those that wait until the guest knows who it is.
+const LATE: &[&str] = &[
+    // What is read of a disk is remembered, and a copy has others.
+    "drivers/block/virtio_blk.ko",
+    "net/core/failover.ko",
+    "drivers/net/net_failover.ko",
+    "drivers/net/virtio_net.ko",
 ];
 const BOOT_MIB: u64 = 20;
 const DATA_MIB: u64 = 16;
@@ -126,11 +130,15 @@ fn tree(root: &Path, folder: &Path, kernel: &Path, init: &Path) -> anyhow::Resul
     let modules = kernel.join("lib/modules");
     let version = fs::read_dir(&modules)?.next().context("the kernel package has no modules")??.file_name();
     let version = modules.join(version).join("kernel");
-    for (number, driver) in DRIVERS.iter().enumerate() {
-        let name = Path::new(driver).file_name().context("a driver without a name")?.to_string_lossy();
-        let source = version.join(driver);
-        fs::copy(&source, tree.join(format!("lib/modules/{:02}-{name}", number + 10)))
-            .with_context(|| format!("the kernel has no {driver}"))?;
+    for (when, drivers) in [("early", EARLY), ("late", LATE)] {
+        let folder = tree.join("lib/modules").join(when);
+        fs::create_dir(&folder)?;
+        for (number, driver) in drivers.iter().enumerate() {
+            let name = Path::new(driver).file_name().context("a driver without a name")?.to_string_lossy();
+            let source = version.join(driver);
+            fs::copy(&source, folder.join(format!("{:02}-{name}", number + 10)))
+                .with_context(|| format!("the kernel has no {driver}"))?;
+        }
     }
     Ok(tree)
 }
