@@ -14,7 +14,7 @@ for module in virtio/virtio_ring virtio/virtio virtio/virtio_pci_modern_dev virt
   number=$((number + 1))
 done
 chroot "$root" dpkg-query -W > "$OUT/packages.txt"
-for unit in systemd-networkd.service systemd-resolved.service ssh.service; do
+for unit in systemd-networkd.service systemd-resolved.service ssh.service mayfly-gate.service; do
   systemctl --root="$root" -q enable $unit
 done
 for unit in apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \

@@ -7,6 +7,7 @@ mod fio;
 #[path = "../../disk/tests/disk/front.rs"]
 #[expect(dead_code, reason = "the tests use what the benchmarks do not")]
 mod front;
+mod guest;
 mod memory;
 mod net;
 mod peers;
@@ -78,6 +79,21 @@ enum Bench {
         #[arg(long, default_value = "/var/tmp")]
         folder: PathBuf,
     },
+    /// Guests, cold and from templates, beside libvirt
+    Guest {
+        /// The program to measure
+        #[arg(long)]
+        mayfly: PathBuf,
+        /// The file whose section is written anew
+        #[arg(long)]
+        write: Option<PathBuf>,
+        /// Rounds of measurements
+        #[arg(long, default_value_t = 5)]
+        pairs: usize,
+        /// Where files are made
+        #[arg(long, default_value = "/var/tmp")]
+        folder: PathBuf,
+    },
     /// Serves the names of the bench, until it is killed
     #[command(hide = true)]
     Dns,
@@ -121,6 +137,12 @@ fn run(bench: Bench) -> anyhow::Result<()> {
             let work = work(&folder)?;
             let mut report = Report::new("net");
             net::measure(&mut report, work.path(), &mayfly, pairs, seconds)?;
+            (report, write)
+        }
+        Bench::Guest { mayfly, write, pairs, folder } => {
+            let work = work(&folder)?;
+            let mut report = Report::new("guest");
+            guest::measure(&mut report, work.path(), &mayfly, pairs)?;
             (report, write)
         }
     };

@@ -292,7 +292,9 @@ impl DiskServer {
         let (images, fetched) = (&self.shared.images, self.shared.images.fetched());
         let exports: Vec<Export> = self.state().serving.values().map(|serving| serving.export.clone()).collect();
         let progress = |export: &Export| match &export.base {
-            Base::Image(digest) | Base::Template { image: digest, .. } => images.progress(digest).map(|progress| (digest.clone(), progress)),
+            Base::Image(digest) | Base::Template { image: digest, .. } => {
+                images.progress(digest).map(|progress| (digest.clone(), progress))
+            }
             Base::File(_) => None,
         };
         let used: BTreeMap<Digest, (u64, u64)> = exports.iter().filter_map(progress).collect();

@@ -63,6 +63,10 @@ pub(crate) struct Agent {
     pub doors: Mutex<BTreeMap<VmId, mpsc::Sender<vm::Ask>>>,
     /// The templates that are being made.
     pub templates: Mutex<BTreeSet<String>>,
+    /// One throws away at a time.
+    pub sweeping: Mutex<()>,
+    /// Templates are made one after the other.
+    pub template_turn: Semaphore,
     /// Since when nobody wants a template.
     pub unwanted_templates: Mutex<BTreeMap<String, Instant>>,
     /// Turns to boot: more guests at once than this would all be slower.
@@ -160,6 +164,8 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
         incidents: Mutex::default(),
         doors: Mutex::default(),
         templates: Mutex::default(),
+        sweeping: Mutex::default(),
+        template_turn: Semaphore::new(1),
         unwanted_templates: Mutex::default(),
         boots: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from).max(2))),
         consoles: Mutex::default(),

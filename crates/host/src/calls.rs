@@ -89,6 +89,10 @@ async fn serve(agent: &Agent, call: &Call, stream: &mut (impl AsyncRead + AsyncW
                 let how = "stop it first: mayfly instance stop";
                 return Err(Trouble::Refused(format!("its disk is in use; {how}")));
             }
+            if folder.join("template").exists() {
+                let how = "reimage it with Mayfly.Template off, and capture that";
+                return Err(Trouble::Refused(format!("its disk stands on a template of its host's; {how}")));
+            }
             let (disks, name) = (agent.disks.clone(), call.vm.to_string());
             // A disk that is closed says in every reader's way what it holds. It is opened again when its guest starts.
             let closed = tokio::task::spawn_blocking(move || disks.close(&name)).await;

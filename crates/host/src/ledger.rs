@@ -2,6 +2,7 @@
 //! note for each VM.
 
 use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -49,6 +50,12 @@ pub(crate) struct VmNote {
     /// What has been reached on the way to Ready.
     #[serde(default)]
     pub steps: Vec<BootStep>,
+    /// Whether it has asked for its documents, and whether cloud-init is at work in it.
+    #[serde(default)]
+    pub asked: (bool, bool),
+    /// How often it has been heard since it was ready.
+    #[serde(default)]
+    pub beats: u32,
 }
 
 impl Ledger {
@@ -122,7 +129,9 @@ impl Ledger {
 
     pub(crate) fn write_vm(&self, note: &VmNote) -> anyhow::Result<()> {
         let folder = self.vm_folder(note.goal.vm);
-        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        // What a guest is told may be secret.
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+        made.with_context(|| format!("cannot create {}", folder.display()))?;
         write(&folder.join("vm.json"), note)
     }
 }

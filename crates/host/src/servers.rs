@@ -38,8 +38,15 @@ impl Guests for Directory {
         if first {
             status.reach("the guest asks who it is");
         }
+        let mut goal = status.goal.clone();
+        if status.says_ready()
+            && let Some(admin) = &mut goal.guest.admin
+        {
+            // It has made the user by now, and not everybody in it shall read this for ever.
+            admin.password_hash = None;
+        }
         Some(Guest {
-            goal: status.goal.clone(),
+            goal,
             // What is planned is a goal state of its own.
             incarnation: status.incarnation + u64::from(status.planned.is_some()),
             domain: domain(&status.goal, &zone),
@@ -49,15 +56,17 @@ impl Guests for Directory {
         })
     }
 
-    fn hear(&self, address: Ipv4Addr, word: Word) {
+    fn hear(&self, address: Ipv4Addr, word: Word) -> bool {
         let news = {
             let mut statuses = self.0.statuses();
-            let Some(status) = statuses.at(address).filter(|status| status.stage == Stage::Running) else { return };
+            let heard = statuses.at(address).filter(|status| status.stage == Stage::Running);
+            let Some(status) = heard else { return false };
             take(status, word)
         };
         if news {
             self.0.tell();
         }
+        true
     }
 }
 
@@ -88,8 +97,11 @@ fn take(status: &mut VmStatus, word: Word) -> bool {
             first
         }
         Word::Script(report) => {
-            status.hear_script(report, now);
-            true
+            let news = status.script_runs.last() != Some(&report);
+            if news {
+                status.hear_script(report, now);
+            }
+            news
         }
         Word::AsksForEvents => {
             status.asks_for_events = true;

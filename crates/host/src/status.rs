@@ -17,7 +17,7 @@ const SILENCE: u64 = 90_000;
 
 /// A guest that has made itself heard so often after its first Ready has an agent that stays, so its silence means something.
 /// Some report once and never again.
-const BEATS: u32 = 3;
+pub(crate) const BEATS: u32 = 3;
 /// Milliseconds that lie between two beats at the least.
 const BEAT: u64 = 2_000;
 /// Steps of a boot, and runs of a script, that are kept.
@@ -206,6 +206,11 @@ impl VmStatus {
             None => format!("its script took longer than {} s: {words}", script.timeout_seconds),
         };
         Some(if run.last { why } else { format!("{why} (try {} of {})", run.attempt, script.tries) })
+    }
+
+    /// Whether anything has been heard of its guest.
+    pub(crate) fn is_heard(&self) -> bool {
+        self.asked || self.said.is_some() || self.answered.values().any(|answered| *answered)
     }
 
     /// Whether the guest's last word was that it is ready.

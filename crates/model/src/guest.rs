@@ -88,6 +88,7 @@ pub struct Script {
 
 /// How a guest is set up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct GuestGoal {
     /// What it finds itself on.
     pub platform: Platform,
@@ -115,8 +116,9 @@ impl GuestGoal {
         let keys = text(SSH_KEYS_SETTING).unwrap_or_default();
         let keys = keys.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let ssh_keys: Vec<String> = keys.map(str::to_owned).collect();
+        let platform = text(PLATFORM_SETTING).and_then(|name| Platform::named(&name)).unwrap_or_default();
         GuestGoal {
-            platform: text(PLATFORM_SETTING).and_then(|name| Platform::named(&name)).unwrap_or_default(),
+            platform,
             admin: text(ADMIN_USER_SETTING).map(|name| Admin {
                 name,
                 password_hash: text(PASSWORD_HASH_SETTING),
@@ -129,7 +131,9 @@ impl GuestGoal {
                 timeout_seconds: number(SCRIPT_TIMEOUT_SETTING, limits::SCRIPT_SECONDS),
                 tries: number(SCRIPT_TRIES_SETTING, 1),
                 each_boot: configuration.setting(SCRIPT_RUN_SETTING) == Some("boot"),
-                must_succeed: configuration.setting(SCRIPT_FAILURE_SETTING) != Some("ignore"),
+                // Nothing in Windows tells what became of it.
+                must_succeed: configuration.setting(SCRIPT_FAILURE_SETTING) != Some("ignore")
+                    && platform != Platform::Windows,
             }),
             shutdown_seconds: number(SHUTDOWN_SETTING, limits::SHUTDOWN_SECONDS),
             local_storage: role.local_storage.clone(),

@@ -33,3 +33,6 @@ pub const SCRIPT_SECONDS: u32 = 600;
 
 /// Seconds that a guest has for ending in good order, unless the role says otherwise.
 pub const SHUTDOWN_SECONDS: u32 = 10;
+
+/// Most MB of one local storage: what a VHD holds (2040 GiB).
+pub const LOCAL_STORAGE_MB_MAX: u64 = 2_088_960;

@@ -66,6 +66,8 @@ pub struct Machine {
     events: mpsc::UnboundedReceiver<QmpEvent>,
     pid: Option<Pid>,
     exit: Exit,
+    /// Its monitor's connection has ended, so its process id may be another's by now.
+    has_ended: bool,
 }
 
 impl Machine {
@@ -126,7 +128,7 @@ impl Machine {
     pub async fn adopt(monitor: &Path, pid_file: &Path) -> Result<Machine, QmpError> {
         let (qmp, events) = Qmp::connect(monitor).await?;
         let pid = std::fs::read_to_string(pid_file).ok().and_then(|text| text.trim().parse().ok()).map(Pid::from_raw);
-        Ok(Machine { qmp, events, pid, exit: Exit::Crashed })
+        Ok(Machine { qmp, events, pid, exit: Exit::Crashed, has_ended: false })
     }
 
     /// The process.
@@ -136,7 +138,10 @@ impl Machine {
 
     /// The next event that matters, or `None` when the VM has ended.
     pub async fn event(&mut self) -> Option<QmpEvent> {
-        let event = self.events.recv().await?;
+        let Some(event) = self.events.recv().await else {
+            self.has_ended = true;
+            return None;
+        };
         if event.name == "SHUTDOWN" {
             self.exit = if event.data["guest"].as_bool() == Some(true) { Exit::GuestShutdown } else { Exit::Told };
         }
@@ -170,7 +175,8 @@ impl Machine {
         self.qmp.execute("migrate", json!({ "uri": format!("unix:{}", socket.display()) })).await?;
         let (mut stream, _) = tokio::time::timeout(MIGRATION, listener.accept()).await.map_err(io::Error::from)??;
         let mut file = tokio::fs::File::create(state).await?;
-        tokio::io::copy(&mut stream, &mut file).await?;
+        let copied = tokio::time::timeout(MIGRATION, tokio::io::copy(&mut stream, &mut file)).await;
+        copied.map_err(io::Error::from)??;
         file.sync_all().await?;
         let _ = std::fs::remove_file(&socket);
         let status = self.qmp.execute("query-migrate", Value::Null).await?;
@@ -191,7 +197,8 @@ impl Machine {
         self.qmp.execute("migrate-incoming", json!({ "uri": format!("unix:{}", socket.display()) })).await?;
         let mut file = tokio::fs::File::open(state).await?;
         let mut stream = UnixStream::connect(socket).await?;
-        tokio::io::copy(&mut file, &mut stream).await?;
+        let copied = tokio::time::timeout(MIGRATION, tokio::io::copy(&mut file, &mut stream)).await;
+        copied.map_err(io::Error::from)??;
         drop(stream);
         let deadline = Instant::now() + MIGRATION;
         while self.qmp.execute("query-status", Value::Null).await?["status"] == "inmigrate" {
@@ -230,10 +237,22 @@ impl Machine {
         self.qmp.execute("screendump", json!({ "filename": path, "format": "png" })).await.map(drop)
     }
 
-    /// Asks the guest to power off, waits as long as `grace`, and then ends the VM in any case.
-    pub async fn stop(mut self, grace: Duration) {
-        let asked = !grace.is_zero() && self.qmp.execute("system_powerdown", Value::Null).await.is_ok();
-        if asked && tokio::time::timeout(grace, self.ended()).await.is_ok() {
+    /// Whether there is a guest in it that can go on.
+    pub async fn has_guest(&self) -> bool {
+        let status = self.qmp.execute("query-status", Value::Null).await.unwrap_or_default();
+        !matches!(status["status"].as_str(), Some("inmigrate" | "guest-panicked" | "postmigrate") | None)
+    }
+
+    /// Asks the guest to power off, and waits for that no longer than `grace`.
+    pub async fn power_down(&mut self, grace: Duration) {
+        if !grace.is_zero() && self.qmp.execute("system_powerdown", Value::Null).await.is_ok() {
+            let _ = tokio::time::timeout(grace, self.ended()).await;
+        }
+    }
+
+    /// Ends the VM, if it has not ended.
+    pub async fn stop(mut self) {
+        if self.has_ended {
             return;
         }
         let told = self.qmp.execute("quit", Value::Null).await.is_ok();

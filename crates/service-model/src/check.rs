@@ -218,7 +218,9 @@ fn word(value: &str, others: &str, what: &str) -> Result<(), String> {
 /// What is wrong with a text that may have come from a file.
 fn check_text(name: &str, text: &str) -> Result<(), String> {
     match name {
-        SCRIPT_SETTING if !text.is_empty() && !text.starts_with("#!") => {
+        SCRIPT_SETTING
+            if !text.is_empty() && !["#!", "#ps1", "rem cmd"].iter().any(|start| text.starts_with(start)) =>
+        {
             Err("a post-boot script starts with `#!` and what interprets it, such as `#!/bin/sh`".to_owned())
         }
         SSH_KEYS_SETTING => {

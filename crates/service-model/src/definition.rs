@@ -311,7 +311,7 @@ fn read_local_storage(reader: &mut Reader<'_>, children: &[Node<'_, '_>]) -> Vec
             }
             fits.then(|| name.to_owned())
         });
-        let size_mb = reader.number(node, "sizeInMB", 1..=2_097_152, 100);
+        let size_mb = reader.number(node, "sizeInMB", 1..=limits::LOCAL_STORAGE_MB_MAX, 100);
         let clean_on_role_recycle = reader.flag(node, "cleanOnRoleRecycle", true);
         storage.extend(name.map(|name| LocalStorage { name, size_mb, clean_on_role_recycle }));
     }

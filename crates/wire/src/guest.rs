@@ -162,6 +162,6 @@ pub trait Guests: Send + Sync + 'static {
     /// The guest with this address.
     fn guest(&self, address: Ipv4Addr) -> Option<Guest>;
 
-    /// The guest with this address has said something.
-    fn hear(&self, address: Ipv4Addr, word: Word);
+    /// The guest with this address has said something. Returns whether that was taken; if not, it has to say it again.
+    fn hear(&self, address: Ipv4Addr, word: Word) -> bool;
 }

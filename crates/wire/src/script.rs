@@ -57,8 +57,10 @@ pub(crate) async fn report(
         .map_err(|error| refused(StatusCode::BAD_REQUEST, &format!("the body is no report: {error}")))?;
     let Report { attempt, status, last, output } = report;
     let output = end_of(&output, OUTPUT_BYTES).to_owned();
-    guests.hear(guest.goal.dip, Word::Script(ScriptReport { attempt, status, last, output }));
-    Ok(StatusCode::OK)
+    match guests.hear(guest.goal.dip, Word::Script(ScriptReport { attempt, status, last, output })) {
+        true => Ok(StatusCode::OK),
+        false => Err(refused(StatusCode::SERVICE_UNAVAILABLE, "the host is not ready to hear this; say it again")),
+    }
 }
 
 /// The end of a text, at most that many bytes of it.

@@ -59,8 +59,8 @@ const BOOT_HOOK: &str = "#cloud-boothook
 #!/bin/sh
 mark=/var/lib/cloud/instance/mayfly-machine-id
 if [ ! -e $mark ]; then
-  rm -f /etc/machine-id /var/lib/dbus/machine-id
-  systemd-machine-id-setup >/dev/null 2>&1
+  rm -f /var/lib/dbus/machine-id
+  tr -d - < /proc/sys/kernel/random/uuid > /etc/machine-id
   touch $mark
 fi
 runner=/var/lib/cloud/scripts/per-boot/50-mayfly
@@ -89,7 +89,9 @@ fn common(guest: &GuestGoal) -> Map<String, Value> {
 /// The custom data of an image of the original platform: the role's user data and Mayfly's own, in one.
 pub(crate) fn custom_data(goal: &VmGoal) -> String {
     if goal.guest.platform == Platform::Windows {
-        return goal.guest.script.as_ref().map_or_else(|| goal.user_data.clone(), |script| script.text.clone());
+        // cloudbase-init takes one thing; nothing there runs the script as cloud-init's guests do.
+        let script = goal.guest.script.as_ref().map_or("", |script| script.text.as_str());
+        return if goal.user_data.is_empty() { script.to_owned() } else { goal.user_data.clone() };
     }
     let mut config = common(&goal.guest);
     if let Some(hash) = goal.guest.admin.as_ref().and_then(|admin| admin.password_hash.as_ref()) {
@@ -110,11 +112,14 @@ pub(crate) fn custom_data(goal: &VmGoal) -> String {
 fn parts(all: &[(&str, String)]) -> String {
     const BOUNDARY: &str = "===============mayfly==";
     let part = |(kind, text): &(&str, String)| {
-        if text.starts_with("Content-Type:") || text.starts_with("MIME-Version:") {
-            // It has parts and headers already.
-            return format!("--{BOUNDARY}\n{text}\n");
-        }
-        format!("--{BOUNDARY}\nContent-Type: {kind}; charset=\"utf-8\"\nMIME-Version: 1.0\n\n{text}\n")
+        // In a form that keeps every letter. What has parts of its own is found out by who reads it.
+        let lines = base64(text).into_bytes();
+        let lines: Vec<String> = lines.chunks(76).map(|line| String::from_utf8_lossy(line).into_owned()).collect();
+        format!(
+            "--{BOUNDARY}\nContent-Type: {kind}; charset=\"utf-8\"\nContent-Transfer-Encoding: base64\n\
+             MIME-Version: 1.0\n\n{}\n",
+            lines.join("\n")
+        )
     };
     let head = format!("Content-Type: multipart/mixed; boundary=\"{BOUNDARY}\"\nMIME-Version: 1.0\n\n");
     let parts: String = all.iter().map(part).collect();

@@ -28,8 +28,9 @@ impl Guests for One {
         (address == OWN).then(guest)
     }
 
-    fn hear(&self, _: Ipv4Addr, word: Word) {
+    fn hear(&self, _: Ipv4Addr, word: Word) -> bool {
         self.0.lock().unwrap().push(word);
+        true
     }
 }
 
@@ -171,8 +172,9 @@ impl Guests for Leaving {
         (address == OWN).then(|| Guest { planned: Some(planned), ..guest() })
     }
 
-    fn hear(&self, _: Ipv4Addr, word: Word) {
+    fn hear(&self, _: Ipv4Addr, word: Word) -> bool {
         self.0.lock().unwrap().push(word);
+        true
     }
 }
 
@@ -219,6 +221,21 @@ async fn a_script_is_told_and_its_end_is_heard() {
     assert_eq!(ask(metadata_router(guests), OWN, request("nonsense")).await.0, StatusCode::BAD_REQUEST);
 }
 
+/// The parts of a message, by their types.
+fn parts_of(message: &str) -> BTreeMap<String, String> {
+    let boundary = message.split("boundary=\"").nth(1).unwrap().split('"').next().unwrap();
+    let boundary = format!("--{boundary}\n");
+    let parts = message.split(&boundary).skip(1);
+    let part = |text: &str| {
+        let (head, body) = text.split_once("\n\n").unwrap();
+        let kind = head.split("Content-Type: ").nth(1).unwrap().split(';').next().unwrap();
+        assert!(head.contains("Content-Transfer-Encoding: base64"), "{head}");
+        let body: String = body.split("\n--").next().unwrap().split_whitespace().collect();
+        (kind.to_owned(), String::from_utf8(decoded(&body)).unwrap())
+    };
+    parts.map(part).collect()
+}
+
 /// The text of an element of a document.
 fn element(document: &roxmltree::Document<'_>, name: &str) -> String {
     let node = document.descendants().find(|node| node.tag_name().name() == name);
@@ -246,8 +263,10 @@ fn the_provisioning_disk_of_linux_holds_name_user_keys_and_data() {
     assert_eq!(element(&document, "DisableSshPasswordAuthentication"), "false");
     assert!(!text.contains("secret"), "Linux guests get no password in clear text");
     let custom = String::from_utf8(decoded(&element(&document, "CustomData"))).unwrap();
-    assert!(custom.contains("text/x-shellscript") && custom.contains("#!/bin/sh\n"), "{custom}");
-    assert!(custom.contains("\"timezone\":\"Europe/Berlin\"") && custom.contains("ada:$6$salt$hash"), "{custom}");
+    let parts = parts_of(&custom);
+    assert_eq!(parts["text/x-shellscript"], "#!/bin/sh\n");
+    let config = &parts["text/cloud-config"];
+    assert!(config.contains("\"timezone\":\"Europe/Berlin\"") && config.contains("ada:$6$salt$hash"), "{config}");
 }
 
 /// Elements of the unattend schema's components that are used, each with its parents (Microsoft's "Components" reference).
@@ -352,8 +371,9 @@ async fn metadata_and_seed() {
     let request = request.body(Body::empty()).unwrap();
     assert_eq!(ask(metadata_router(guests.clone()), OWN, request).await.0, StatusCode::BAD_REQUEST);
     let (_, vendor) = get(metadata_router(guests.clone()), OWN, "/nocloud/vendor-data").await;
-    assert!(vendor.contains("text/cloud-boothook") && vendor.contains("per-boot/50-mayfly"), "{vendor}");
-    let config = vendor.lines().skip_while(|line| *line != "#cloud-config").nth(1).unwrap();
+    let parts = parts_of(&vendor);
+    assert!(parts["text/cloud-boothook"].contains("per-boot/50-mayfly"), "{vendor}");
+    let config = parts["text/cloud-config"].strip_prefix("#cloud-config\n").unwrap();
     let config: serde_json::Value = serde_json::from_str(config).unwrap();
     assert_eq!(config["users"][1]["ssh_authorized_keys"][0], "ssh-ed25519 AAAA ada");
     assert_eq!(config["timezone"], "Europe/Berlin");

@@ -130,7 +130,9 @@ async fn post_machine(
             }
             let agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
             let early = report.ready && agent.starts_with("Cloud-Init");
-            guests.hear(guest.goal.dip, if early { Word::CloudInit } else { Word::Health(report) });
+            if !guests.hear(guest.goal.dip, if early { Word::CloudInit } else { Word::Health(report) }) {
+                return Err(StatusCode::SERVICE_UNAVAILABLE);
+            }
             Ok(([(LATEST_INCARNATION, guest.incarnation.to_string())], "").into_response())
         }
         Some("roleProperties") => Ok(StatusCode::ACCEPTED.into_response()),

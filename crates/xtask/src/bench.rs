@@ -19,6 +19,7 @@ fn peers(name: &str) -> &'static [(&'static str, &'static str)] {
             ("/usr/sbin/knotd", "knot"),
             ("/usr/bin/dnsperf", "dnsperf"),
         ],
+        "guest" => &[("/usr/bin/virt-qemu-run", "libvirt-daemon-driver-qemu")],
         _ => &[("/usr/bin/fio", "fio"), ("/usr/bin/nbdkit", "nbdkit"), ("/usr/bin/taskset", "util-linux")],
     }
 }

@@ -32,7 +32,7 @@ enum Chore {
     /// Measure beside named peers, and write docs/benchmarks.md
     Bench {
         /// What to measure
-        #[arg(value_parser = ["disk"])]
+        #[arg(value_parser = ["disk", "fabric", "net", "guest"])]
         name: String,
         /// More for the benchmark itself, for example --pairs 3
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

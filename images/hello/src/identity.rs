@@ -41,15 +41,21 @@ pub fn wait() -> anyhow::Result<Option<String>> {
             sleep(LOOK);
             identity = read().context("the identity is gone")?;
         }
+        // Only here: a guest that starts again from within finds the same identity, with the time of its first start.
+        become_another(&identity)?;
     }
-    if let Some(seed) = field(&identity, "seed") {
+    Ok(field(&identity, "mac").map(str::to_owned))
+}
+
+fn become_another(identity: &str) -> anyhow::Result<()> {
+    if let Some(seed) = field(identity, "seed") {
         take_seed(seed).context("cannot seed the random numbers")?;
     }
-    if let Some(millis) = field(&identity, "time_ms").and_then(|millis| millis.parse::<i64>().ok()) {
+    if let Some(millis) = field(identity, "time_ms").and_then(|millis| millis.parse::<i64>().ok()) {
         let time = TimeSpec::new(millis / 1000, millis % 1000 * 1_000_000);
         clock_settime(ClockId::CLOCK_REALTIME, time).context("cannot set the time")?;
     }
-    Ok(field(&identity, "mac").map(str::to_owned))
+    Ok(())
 }
 
 fn read() -> Option<String> {

@@ -97,6 +97,7 @@ fn value(page: &Mutex<Page>) -> serde_json::Value {
         "fresh_disk": page.boots == 1,
         "mark": disk::read("mark"),
         "local": disk::local_marks(),
+        "identity": system::identity(),
         "settings": settings,
         "script_status": page.script.status,
         "script_output": page.script.output,

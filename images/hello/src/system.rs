@@ -25,8 +25,12 @@ pub fn mount_early() -> anyhow::Result<()> {
 
 /// Loads the modules in a folder of the image, in the order of their names.
 pub fn load_drivers(when: &str) {
-    let mut modules: Vec<PathBuf> =
-        fs::read_dir(Path::new("/lib/modules").join(when)).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    let mut modules: Vec<PathBuf> = fs::read_dir(Path::new("/lib/modules").join(when))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
     modules.sort();
     for module in modules {
         let loaded = File::open(&module)
@@ -92,4 +96,17 @@ pub fn reboot() -> anyhow::Result<()> {
     crate::disk::stop();
     nix::sys::reboot::reboot(nix::sys::reboot::RebootMode::RB_AUTOBOOT)?;
     Ok(())
+}
+
+/// What has to be another in each guest, as JSON.
+pub fn identity() -> serde_json::Value {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let mut random = [0; 16];
+    let drawn = File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut random));
+    serde_json::json!({
+        "mac": read("/sys/class/net/eth0/address"),
+        "boot_id": read("/proc/sys/kernel/random/boot_id"),
+        "random": drawn.map(|()| random.iter().map(|byte| format!("{byte:02x}")).collect::<String>()).unwrap_or_default(),
+        "time": std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+    })
 }

@@ -24,8 +24,11 @@ fn definition(roles: &[(&str, &str)]) -> String {
     format!("<ServiceDefinition name=\"Test\" xmlns=\"{DEFINITION}\">\n{roles}</ServiceDefinition>")
 }
 
-/// A configuration of roles with one instance each: a name, an image, and settings.
-fn configuration(roles: &[(&str, &str, &[(&str, &str)])]) -> String {
+/// A role of a configuration: its name, its image, and settings.
+type Configured<'s> = (&'s str, &'s str, &'s [(&'s str, &'s str)]);
+
+/// A configuration of roles with one instance each.
+fn configuration(roles: &[Configured<'_>]) -> String {
     let setting = |(name, value): &(&str, &str)| format!("<Setting name=\"{name}\" value=\"{value}\"/>");
     let roles: String = roles
         .iter()
@@ -245,6 +248,61 @@ fn talk(stage: &Stage, instance: &str, typed: &[(u64, &str)]) -> String {
 }
 
 #[test]
+fn a_hundred_copies_of_a_template_are_a_hundred_machines() {
+    let stage = Stage::empty();
+    let fabric = &stage.fabric;
+    fabric.run(&["dev", "up", "--host-cores", "32", "--host-memory", "60000"]).unwrap();
+    fabric.run(&["image", "push", crate::image().to_str().unwrap(), "--name", "hello"]).unwrap();
+    fabric.run(&["service", "create", "shop"]).unwrap();
+    let endpoint = "<Endpoints><InstanceInputEndpoint name=\"own\" protocol=\"tcp\" localPort=\"80\">\
+        <AllocatePublicPortFrom><FixedPortRange min=\"9000\" max=\"9099\"/></AllocatePublicPortFrom>\
+        </InstanceInputEndpoint></Endpoints>";
+    let settings = [("Mayfly.Template", "on"), ("Mayfly.DrainSeconds", "0")];
+    put(&stage, "deploy", &definition(&[("web", endpoint)]), &configuration(&[("web", "hello", &settings)]));
+    // One on each host, which makes a template there.
+    fabric.run(&["service", "scale", "shop", "web=3", "--wait", "--timeout", "120s"]).unwrap();
+    let ready = |host: &str| {
+        let templates = std::fs::read_dir(fabric.host_folder(host).join("templates")).into_iter().flatten().flatten();
+        templates.filter(|template| template.path().join("ready").exists()).count() == 1
+    };
+    wait_until("each host has a template", Duration::from_secs(120), || {
+        Ok(["host-1", "host-2", "host-3"].iter().all(|host| ready(host)))
+    })
+    .unwrap();
+    fabric.run(&["service", "scale", "shop", "web=100", "--wait", "--timeout", "300s"]).unwrap();
+    let instances = fabric.instances("shop").unwrap();
+    assert_eq!(instances.len(), 100);
+    let copied = instances.iter().filter(|one| {
+        let steps = one["steps"].as_array().map_or(&[][..], Vec::as_slice);
+        steps.iter().any(|step| step["step"] == "it goes on from a template")
+    });
+    assert_eq!(copied.count(), 97, "all but the first on each host");
+    let vip = fabric.vip("shop").unwrap();
+    let mut seen: std::collections::BTreeMap<&str, std::collections::BTreeSet<String>> = Default::default();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    for index in 0..100 {
+        let page = get(&format!("http://{vip}:{}/json", 9000 + index)).unwrap();
+        assert_eq!(page["instance"], format!("web_IN_{index}"));
+        for (name, value) in [
+            ("computer name", &page["computer_name"]),
+            ("address", &page["address"]),
+            ("hardware address", &page["identity"]["mac"]),
+            ("boot id", &page["identity"]["boot_id"]),
+            ("random bytes", &page["identity"]["random"]),
+        ] {
+            let value = value.as_str().unwrap().to_owned();
+            assert!(!value.is_empty(), "{name} of {index}");
+            seen.entry(name).or_default().insert(value);
+        }
+        let time = page["identity"]["time"].as_u64().unwrap();
+        assert!(time.abs_diff(now) < 60, "the clock of {index} is wrong: {time} at {now}");
+    }
+    for (name, values) in seen {
+        assert_eq!(values.len(), 100, "{name}: {values:?}");
+    }
+}
+
+#[test]
 fn unmodified_debian_reaches_ready_on_both_platforms() {
     let stage = Stage::up();
     let fabric = &stage.fabric;
@@ -271,6 +329,7 @@ fn unmodified_debian_reaches_ready_on_both_platforms() {
         ("Mayfly.ScriptRun", "boot"),
     ];
     let azure = [&common[..], &[("Mayfly.Platform", "azure")]].concat();
+    let common = [&common[..], &[("Mayfly.Template", "on")]].concat();
     let inner = format!(
         "<ConfigurationSettings><Setting name=\"Colour\"/></ConfigurationSettings>{}",
         &STORAGE[..STORAGE.find("<Endpoints>").unwrap()]
@@ -309,6 +368,21 @@ fn unmodified_debian_reaches_ready_on_both_platforms() {
     // An agent that was provisioned in an earlier boot reports in another way, and the script runs again.
     fabric.run(&["instance", "reboot", "shop/az_IN_0", "--wait", "--timeout", "240s"]).unwrap();
     check_debian(&stage, "az");
+    // The other one's next VM goes on from a template, and is another machine all the same.
+    let template = |host: &str| fabric.host_folder(host).join("templates");
+    let host = fabric.instance("shop", "nc_IN_0").unwrap()["host"].as_str().unwrap().to_owned();
+    wait_until("there is a template", Duration::from_secs(200), || {
+        let mut all = std::fs::read_dir(template(&host)).into_iter().flatten().flatten();
+        Ok(all.any(|one| one.path().join("ready").exists()))
+    })
+    .unwrap();
+    fabric.run(&["instance", "reimage", "shop/nc_IN_0", "--wait", "--timeout", "240s"]).unwrap();
+    let steps = fabric.run(&["instance", "show", "shop/nc_IN_0"]).unwrap();
+    assert!(steps.contains("it goes on from a template"), "{steps}");
+    let copy = check_debian(&stage, "nc");
+    for word in ["machine ", "host "] {
+        assert_ne!(own(&outputs[1], word), own(&copy, word), "the copy has its own");
+    }
 }
 
 /// What Debian's own guest says of itself, by the script.

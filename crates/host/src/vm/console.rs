@@ -64,8 +64,12 @@ pub(crate) fn tail(path: &Path, bytes: u64) -> io::Result<Vec<u8>> {
 }
 
 /// What a kernel said when it gave up, if that is what the console's end says and no later boot follows.
-pub(super) fn last_words(path: &Path) -> Option<String> {
-    let tail = tail(path, LAST_WORDS_BYTES).ok()?;
+/// `from` is where the present boot begins in the log.
+pub(super) fn last_words(path: &Path, from: u64) -> Option<String> {
+    let length = fs::metadata(path).ok()?.len();
+    // A log that was shortened begins with the present boot.
+    let present = if length >= from { length - from } else { length };
+    let tail = tail(path, LAST_WORDS_BYTES.min(present)).ok()?;
     let text = String::from_utf8_lossy(&tail);
     let (_, after) = text.rsplit_once(PANIC)?;
     // A boot loader or a new kernel has spoken since.
@@ -86,11 +90,13 @@ mod tests {
         let path = log(folder.path(), 0);
         let write = |text: &str| fs::write(&path, text).unwrap();
         write("all is well\r\n");
-        assert_eq!(last_words(&path), None);
+        assert_eq!(last_words(&path, 0), None);
         write("x\r\n[    2.1] Kernel panic - not syncing: sysrq triggered crash\r\n[    2.2] CPU: 0\r\n");
-        assert_eq!(last_words(&path).as_deref(), Some("sysrq triggered crash"));
+        assert_eq!(last_words(&path, 0).as_deref(), Some("sysrq triggered crash"));
+        let length = fs::metadata(&path).unwrap().len();
+        assert_eq!(last_words(&path, length), None, "those of the boot before");
         write("Kernel panic - not syncing: old\r\nSYSLINUX 6.04\r\nLinux version 6.1\r\n");
-        assert_eq!(last_words(&path), None, "it has been started again since");
+        assert_eq!(last_words(&path, 0), None, "it has been started again since");
     }
 
     #[test]

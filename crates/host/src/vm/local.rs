@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use mayfly_disk::{Base, Export, Transport, make_formatted};
@@ -84,42 +85,40 @@ fn folder(agent: &Agent, goal: &VmGoal) -> PathBuf {
     place.join(goal.local_generation.to_string())
 }
 
-/// Throws away what no instance here will use again. `vms` are those that exist, wanted or not.
-pub(super) fn sweep(agent: &Agent, goal: &GoalState, vms: &[VmGoal]) {
+/// Throws away what no instance here will use again. `wanted` says what that is: the goal state, and all VMs that exist or
+/// shall. It is asked after it is known what is there: what is made meanwhile is not thrown away.
+pub(super) fn sweep(agent: &Agent, wanted: impl Fn() -> (Arc<GoalState>, Vec<VmGoal>)) {
     let root = agent.ledger.local_disks();
-    if !root.exists() {
+    let deployments = children(&root).into_iter().filter(|path| !path.ends_with("formatted"));
+    let instances: Vec<PathBuf> = deployments.flat_map(|path| children(&path)).collect();
+    let folders: Vec<(PathBuf, Vec<PathBuf>)> =
+        instances.iter().flat_map(|path| children(path)).map(|path| (path.clone(), children(&path))).collect();
+    if folders.is_empty() {
         return;
     }
-    let all = || vms.iter().chain(&goal.vms);
-    let mut kept: BTreeSet<PathBuf> = all().map(|vm| folder(agent, vm)).collect();
-    kept.extend(
-        goal.kept.iter().map(|one| root.join(&one.deployment_id).join(&one.instance).join(one.generation.to_string())),
-    );
-    let files: BTreeSet<String> =
-        all().flat_map(|vm| vm.guest.local_storage.iter().map(|one| file_name(vm, one))).collect();
-    let waits: BTreeSet<PathBuf> = goal
-        .kept
-        .iter()
-        .map(|one| root.join(&one.deployment_id).join(&one.instance).join(one.generation.to_string()))
-        .collect();
-    for generation in children(&root).iter().filter(|path| !path.ends_with("formatted")).flat_map(|one| children(one)) {
-        for folder in children(&generation) {
-            if !kept.contains(&folder) {
-                remove(&folder);
-                continue;
-            }
-            // Of what is cleaned at each reimage, what an earlier VM wrote is still there.
-            let stale = |path: &&PathBuf| {
-                let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-                name.is_some_and(|name| name.ends_with(".vhd") && !files.contains(&name))
-            };
-            if !waits.contains(&folder) {
-                children(&folder).iter().filter(stale).for_each(|path| remove(path));
-            }
+    let (goal, vms) = wanted();
+    let waits = |folder: &Path| {
+        goal.kept
+            .iter()
+            .any(|one| root.join(&one.deployment_id).join(&one.instance).join(one.generation.to_string()) == folder)
+    };
+    for (path, disks) in folders {
+        let own: Vec<&VmGoal> = vms.iter().filter(|vm| folder(agent, vm) == path).collect();
+        if own.is_empty() && !waits(&path) {
+            remove(&path);
+            // Only when nothing is in them any more.
+            let _ = path.parent().map(fs::remove_dir);
+            let _ = path.parent().and_then(Path::parent).map(fs::remove_dir);
+            continue;
         }
-        // Only when nothing is in it any more.
-        let _ = fs::remove_dir(&generation);
-        let _ = generation.parent().map(fs::remove_dir);
+        if own.is_empty() {
+            continue;
+        }
+        // Of what is cleaned at each reimage, what an earlier VM wrote is still there.
+        let names: BTreeSet<String> =
+            own.iter().flat_map(|vm| vm.guest.local_storage.iter().map(|one| file_name(vm, one))).collect();
+        let is_own = |disk: &Path| disk.file_name().is_some_and(|name| names.contains(&*name.to_string_lossy()));
+        disks.iter().filter(|disk| !is_own(disk)).for_each(|disk| remove(disk));
     }
 }
 

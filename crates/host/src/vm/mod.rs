@@ -48,11 +48,13 @@ pub(crate) fn adopt_all(agent: &Arc<Agent>) -> anyhow::Result<Runners> {
         let mut status = VmStatus::new(note.goal.clone());
         (status.reboots, status.restarts) = (note.reboots, note.restarts);
         (status.script_runs, status.steps) = (note.script_runs.clone(), note.steps.clone());
+        (status.asked, status.cloud_init) = note.asked;
         status.stage = Stage::Preparing("the agent has been restarted".to_owned());
         if note.ready {
             // As far as anybody knows, it runs on; its task finds out.
             status.hear(HealthReport { ready: true, detail: String::new() }, clock::now());
             status.ready_since = Some(Time(0));
+            status.beats.1 = note.beats;
             status.stage = Stage::Running;
         }
         status.members = Arc::new(topology::members(&goal.network, &note.goal.deployment_id));
@@ -77,6 +79,7 @@ pub(crate) async fn settled(agent: &Agent) {
 /// Follows the goal state for ever, once the controller has confirmed it: what the last agent wrote down may be out of
 /// date, and nothing is created or thrown away on the word of a note.
 pub(crate) async fn run(agent: Arc<Agent>, mut runners: Runners) {
+    template::recover(&agent);
     // The sender lives as long as the agent.
     let _ = agent.confirmed.subscribe().wait_for(|confirmed| *confirmed).await;
     let mut goals = agent.goal.subscribe();
@@ -131,9 +134,13 @@ fn sweep(agent: &Agent) {
     if !*agent.confirmed.borrow() {
         return;
     }
-    let goal = agent.goal.borrow().clone();
-    let vms: Vec<VmGoal> = agent.statuses().vms.values().map(|status| status.goal.clone()).collect();
-    local::sweep(agent, &goal, &vms);
-    let all: Vec<VmGoal> = vms.into_iter().chain(goal.vms.iter().cloned()).collect();
-    template::sweep(agent, &all);
+    let _turn = lock(&agent.sweeping);
+    let wanted = || {
+        let goal = agent.goal.borrow().clone();
+        let vms = agent.statuses().vms.values().map(|status| status.goal.clone()).collect::<Vec<_>>();
+        let all: Vec<VmGoal> = vms.into_iter().chain(goal.vms.iter().cloned()).collect();
+        (goal, all)
+    };
+    local::sweep(agent, wanted);
+    template::sweep(agent, &wanted().1);
 }

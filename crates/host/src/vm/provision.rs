@@ -23,6 +23,8 @@ fn mark(agent: &Agent, goal: &VmGoal) -> PathBuf {
 /// The disk that the guest needs, made if it is not there.
 pub(super) fn disk(agent: &Agent, goal: &VmGoal) -> anyhow::Result<Option<PathBuf>> {
     if mark(agent, goal).exists() {
+        // An agent may have died between the two.
+        let _ = fs::remove_file(path(agent, goal));
         return Ok(None);
     }
     let files = provisioning_files(goal, &secret()?);

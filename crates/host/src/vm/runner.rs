@@ -24,7 +24,7 @@ use crate::agent::Agent;
 use crate::ledger::VmNote;
 use crate::processor::Processor;
 use crate::servers::domain;
-use crate::status::{Stage, VmStatus};
+use crate::status::{BEATS, Stage, VmStatus};
 
 /// Pauses before another try grow from the first to the last.
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
@@ -67,6 +67,8 @@ pub(super) struct Runner {
     adopted: bool,
     /// Its turn to boot.
     turn: Option<OwnedSemaphorePermit>,
+    /// Where the present boot begins in the console's log, in bytes.
+    log_from: u64,
 }
 
 /// Runs until nothing is left of the VM.
@@ -78,7 +80,18 @@ pub(super) async fn run(
     asks: mpsc::Receiver<Ask>,
 ) {
     let serving = agent.serving.subscribe();
-    let mut runner = Runner { agent, goal, desired, serving, asks, dhcp: None, pause: PAUSE_FIRST, adopted, turn: None };
+    let mut runner = Runner {
+        agent,
+        goal,
+        desired,
+        serving,
+        asks,
+        dhcp: None,
+        pause: PAUSE_FIRST,
+        adopted,
+        turn: None,
+        log_from: 0,
+    };
     while runner.turn().await {}
     runner.destroy().await;
 }
@@ -114,7 +127,7 @@ impl Runner {
         match ended {
             Ended::Exit(reason) => {
                 // One whose kernel has given up is still there.
-                machine.stop(Duration::ZERO).await;
+                machine.stop().await;
                 self.update_quietly(|status| status.restarts += 1);
                 self.set(Stage::Stopped(reason));
                 self.note();
@@ -134,7 +147,7 @@ impl Runner {
             }
             Ended::Fenced => {
                 self.set(Stage::Stopped("its host has no lease".to_owned()));
-                machine.stop(Duration::ZERO).await;
+                machine.stop().await;
             }
             Ended::Unwanted => {
                 self.stop(machine, Plan::Discard).await;
@@ -173,11 +186,17 @@ impl Runner {
     }
 
     /// Stops a guest as planned: with notice, and in good order if it is well. One that is sick would only be waited for.
-    async fn stop(&self, machine: Machine, plan: Plan) {
+    async fn stop(&self, mut machine: Machine, plan: Plan) {
         let well = farewell::say(self, plan).await;
         self.set(Stage::Stopped(plan.reason().to_owned()));
         let seconds = if well || plan != Plan::Discard { self.goal.guest.shutdown_seconds } else { 0 };
-        machine.stop(Duration::from_secs(u64::from(seconds))).await;
+        let mut serving = self.serving.clone();
+        tokio::select! {
+            () = machine.power_down(Duration::from_secs(u64::from(seconds))) => {}
+            // Without a lease there is no time for good order.
+            _ = serving.wait_for(|serving| !serving) => {}
+        }
+        machine.stop().await;
     }
 
     /// Finds the guest running, or makes what is missing and starts it.
@@ -208,25 +227,29 @@ impl Runner {
         self.update(|status| status.has_tap = true);
         self.serve_dhcp();
         crate::guard::check(&agent);
-        // Much may have changed while the image was on its way.
+        self.take_turn().await?;
+        // Much may have changed while the image was on its way, and others booted.
         if self.desired.borrow().as_ref().is_none_or(|now| now.vm != goal.vm) || !*self.serving.borrow() {
             bail!("it is not wanted here any more");
         }
         console::rotate(&agent.ledger.vm_folder(goal.vm));
+        self.log_from = 0;
         self.update_quietly(|status| status.reach("its disks and its network are there"));
         let mut spec = spec::spec(&agent, &goal, local_disks, cdrom);
         if let Some(template) = &template {
             spec.memory = Memory::Clone(template.ram());
             spec.identity = Some(template::identity(&agent, &goal)?);
         }
-        self.take_turn().await?;
         let machine = Machine::start(&spec).await?;
         if let Some(template) = template {
             let socket = spec.folder.join("incoming.sock");
-            if let Err(error) = machine.restore(&template.state(), &socket).await {
+            let restored = machine.restore(&template.state(), &socket).await;
+            // It holds what its random numbers are made of.
+            let _ = std::fs::remove_file(spec.folder.join("identity"));
+            if let Err(error) = restored {
                 // The next try boots it as always.
                 template.give_up();
-                machine.stop(Duration::ZERO).await;
+                machine.stop().await;
                 template::forget(&agent, &goal);
                 return Err(anyhow::Error::from(error).context("it cannot start from its template"));
             }
@@ -254,6 +277,11 @@ impl Runner {
     async fn adopt(&mut self) -> Option<Machine> {
         let spec = self.spec();
         let machine = Machine::adopt(&spec.monitor(), &spec.pid_file()).await.ok()?;
+        // One that was never given its template's state, or whose kernel has given up, is no guest that runs.
+        if !machine.has_guest().await {
+            machine.stop().await;
+            return None;
+        }
         tracing::info!(vm = %self.goal.vm, "found its guest running");
         self.update(|status| {
             status.has_tap = true;
@@ -294,7 +322,7 @@ impl Runner {
                 return (Ended::Reboot, machine);
             }
             if self.turn.is_some()
-                && (began.elapsed() > TURN || self.update_quietly(|status| status.asked) == Some(true))
+                && (began.elapsed() > TURN || self.update_quietly(|status| status.is_heard()) == Some(true))
             {
                 self.turn = None;
             }
@@ -331,12 +359,12 @@ impl Runner {
                 _ = measure.tick() => {
                     let log = console::log(&self.agent.ledger.vm_folder(self.goal.vm), 0);
                     console::limit(&log);
-                    self.note_last_words(console::last_words(&log));
+                    self.note_last_words(console::last_words(&log, self.log_from));
                     self.take_out_provisioning(&machine).await;
                     let used = processor.used_lately();
                     let traffic = mayfly_net::traffic(&tap_name(self.goal.vm));
                     self.update_quietly(|status| (status.cpu_milli, status.traffic) = (used, traffic));
-                    let now = self.update_quietly(|status| (status.says_ready(), status.script_runs.len(), status.steps.len()));
+                    let now = self.update_quietly(|status| (status.says_ready(), status.script_runs.len(), status.steps.len(), status.cloud_init, status.beats.1.min(BEATS)));
                     if now != noted {
                         noted = now;
                         self.note();
@@ -390,7 +418,7 @@ impl Runner {
     async fn stop_leftover(&mut self) {
         let spec = self.spec();
         if let Ok(machine) = Machine::adopt(&spec.monitor(), &spec.pid_file()).await {
-            machine.stop(Duration::ZERO).await;
+            machine.stop().await;
         }
         let monitor = spec.monitor();
         // One that does not answer must not stay either.
@@ -399,7 +427,9 @@ impl Runner {
     }
 
     /// The guest has started again from within.
-    fn restarted_by_itself(&self) {
+    fn restarted_by_itself(&mut self) {
+        let log = console::log(&self.agent.ledger.vm_folder(self.goal.vm), 0);
+        self.log_from = std::fs::metadata(log).map_or(0, |data| data.len());
         self.update(|status| {
             // The firmware resets the machine too, before there is a guest.
             if status.asked || status.said.is_some() {
@@ -416,7 +446,7 @@ impl Runner {
     async fn gave_up(&self) -> String {
         tokio::time::sleep(LAST_WORDS).await;
         let log = console::log(&self.agent.ledger.vm_folder(self.goal.vm), 0);
-        match console::last_words(&log) {
+        match console::last_words(&log, self.log_from) {
             Some(words) => format!("its kernel panicked: {words}"),
             None => "its kernel panicked".to_owned(),
         }
@@ -517,6 +547,8 @@ impl Runner {
             ready: status.says_ready(),
             script_runs: status.script_runs.clone(),
             steps: status.steps.clone(),
+            asked: (status.asked, status.cloud_init),
+            beats: status.beats.1,
         });
         note.map_or(Ok(()), |note| self.agent.ledger.write_vm(&note))
     }

@@ -43,6 +43,8 @@ const UNWANTED: Duration = Duration::from_secs(600);
 const IDENTITY_BYTES: usize = 1024;
 /// Grows when templates of before cannot be used any more.
 const FORMAT: u32 = 1;
+/// The system's UUID of one.
+const TEMPLATE_UUID: &str = "6d61796d-666c-8079-8000-74656d706c61";
 /// The hardware address of a guest that has no identity.
 const NOBODY: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
 
@@ -62,8 +64,9 @@ impl Template {
 
     /// It cannot be used after all.
     pub(super) fn give_up(&self) {
-        let _ = fs::remove_file(self.folder.join("ready"));
-        let _ = fs::write(self.folder.join("impossible"), "");
+        if let Err(error) = fs::remove_file(self.folder.join("ready")) {
+            tracing::warn!(folder = %self.folder.display(), %error, "a template that cannot be used stays");
+        }
     }
 }
 
@@ -74,7 +77,8 @@ fn key(agent: &Agent, goal: &VmGoal) -> Option<String> {
         return None;
     }
     let mut hasher = DefaultHasher::new();
-    (FORMAT, goal.image.as_str(), goal.size, program_version(), format!("{:?}", agent.config.accelerator)).hash(&mut hasher);
+    (FORMAT, goal.image.as_str(), goal.size, program_version(), format!("{:?}", agent.config.accelerator))
+        .hash(&mut hasher);
     for storage in &goal.guest.local_storage {
         (&storage.name, storage.size_mb).hash(&mut hasher);
     }
@@ -108,7 +112,7 @@ pub(super) fn for_new(agent: &Arc<Agent>, goal: &VmGoal) -> anyhow::Result<Optio
         fs::write(&note, &key).with_context(|| format!("cannot write {}", note.display()))?;
         return Ok(Some(Template { folder }));
     }
-    if !folder.join("impossible").exists() && lock(&agent.templates).insert(key.clone()) {
+    if !folder.join("impossible").exists() && !is_stood_on(agent, &key) && lock(&agent.templates).insert(key.clone()) {
         let (agent, goal) = (Arc::clone(agent), goal.clone());
         tokio::spawn(async move {
             match make(&agent, &goal, &folder).await {
@@ -121,6 +125,40 @@ pub(super) fn for_new(agent: &Arc<Agent>, goal: &VmGoal) -> anyhow::Result<Optio
         });
     }
     Ok(None)
+}
+
+/// Whether some VM's disk stands on a template's: then nothing of it may change.
+fn is_stood_on(agent: &Agent, key: &str) -> bool {
+    let vms: Vec<VmGoal> = agent.statuses().vms.values().map(|status| status.goal.clone()).collect();
+    vms.iter().any(|goal| fs::read_to_string(note(agent, goal)).is_ok_and(|noted| noted == key))
+}
+
+/// What an agent that died while it made a template has left: the guest, its disks, and what is of no use.
+pub(super) fn recover(agent: &Agent) {
+    for entry in fs::read_dir(agent.config.folder.join("templates")).into_iter().flatten().flatten() {
+        let (path, key) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        let is_whole = path.join("ready").exists() || path.join("impossible").exists();
+        if !is_whole && !is_stood_on(agent, &key) {
+            discard(agent, &path, &key);
+        }
+    }
+}
+
+/// Ends what uses a template's folder, and removes that.
+fn discard(agent: &Agent, path: &Path, key: &str) {
+    Machine::end_leftovers(&path.join("maker/qmp.sock"));
+    for export in fs::read_dir(agent.config.folder.join("exports")).into_iter().flatten().flatten() {
+        let name = export.file_name().to_string_lossy().trim_end_matches(".json").to_owned();
+        if name.starts_with(&format!("template-{key}"))
+            && let Err(error) = agent.disks.close(&name)
+        {
+            tracing::warn!(name, %error, "a template's disk cannot be closed");
+        }
+    }
+    match fs::remove_dir_all(path) {
+        Ok(()) => tracing::info!(key, "a template is thrown away"),
+        Err(error) => tracing::warn!(key, %error, "a template cannot be thrown away yet"),
+    }
 }
 
 /// A VM does not start from a template after all.
@@ -187,7 +225,12 @@ async fn make(agent: &Arc<Agent>, goal: &VmGoal, folder: &Path) -> anyhow::Resul
     done?;
     closed?;
     fs::remove_dir_all(&maker)?;
-    fs::write(folder.join("ready"), "").with_context(|| format!("cannot write into {}", folder.display()))
+    // It may be used after a power cut too.
+    for name in ["ram", "state", "disk.vhd"] {
+        fs::File::open(folder.join(name)).and_then(|file| file.sync_all()).with_context(|| name.to_owned())?;
+    }
+    fs::File::create(folder.join("ready")).and_then(|file| file.sync_all()).context("ready")?;
+    fs::File::open(folder).and_then(|file| file.sync_all()).with_context(|| folder.display().to_string())
 }
 
 /// The disks of a template, and for the local ones what they are. What it writes to those is thrown away.
@@ -199,15 +242,11 @@ fn exports(goal: &VmGoal, folder: &Path, local: &Path) -> Vec<(Export, Option<(u
         disk,
         base,
         socket: maker.join(socket),
-        quota_bytes: None,
+        quota_bytes: Some(goal.size.disk_quota_bytes()),
         transport: Transport::Nbd,
     };
-    let system = export(
-        folder.join("disk.vhd"),
-        format!("template-{name}"),
-        Base::Image(goal.image.clone()),
-        "disk.sock",
-    );
+    let system =
+        export(folder.join("disk.vhd"), format!("template-{name}"), Base::Image(goal.image.clone()), "disk.sock");
     let mut all = vec![(system, None)];
     for (number, storage) in goal.guest.local_storage.iter().enumerate() {
         let base = local.join("formatted").join(format!("{}-{}.vhd", storage.name, storage.size_mb));
@@ -254,8 +293,10 @@ async fn made(
         ..spec::spec(agent, goal, local_disks.collect(), None)
     };
     spec.disk.socket = maker.join("disk.sock");
-    // It takes as much of the host as any guest that boots.
-    let turn = agent.boots.acquire().await?;
+    // Its copies have this one until they boot by themselves.
+    TEMPLATE_UUID.clone_into(&mut spec.firmware.uuid);
+    // Not one of the turns to boot: guests that are wanted do not wait for this.
+    let turn = agent.template_turn.acquire().await?;
     let machine = Machine::start(&spec).await?;
     let reached = reached(&console::log(maker, 0)).await;
     if let Err(error) = &reached {
@@ -266,7 +307,7 @@ async fn made(
         Ok(()) => machine.save(&folder.join("state")).await.map_err(anyhow::Error::from),
         Err(error) => Err(error),
     };
-    machine.stop(Duration::ZERO).await;
+    machine.stop().await;
     drop(turn);
     saved
 }
@@ -275,6 +316,7 @@ async fn made(
 async fn reached(log: &Path) -> anyhow::Result<()> {
     let deadline = tokio::time::Instant::now() + LIMIT;
     loop {
+        console::limit(log);
         let said = console::tail(log, 4096).unwrap_or_default();
         if String::from_utf8_lossy(&said).contains(WAITS) {
             tokio::time::sleep(CALM).await;
@@ -306,11 +348,8 @@ pub(super) fn sweep(agent: &Agent, goals: &[VmGoal]) {
         }
         let since = *lock(&agent.unwanted_templates).entry(name.clone()).or_insert_with(Instant::now);
         if since.elapsed() > UNWANTED {
-            Machine::end_leftovers(&entry.path().join("maker/qmp.sock"));
-            match fs::remove_dir_all(entry.path()) {
-                Ok(()) => tracing::info!(name, "a template is thrown away"),
-                Err(error) => tracing::warn!(name, %error, "a template cannot be thrown away yet"),
-            }
+            discard(agent, &entry.path(), &name);
+            lock(&agent.unwanted_templates).remove(&name);
         }
     }
 }
