@@ -71,7 +71,7 @@ fn many(report: &mut Report, fabric: &DevFabric, pairs: usize) -> anyhow::Result
         let mut line = Vec::new();
         for count in COUNTS {
             let mut all = Vec::new();
-            for _ in 0..pairs.min(3) {
+            for _ in 0..pairs.div_ceil(3) {
                 all.push(started(fabric, service, 3 + count)?.0);
             }
             line.push(format!("{count}: {:.1} s", median(&all)));

@@ -53,7 +53,7 @@ pub async fn talk(connection: &Connection, instance: &InstanceKey) -> anyhow::Re
     let console = connection.client.instance_console(instance).await?;
     let (mut said, mut typed) = tokio::io::split(console);
     let is_terminal = std::io::stdin().is_terminal();
-    let _raw = if is_terminal {
+    let raw = if is_terminal {
         eprintln!("this is the console of {instance}; Ctrl-] leaves it");
         Some(Raw::new()?)
     } else {
@@ -78,27 +78,34 @@ pub async fn talk(connection: &Connection, instance: &InstanceKey) -> anyhow::Re
         let mut buffer = [0; 4096];
         loop {
             match said.read(&mut buffer).await {
-                Ok(0) | Err(_) => return anyhow::Ok(()),
+                Ok(0) => return anyhow::Ok(()),
+                Err(error) => return Err(error).context("the connection broke off"),
                 Ok(count) => stdout.write_all(&buffer[..count]).await?,
             }
             stdout.flush().await?;
         }
     };
     tokio::pin!(output);
-    tokio::select! {
-        done = &mut output => done?,
+    let done = tokio::select! {
+        done = &mut output => done,
         done = input => {
-            done?;
             // Without a terminal, the answer to what was typed last is still wanted.
-            if !is_terminal {
+            if done.is_ok() && !is_terminal {
                 let _ = tokio::time::timeout(std::time::Duration::from_secs(1), output).await;
             }
+            done
         }
-    }
-    drop(_raw);
+    };
+    drop(raw);
     if is_terminal {
         eprintln!();
     }
     // A read of the terminal may still be under way in another thread, which would wait for one more key.
-    std::process::exit(0)
+    match done {
+        Ok(()) => std::process::exit(0),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::exit(1)
+        }
+    }
 }

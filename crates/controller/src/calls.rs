@@ -49,6 +49,8 @@ impl Calls {
         let call = Call { id: id.clone(), vm, what };
         {
             let mut waiting = self.waiting();
+            // Who called and has gone waits no longer.
+            waiting.retain(|_, one| !one.answer.is_closed());
             if waiting.len() >= WAITING_MAX {
                 let message = format!("{WAITING_MAX} calls to hosts wait already; try again");
                 return Err(ApiError::new(ErrorCode::Unavailable, message));
@@ -61,9 +63,11 @@ impl Calls {
         let silent = || {
             let message =
                 format!("{host} did not answer within {} s; is it up? (`mayfly host list`)", PATIENCE.as_secs());
-            ApiError::new(ErrorCode::Unavailable, message)
+            // Not one that a client tries again by itself: it has waited long enough.
+            ApiError::new(ErrorCode::Conflict, message)
         };
-        match answered.map_err(|_| silent())?.ok_or_else(silent)? {
+        let broken = || ApiError::new(ErrorCode::Conflict, format!("{host} broke off; try again"));
+        match answered.map_err(|_| silent())?.ok_or_else(broken)? {
             (CallAnswer::Follows, stream) => Ok(stream),
             (CallAnswer::Refused(why), _) => Err(ApiError::new(ErrorCode::Conflict, why)),
         }

@@ -86,7 +86,8 @@ pub fn check_quiet(state: &State) -> Vec<Violation> {
             let fits = |one: &Arc<Instance>| would_even_out(state, one, &reference, &role.requirements(), most);
             // While it is being updated, nothing else moves.
             let still = deployment.upgrade.is_none() && placed == members.len();
-            if most - least > 1 && still && members.iter().copied().filter(fullest).any(fits) {
+            if most - least > 1 && still && members.iter().copied().filter(|one| !one.stopped).filter(fullest).any(fits)
+            {
                 let what = format!("{}/{}: fault domains are uneven: {spread:?}", deployment.key, role.name);
                 violations.push(Violation { invariant: 2, what });
             }

@@ -267,7 +267,7 @@ pub(crate) fn add(step: &mut Step<'_>, key: &DeploymentKey, role: &RoleName, cou
         if let Some(leaving) = step.instance(&key) {
             // The identity is still going: it stays after all, with a new VM.
             let version = deployment.number;
-            let leaving = Instance { version, ..Instance::clone(&leaving) };
+            let leaving = Instance { version, stopped: false, ..Instance::clone(&leaving) };
             instances::retire(step, leaving, Then::Replace { prefer: None });
             continue;
         }
@@ -311,14 +311,15 @@ pub(crate) fn settle(step: &mut Step<'_>) {
     }
 }
 
-fn all(state: &State, key: &DeploymentKey, test: fn(&InstanceState) -> bool) -> bool {
-    state.instances_of(key).filter(|one| !one.is_leaving()).all(|one| one.stopped || test(&one.state))
+fn all(state: &State, key: &DeploymentKey, test: fn(&Instance) -> bool) -> bool {
+    state.instances_of(key).filter(|one| !one.is_leaving()).all(|one| test(one))
 }
 
 /// Whether the guest has been started, or has shown that it cannot be.
-fn has_begun(state: &InstanceState) -> bool {
-    // What lost its VM has begun before.
-    if matches!(state, InstanceState::Waiting { heals: true, .. }) {
+fn has_begun(instance: &Instance) -> bool {
+    let state = &instance.state;
+    // What lost its VM has begun before, and what was told to stop does not begin.
+    if instance.stopped || matches!(state, InstanceState::Waiting { heals: true, .. }) {
         return true;
     }
     let waits = matches!(
@@ -331,9 +332,9 @@ fn has_begun(state: &InstanceState) -> bool {
     matches!(state, InstanceState::Placed { .. }) && !waits
 }
 
-fn has_stopped(state: &InstanceState) -> bool {
+fn has_stopped(instance: &Instance) -> bool {
     matches!(
-        state,
+        instance.state,
         InstanceState::Waiting { .. }
             | InstanceState::Placed { phase: VmPhase::Stopped | VmPhase::FailedStartingVm { .. }, .. }
     )

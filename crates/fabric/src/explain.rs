@@ -35,8 +35,9 @@ fn whereabouts(core: &Core, instance: &Instance, now: Time) -> String {
         InstanceState::Placed { vm, .. } => {
             let host = core.state().hosts.get(&vm.host);
             let domain = host.map_or("?", |host| host.fault_domain.as_str());
+            let verb = if instance.stopped { "was told to stop, and is kept" } else { "runs" };
             let mut text = format!(
-                "runs on {} in fault domain {domain}, as {} in update domain {}",
+                "{verb} on {} in fault domain {domain}, as {} in update domain {}",
                 vm.host, vm.id, instance.update_domain
             );
             if let Some(host) = host.filter(|host| !host.is_open()) {

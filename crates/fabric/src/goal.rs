@@ -184,7 +184,7 @@ fn input_endpoint(
                 dip: vm.dip,
                 host: vm.host.clone(),
                 probe: probe_of(one),
-                always: *ignore_role_instance_status,
+                always: *ignore_role_instance_status && !one.stopped,
             }
         });
     let access = access(deployment, role, endpoint);

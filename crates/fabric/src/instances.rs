@@ -95,7 +95,9 @@ pub(crate) fn start(step: &mut Step<'_>, key: &InstanceKey) -> Result<(), Reject
         }
         other => other,
     };
-    step.put_instance(Instance { stopped: false, state, ..instance });
+    // As with a reboot by hand, earlier crashes do not count any more.
+    let health = instance.health.clone().map(|health| Box::new(Health { crashes: Vec::new(), ..*health }));
+    step.put_instance(Instance { stopped: false, state, health, ..instance });
     Ok(())
 }
 
@@ -332,8 +334,11 @@ pub(crate) fn may_disturb(step: &Step<'_>, instance: &Instance) -> bool {
     if deployment.upgrade.is_some() {
         return false;
     }
-    let well =
-        |one: &Instance| one.is_ready() || matches!(&one.state, InstanceState::Placed { phase: VmPhase::Stopped, .. });
+    // Where only this one was told to stop, the others have to serve in its stead.
+    let is_off = !deployment.is_on();
+    let well = |one: &Instance| {
+        one.is_ready() || (is_off && matches!(&one.state, InstanceState::Placed { phase: VmPhase::Stopped, .. }))
+    };
     let others = step.state.instances_of(&instance.key.deployment).filter(|one| !one.is_leaving());
     let mut others = others.filter(|one| one.update_domain != instance.update_domain);
     !well(instance) || others.all(|one| well(one))

@@ -76,7 +76,9 @@ fn choose(step: &mut Step<'_>, deployment: &DeploymentKey, role: &RoleName) -> O
         let host = instance.wanted_vm().and_then(|vm| step.state.hosts.get(&vm.host));
         host.is_some_and(|host| host.fault_domain == fullest)
     };
-    members.iter().rev().filter(stands_there).find(has_room).map(|instance| instance.key.clone())
+    // The disk of one that was told to stop is waited for.
+    let movable = members.iter().rev().filter(|one| !one.stopped);
+    movable.filter(stands_there).find(has_room).map(|instance| instance.key.clone())
 }
 
 /// Whether there is a place for an instance where at least two fewer of its role stand than where it is.

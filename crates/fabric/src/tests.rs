@@ -322,6 +322,55 @@ fn a_reimage_waits_for_the_old_vm_to_go() {
 }
 
 #[test]
+fn local_disks_stay_with_a_host_and_go_with_it() {
+    let mut fabric = Fabric::new(2);
+    fabric.deploy(&[("web", 1, VmSize::Small)]).unwrap();
+    fabric.run(1000);
+    let instance = |fabric: &Fabric| fabric.instance("shop/web_IN_0");
+    let first = instance(&fabric);
+    assert_eq!(first.local_generation, 1);
+    let host = first.vm().unwrap().host.clone();
+    fabric.command(Command::Reimage(name("shop/web_IN_0"))).unwrap();
+    let kept = goal::goal_state(&fabric.core, &host).kept;
+    assert_eq!(kept.len(), 1, "its host keeps them for the next VM");
+    fabric.run(1000);
+    assert_eq!((instance(&fabric).generation, instance(&fabric).local_generation), (2, 1));
+    assert!(goal::goal_state(&fabric.core, &host).kept.is_empty());
+    fabric.command(Command::Rebuild(name("shop/web_IN_0"))).unwrap();
+    assert!(goal::goal_state(&fabric.core, &host).kept.is_empty(), "nothing of them is wanted");
+    fabric.run(1000);
+    assert_eq!((instance(&fabric).generation, instance(&fabric).local_generation), (3, 3));
+    fabric.command(Command::Drain { host: host.clone(), reboot: false }).unwrap();
+    fabric.run(5000);
+    assert_ne!(instance(&fabric).vm().unwrap().host, host);
+    assert_eq!(instance(&fabric).local_generation, instance(&fabric).generation, "another host has others");
+}
+
+#[test]
+fn a_stopped_instance_keeps_its_place_and_is_left_alone() {
+    let mut fabric = Fabric::new(2);
+    fabric.deploy(&[("web", 2, VmSize::Small)]).unwrap();
+    fabric.run(5000);
+    let before = fabric.instance("shop/web_IN_0");
+    fabric.command(Command::StopInstance(name("shop/web_IN_0"))).unwrap();
+    fabric.command(Command::StopInstance(name("shop/web_IN_0"))).unwrap_err();
+    fabric.run(5000);
+    let stopped = fabric.instance("shop/web_IN_0");
+    assert_eq!(stopped.state.status(), InstanceStatus::StoppedVM);
+    assert_eq!(stopped.vm().unwrap().id, before.vm().unwrap().id, "its disks and its place are kept");
+    fabric.run(700_000);
+    assert_eq!(fabric.instance("shop/web_IN_0").vm().unwrap().id, before.vm().unwrap().id, "however long");
+    // The other one has to serve in its stead, so it is not taken down by plan.
+    let other = fabric.instance("shop/web_IN_1").vm().unwrap().host.clone();
+    fabric.command(Command::Drain { host: other.clone(), reboot: false }).unwrap();
+    fabric.run(5000);
+    assert_eq!(fabric.instance("shop/web_IN_1").vm().unwrap().host, other);
+    fabric.command(Command::StartInstance(name("shop/web_IN_0"))).unwrap();
+    fabric.run(5000);
+    assert_eq!(fabric.instance("shop/web_IN_0").state.status(), InstanceStatus::ReadyRole);
+}
+
+#[test]
 fn a_host_that_has_not_applied_the_goal_keeps_its_vm() {
     let mut fabric = Fabric::new(2);
     fabric.deploy(&[("web", 1, VmSize::Small)]).unwrap();

@@ -218,7 +218,9 @@ fn end_of_domain(
     let failed = |one: &Instance| {
         !is_well(step, one) && (had_its_time(one) || one.health.as_ref().is_some_and(|health| health.tries > 0))
     };
-    let hopeless = !touched.is_empty() && touched.iter().all(|one| failed(one));
+    // What its user has stopped says nothing of the new version.
+    let mut tried = touched.iter().filter(|one| !one.stopped).peekable();
+    let hopeless = tried.peek().is_some() && tried.all(|one| failed(one));
     let done = touched.iter().all(|one| is_well(step, one) || had_its_time(one));
     let why = match crashing {
         Some(one) => Some(format!("{} is {}", one.key.name(), one.state.status())),

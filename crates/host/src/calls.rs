@@ -43,9 +43,11 @@ pub(crate) fn answer(agent: &Arc<Agent>, call: Call) {
     tokio::spawn(async move {
         match agent.client.call_answer(&call.id).await {
             Ok(mut stream) => {
-                if let Err(Trouble::Refused(why)) = serve(&agent, &call, &mut stream).await {
+                match serve(&agent, &call, &mut stream).await {
+                    Ok(()) => {}
                     // Whoever called may have gone.
-                    let _ = say(&mut stream, &CallAnswer::Refused(why)).await;
+                    Err(Trouble::Refused(why)) => drop(say(&mut stream, &CallAnswer::Refused(why)).await),
+                    Err(Trouble::Broken) => return,
                 }
                 let _ = stream.shutdown().await;
             }

@@ -130,11 +130,40 @@ fn check_settings(reader: &mut Reader<'_>, role: Node<'_, '_>, defined: &[String
             reader.error_in(*node, "value", &message, None);
         }
     }
+    check_dependent(reader, &settings);
     for name in defined {
         if !settings.iter().any(|node| node.attribute("name") == Some(name)) {
             let message = format!("the configuration lacks the setting `{name}` that the definition declares");
             reader.error_at(role, &message, Some(&format!("add <Setting name=\"{name}\" value=\"…\"/>")));
         }
+    }
+}
+
+/// Settings that have no meaning without another one.
+fn check_dependent(reader: &mut Reader<'_>, settings: &[Node<'_, '_>]) {
+    const NEEDS: [(&str, &str); 6] = [
+        (SSH_KEYS_SETTING, ADMIN_USER_SETTING),
+        (PASSWORD_HASH_SETTING, ADMIN_USER_SETTING),
+        (SCRIPT_TIMEOUT_SETTING, SCRIPT_SETTING),
+        (SCRIPT_TRIES_SETTING, SCRIPT_SETTING),
+        (SCRIPT_RUN_SETTING, SCRIPT_SETTING),
+        (SCRIPT_FAILURE_SETTING, SCRIPT_SETTING),
+    ];
+    let find = |name: &str| settings.iter().find(|node| node.attribute("name") == Some(name)).copied();
+    for (name, needed) in NEEDS {
+        if let Some(node) = find(name).filter(|_| find(needed).is_none()) {
+            let message = format!("`{name}` means nothing without `{needed}`");
+            reader.error_in(node, "name", &message, Some(&format!("add <Setting name=\"{needed}\" value=\"…\"/>")));
+        }
+    }
+    let value = |name: &str| find(name).and_then(|node| node.attribute("value")).unwrap_or_default().to_owned();
+    let windows = value(PLATFORM_SETTING) == "windows";
+    if windows
+        && !value(USER_DATA_SETTING).is_empty()
+        && let Some(node) = find(SCRIPT_SETTING)
+    {
+        let message = format!("Windows guests take one of `{SCRIPT_SETTING}` and `{USER_DATA_SETTING}`");
+        reader.error_in(node, "name", &message, Some("put both into one"));
     }
 }
 
@@ -222,6 +251,9 @@ fn check_text(name: &str, text: &str) -> Result<(), String> {
             if !text.is_empty() && !["#!", "#ps1", "rem cmd"].iter().any(|start| text.starts_with(start)) =>
         {
             Err("a post-boot script starts with `#!` and what interprets it, such as `#!/bin/sh`".to_owned())
+        }
+        SCRIPT_SETTING if text.starts_with("#!") && text.lines().next().is_some_and(|line| text[line.len()..].starts_with("\r")) => {
+            Err("the script's lines end as in Windows, so no system finds its interpreter; save it with plain line ends".to_owned())
         }
         SSH_KEYS_SETTING => {
             let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));

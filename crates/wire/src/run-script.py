@@ -23,8 +23,12 @@ def ask(path, body=None):
 
 
 def run(path, seconds):
-    child = subprocess.Popen([path], cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        child = subprocess.Popen([path], cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                 stderr=subprocess.STDOUT, start_new_session=True)
+    except OSError as error:
+        # As a shell says it: what should interpret it is not there, or it is no script.
+        return 127, "the script cannot be run: %s\n" % error
     try:
         output, _ = child.communicate(timeout=seconds)
         status = child.returncode

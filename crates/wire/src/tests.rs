@@ -387,3 +387,86 @@ fn health_is_read_and_nonsense_is_not() {
         assert_eq!(parse_health(bad), None, "{bad}");
     }
 }
+
+/// Bytes that look random and are the same each time.
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self, below: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % below
+    }
+
+    fn pick<'p>(&mut self, parts: &[&'p str]) -> &'p str {
+        parts[self.next(parts.len())]
+    }
+
+    fn bytes(&mut self, most: usize) -> Vec<u8> {
+        (0..self.next(most)).map(|_| self.next(256) as u8).collect()
+    }
+}
+
+#[tokio::test]
+async fn garbage_is_answered_and_leaves_nothing() {
+    let guests = Arc::new(One::default());
+    let mut noise = Noise(20_261_128);
+    let paths = [
+        "/machine",
+        "/machine/",
+        "/",
+        "/metadata/instance",
+        "/metadata/scheduledevents",
+        "/nocloud/user-data",
+        "/mayfly/v1/script/report",
+        "/status/x",
+        "/status",
+        "/vmAgentLog",
+        "/HealthService",
+        "/metadata/attested/x",
+        "/machine/a/b",
+        "/metadata/instance/compute/../../x",
+        "/%00%ff",
+        "/machine/%5F/%2e%2e",
+    ];
+    let queries = [
+        "",
+        "?comp=health",
+        "?comp=goalstate",
+        "?comp=config&type=x&incarnation=99999999999999999999",
+        "?comp=telemetrydata",
+        "?api-version=2021-02-01&format=text",
+        "?api-version=%ff",
+        "?comp=%",
+        "?&&&===",
+    ];
+    let bodies: [&[u8]; 6] = [
+        b"<Health><State>Ready</State>",
+        b"{\"StartRequests\":[{\"EventId\":7}]}",
+        b"{\"attempt\":-1}",
+        b"<!DOCTYPE x [<!ENTITY a \"aaaa\"><!ENTITY b \"&a;&a;&a;\">]><Health><State>&b;</State></Health>",
+        b"\xff\xfe<\0H\0",
+        b"",
+    ];
+    for round in 0..4000 {
+        let uri = format!("{}{}", noise.pick(&paths), noise.pick(&queries));
+        let method = noise.pick(&["GET", "POST", "PUT", "DELETE", "BREW"]);
+        let body = match noise.next(3) {
+            0 => noise.bytes(2000),
+            1 => bodies[noise.next(bodies.len())].to_vec(),
+            _ => "<a>".repeat(noise.next(5000)).into_bytes(),
+        };
+        let request = Request::builder().method(method).uri(&uri).header("Metadata", "true").body(Body::from(body));
+        let Ok(request) = request else { continue };
+        let router = match noise.next(3) {
+            0 => wire_server_router(guests.clone()),
+            1 => plugin_router(guests.clone()),
+            _ => metadata_router(guests.clone()),
+        };
+        let (status, text, _) = ask(router, OWN, request).await;
+        assert!(text.len() < 64 << 10, "round {round}: {method} {uri} is answered with {} bytes", text.len());
+        assert!(status != StatusCode::INTERNAL_SERVER_ERROR, "round {round}: {method} {uri}");
+    }
+    let heard = guests.0.lock().unwrap().clone();
+    let harmless = |word: &Word| matches!(word, Word::Alive | Word::Status | Word::AsksForEvents);
+    assert!(heard.iter().all(harmless), "garbage is no report: {:?}", heard.iter().find(|word| !harmless(word)));
+}
