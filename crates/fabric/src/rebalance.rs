@@ -58,8 +58,9 @@ fn choose(step: &mut Step<'_>, deployment: &DeploymentKey, role: &RoleName) -> O
     }
     let requirements = state.role_of(first)?.1.requirements();
     let spread = state.index.inventory.spread(&reference, &requirements);
-    let (fullest, most) = spread.iter().max_by_key(|(_, count)| **count)?;
-    let (fullest, most, fewest) = ((*fullest).to_owned(), *most, *spread.values().min()?);
+    let (most, fewest) = (*spread.values().max()?, *spread.values().min()?);
+    let fullest: std::collections::BTreeSet<String> =
+        spread.iter().filter(|(_, count)| **count == most).map(|(domain, _)| (*domain).to_owned()).collect();
     // All eggs in one basket cannot wait for calm; an uneven spread can.
     let one_basket = most as usize == members.len();
     let calm = members.iter().all(|instance| match &instance.state {
@@ -74,7 +75,7 @@ fn choose(step: &mut Step<'_>, deployment: &DeploymentKey, role: &RoleName) -> O
     let has_room = |one: &&Arc<Instance>| would_even_out(state, one, &reference, &requirements, most);
     let stands_there = |instance: &&Arc<Instance>| {
         let host = instance.wanted_vm().and_then(|vm| step.state.hosts.get(&vm.host));
-        host.is_some_and(|host| host.fault_domain == fullest)
+        host.is_some_and(|host| fullest.contains(&host.fault_domain))
     };
     // The disk of one that was told to stop is waited for.
     let movable = members.iter().rev().filter(|one| !one.stopped);

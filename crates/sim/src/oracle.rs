@@ -110,13 +110,15 @@ impl Oracle {
             let key = (deployment.id.clone(), deployment.number, upgrade.started);
             let before = self.walks.insert(key, begun.clone()).unwrap_or_default();
             let new: Vec<u32> = begun.difference(&before).copied().collect();
-            let down: BTreeSet<u32> = state
-                .instances_of(&deployment.key)
-                .filter(|one| one.version == deployment.number && before.contains(&one.update_domain))
-                .filter(|one| is_down_by_plan(state, one, now))
-                .map(|one| one.update_domain)
-                .collect();
-            if new.len() > 1 || (new.len() == 1 && !down.is_empty()) {
+            let down_among = |domains: &dyn Fn(u32) -> bool| -> BTreeSet<u32> {
+                let touched = state.instances_of(&deployment.key).filter(|one| one.version == deployment.number);
+                let down = touched.filter(|one| domains(one.update_domain) && is_down_by_plan(state, one, now));
+                down.map(|one| one.update_domain).collect()
+            };
+            let down = down_among(&|domain| before.contains(&domain));
+            // One in which all were stopped by their users, and stay so, is over as soon as it is begun.
+            let taken = down_among(&|domain| new.contains(&domain));
+            if taken.len() > 1 || (!new.is_empty() && !down.is_empty()) {
                 let key = &deployment.key;
                 return Err(format!("invariant 3: {key} takes update domains {new:?} while {down:?} are down"));
             }
@@ -303,6 +305,10 @@ fn check_survivors(state: &State, deployment: &Deployment) -> Checked {
         for vm in state.members(&deployment.key, &role.name).filter_map(|one| one.wanted_vm()) {
             let domain = state.hosts().get(&vm.host).map_or("", |host| host.fault_domain.as_str());
             *counts.entry(domain).or_default() += 1;
+        }
+        // What its user has told to stop is not moved, so that it is found where it was left.
+        if state.members(&deployment.key, &role.name).any(|one| one.stopped) {
+            continue;
         }
         let (all, domains) = (counts.values().sum::<usize>(), counts.len().max(1));
         let most = counts.values().max().copied().unwrap_or(0);

@@ -50,7 +50,7 @@ pub(crate) fn random_command(state: &State, rng: &mut ChaCha8Rng, killer: bool) 
         pick(state.instances().keys().filter(|key| key.deployment.service.as_str() != KILLER), rng).cloned()
     };
     let host = |rng: &mut ChaCha8Rng| pick(state.hosts().keys(), rng).cloned();
-    match rng.random_range(0..43) {
+    match rng.random_range(0..40) {
         0..=5 => otherwise,
         6..=12 => Command::Deploy { key, version: version(rng, IMAGES[0], 8) },
         13..=19 => {
@@ -61,7 +61,18 @@ pub(crate) fn random_command(state: &State, rng: &mut ChaCha8Rng, killer: bool) 
         20 => Command::DeleteService(service),
         21 => Command::DeleteDeployment(key),
         22..=23 => instance(rng).map_or(otherwise, Command::Reboot),
-        24..=25 => instance(rng).map_or(otherwise, Command::Reimage),
+        24 => instance(rng).map_or(otherwise, Command::Reimage),
+        25 => {
+            let what = [
+                Command::Reimage,
+                Command::Rebuild,
+                Command::StopInstance,
+                Command::StartInstance,
+                Command::StartInstance,
+            ];
+            let what = what[rng.random_range(0..what.len())];
+            instance(rng).map_or(otherwise, what)
+        }
         26..=29 => upgrade(state, key, rng).unwrap_or(otherwise),
         30 => Command::Walk { key, domain: None },
         31 => Command::Rollback { key, mode: mode(rng) },
@@ -71,9 +82,6 @@ pub(crate) fn random_command(state: &State, rng: &mut ChaCha8Rng, killer: bool) 
         35..=36 => host(rng).map_or(otherwise, |host| Command::Drain { host, reboot: rng.random() }),
         37 => host(rng).map_or(otherwise, Command::Undrain),
         38 => reset(state, rng).unwrap_or(otherwise),
-        39 => instance(rng).map_or(otherwise, Command::Rebuild),
-        40 => instance(rng).map_or(otherwise, Command::StopInstance),
-        41 => instance(rng).map_or(otherwise, Command::StartInstance),
         _ if killer => killer_command(state, rng),
         _ => lost(state, rng).map_or(otherwise, Command::ForgetHost),
     }
