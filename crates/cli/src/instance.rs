@@ -39,35 +39,7 @@ pub async fn run(connection: &Connection, command: InstanceCommand) -> anyhow::R
                 ]
             })
         }
-        InstanceCommand::Show { instance } => {
-            let one = find(connection, &instance).await?;
-            let bytes = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), mebibytes);
-            let rows = [
-                ("instance", full_name(&one)),
-                ("state", one.state.clone()),
-                ("detail", or_dash(one.detail.as_ref())),
-                ("host", or_dash(one.host.as_ref())),
-                ("fault domain", or_dash(one.fault_domain.as_ref())),
-                ("update domain", one.update_domain.to_string()),
-                ("computer name", or_dash(one.computer_name.as_ref())),
-                ("DIP", or_dash(one.dip.as_ref())),
-                ("VM", or_dash(one.vm.as_ref())),
-                ("generation of the disk", one.generation.to_string()),
-                ("written to the disk", bytes(one.disk_bytes)),
-                ("write quota", bytes(one.disk_quota_bytes)),
-                ("base image on the host", bytes(one.image_bytes)),
-                ("sent", bytes(one.sent_bytes)),
-                ("received", bytes(one.received_bytes)),
-            ];
-            output::show(connection.output, &one, &rows)?;
-            if connection.output == Output::Table && !one.steps.is_empty() {
-                output::line("\nhow its guest came to be:")?;
-                for step in &one.steps {
-                    output::line(&format!("  {}  +{:>6.2} s  {}", step.at, step.millis as f64 / 1000.0, step.step))?;
-                }
-            }
-            Ok(())
-        }
+        InstanceCommand::Show { instance } => show(connection, &instance).await,
         InstanceCommand::Explain { instance } => {
             let lines = connection.client.instance_explain(&instance).await?;
             match connection.output {
@@ -108,6 +80,37 @@ pub async fn run(connection: &Connection, command: InstanceCommand) -> anyhow::R
             act(connection, &instance, "start", &wait, |_, now| !now.stopped).await
         }
     }
+}
+
+/// One instance, and how its guest came to be.
+async fn show(connection: &Connection, instance: &InstanceKey) -> anyhow::Result<()> {
+    let one = find(connection, instance).await?;
+    let bytes = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), mebibytes);
+    let rows = [
+        ("instance", full_name(&one)),
+        ("state", one.state.clone()),
+        ("detail", or_dash(one.detail.as_ref())),
+        ("host", or_dash(one.host.as_ref())),
+        ("fault domain", or_dash(one.fault_domain.as_ref())),
+        ("update domain", one.update_domain.to_string()),
+        ("computer name", or_dash(one.computer_name.as_ref())),
+        ("DIP", or_dash(one.dip.as_ref())),
+        ("VM", or_dash(one.vm.as_ref())),
+        ("generation of the disk", one.generation.to_string()),
+        ("written to the disk", bytes(one.disk_bytes)),
+        ("write quota", bytes(one.disk_quota_bytes)),
+        ("base image on the host", bytes(one.image_bytes)),
+        ("sent", bytes(one.sent_bytes)),
+        ("received", bytes(one.received_bytes)),
+    ];
+    output::show(connection.output, &one, &rows)?;
+    if connection.output == Output::Table && !one.steps.is_empty() {
+        output::line("\nhow its guest came to be:")?;
+        for step in &one.steps {
+            output::line(&format!("  {}  +{:>6.2} s  {}", step.at, step.millis as f64 / 1000.0, step.step))?;
+        }
+    }
+    Ok(())
 }
 
 /// Each run of the script: its end, then its output.

@@ -345,14 +345,7 @@ fn unmodified_debian_reaches_ready_on_both_platforms() {
         assert_ne!(own(&outputs[0], word), own(&outputs[1], word), "each VM has its own");
     }
     assert!(outputs[0].contains("agent active") && !outputs[1].contains("agent active"), "{outputs:?}");
-    // The provisioning disk has been taken away.
-    let isos: Vec<_> = ["host-1", "host-2", "host-3"]
-        .iter()
-        .flat_map(|host| std::fs::read_dir(fabric.host_folder(host).join("vms")).into_iter().flatten().flatten())
-        .map(|vm| vm.path().join("provision.iso"))
-        .filter(|path| path.exists())
-        .collect();
-    assert!(isos.is_empty(), "{isos:?}");
+    assert!(provisioning_disks(&stage).is_empty(), "{:?}", provisioning_disks(&stage));
     // A change of settings reaches the agent's own files; somebody logs in to see it.
     let blue: Vec<(&str, &str)> =
         azure.iter().map(|(name, value)| if *name == "Colour" { (*name, "blue") } else { (*name, *value) }).collect();
@@ -383,6 +376,13 @@ fn unmodified_debian_reaches_ready_on_both_platforms() {
     for word in ["machine ", "host "] {
         assert_ne!(own(&outputs[1], word), own(&copy, word), "the copy has its own");
     }
+}
+
+/// Provisioning disks that have not been taken away.
+fn provisioning_disks(stage: &Stage) -> Vec<std::path::PathBuf> {
+    let vms = |host| std::fs::read_dir(stage.fabric.host_folder(host).join("vms")).into_iter().flatten().flatten();
+    let disks = ["host-1", "host-2", "host-3"].into_iter().flat_map(vms).map(|vm| vm.path().join("provision.iso"));
+    disks.filter(|path| path.exists()).collect()
 }
 
 /// What Debian's own guest says of itself, by the script.
