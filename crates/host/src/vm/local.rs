@@ -75,8 +75,9 @@ fn export_name(goal: &VmGoal, number: usize) -> String {
 fn file_name(goal: &VmGoal, storage: &LocalStorage) -> String {
     let LocalStorage { name, size_mb, clean_on_role_recycle } = storage;
     match clean_on_role_recycle {
-        true => format!("{name}-{size_mb}-{}.vhd", goal.generation),
-        false => format!("{name}-{size_mb}.vhd"),
+        // A sign that names cannot have, so that no two disks are one file.
+        true => format!("{name}@{size_mb}@{}.vhd", goal.generation),
+        false => format!("{name}@{size_mb}.vhd"),
     }
 }
 
