@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use mayfly_model::{
     ChunkDigest, HostName, HostReport, ImageName, Incarnation, InstanceKey, Manifest, RoleName, Scope, ServiceName,
-    Slot, UpgradeMode,
+    Slot, Thumbprint, UpgradeMode, VmId,
 };
 use reqwest::{Method, Request, RequestBuilder, Response, StatusCode, Upgraded};
 use serde::Serialize;
@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 
 use crate::REQUEST_HEADER;
 use crate::call::{CALL_PROTOCOL, HostNews, ScriptRunView};
+use crate::certificate::{CertificateRequest, CertificateSecret, CertificateView};
 use crate::error::{ApiError, ErrorCode};
 use crate::host_api::ReportAnswer;
 use crate::joining::{CertificateAnswer, JoinRequest, RenewRequest, TokenRequest, TokenView};
@@ -166,6 +167,30 @@ impl Client {
     /// Deletes a service.
     pub async fn service_delete(&self, name: &ServiceName) -> Result<(), ClientError> {
         self.done(self.request(Method::DELETE, &format!("/v1/services/{name}"))).await
+    }
+
+    /// Gives a service a certificate.
+    pub async fn certificate_add(
+        &self,
+        name: &ServiceName,
+        request: &CertificateRequest,
+    ) -> Result<CertificateView, ClientError> {
+        self.ask(&format!("/v1/services/{name}/certificates"), request).await
+    }
+
+    /// The certificates of a service.
+    pub async fn certificate_list(&self, name: &ServiceName) -> Result<Vec<CertificateView>, ClientError> {
+        self.json(self.request(Method::GET, &format!("/v1/services/{name}/certificates"))).await
+    }
+
+    /// Takes a certificate from a service.
+    pub async fn certificate_delete(&self, name: &ServiceName, thumbprint: &Thumbprint) -> Result<(), ClientError> {
+        self.done(self.request(Method::DELETE, &format!("/v1/services/{name}/certificates/{thumbprint}"))).await
+    }
+
+    /// The certificates of a VM that is on the host that asks, with their private keys.
+    pub async fn vm_secrets(&self, vm: VmId) -> Result<Vec<CertificateSecret>, ClientError> {
+        self.json(self.request(Method::GET, &format!("/host/v1/vms/{}/secrets", vm.0))).await
     }
 
     /// Deploys into a slot.

@@ -1,6 +1,7 @@
 //! What travels between the controller and its users and hosts, and the client that both use. No behaviour.
 
 mod call;
+mod certificate;
 mod client;
 mod error;
 mod host_api;
@@ -8,6 +9,7 @@ mod joining;
 mod view;
 
 pub use call::{CALL_PROTOCOL, Call, CallAnswer, CallKind, HostNews, ScriptRunView};
+pub use certificate::{CertificateFormat, CertificateRequest, CertificateSecret, CertificateView};
 pub use client::{Client, ClientError};
 pub use error::{ApiDiagnostic, ApiError, ErrorCode};
 pub use host_api::ReportAnswer;

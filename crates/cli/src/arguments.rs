@@ -1,11 +1,13 @@
 //! What can be written on the command line.
 
+mod certificate;
 mod controller;
 mod instance;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use certificate::CertificateCommand;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use controller::{ControllerCommand, StorePlace, Target};
 pub use instance::InstanceCommand;
@@ -91,6 +93,9 @@ pub enum Command {
     /// Hosted services and their deployments
     #[command(subcommand)]
     Service(ServiceCommand),
+    /// Certificates of services, which their guests get with the private keys
+    #[command(subcommand)]
+    Certificate(CertificateCommand),
     /// Role instances: the VMs
     #[command(subcommand)]
     Instance(InstanceCommand),

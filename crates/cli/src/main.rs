@@ -2,6 +2,7 @@
 
 mod arguments;
 mod breaker;
+mod certificate;
 mod connection;
 mod console;
 mod controller;
@@ -56,6 +57,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         match command {
             Command::Image(command) => image::run(&connection, command).await,
             Command::Service(command) => service::run(&connection, command).await,
+            Command::Certificate(command) => certificate::run(&connection, command).await,
             Command::Instance(command) => instance::run(&connection, command).await,
             Command::Net(command) => net::run(&connection, command).await,
             Command::Host(command) => host::run(&connection, command).await,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mayfly_identity::{Authority, CONTROLLER_LIFE, Clock, IdentityError, Presented, is_due};
+use mayfly_secrets::SealingKey;
 use rustls::ServerConfig;
 
 use crate::config::ControllerConfig;
@@ -21,6 +22,8 @@ pub struct Identity {
     pub clock: Clock,
     /// How long a host's certificate lasts, in seconds.
     pub host_life: u64,
+    /// Under which secrets are stored. It follows from the authority's key, which all controllers share and no backup has.
+    pub sealing: SealingKey,
     addresses: Vec<IpAddr>,
     presented: Arc<Presented>,
 }
@@ -38,7 +41,9 @@ impl Identity {
         let addresses: Vec<IpAddr> = listen.chain(config.advertise.iter().copied()).collect();
         let presented = Presented::new(authority.make_server(&addresses, clock.now(), CONTROLLER_LIFE)?);
         let host_life = u64::from(config.host_certificate_days) * 86_400;
-        Ok(Arc::new(Identity { authority, clock, host_life, addresses, presented }))
+        let sealing = SealingKey::from_secret(&authority.secret())
+            .map_err(|error| IdentityError::unusable("the authority's key", error))?;
+        Ok(Arc::new(Identity { authority, clock, host_life, sealing, addresses, presented }))
     }
 
     /// The authority's digest, in hexadecimal digits.

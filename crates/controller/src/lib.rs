@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use axum::serve::ListenerExt;
 use driver::Driver;
 use gate::{Gate, Side};
 use identity::Identity;
@@ -30,6 +31,9 @@ use listener::{HostListener, Peer};
 use mayfly_fabric::{Command, Input};
 use mayfly_store::{Election, EmbeddedStore, EtcdStore, Leadership};
 use tokio::net::TcpListener;
+
+/// How long requests that are under way have when the process is told to end.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Runs the controller until the process is told to end.
 ///
@@ -50,6 +54,7 @@ pub async fn run(config: ControllerConfig) -> anyhow::Result<()> {
     let (users, hosts) = (gate.router(Side::Users), gate.router(Side::Hosts));
     let mut servers = Vec::new();
     for listener in for_users {
+        let listener = listener.tap_io(|stream| listener::keep_alive(stream));
         let serve = axum::serve(listener, users.clone()).with_graceful_shutdown(terminated());
         servers.push(tokio::spawn(serve.into_future()));
     }
@@ -67,6 +72,8 @@ pub async fn run(config: ControllerConfig) -> anyhow::Result<()> {
     tokio::select! {
         ended = servers => ended?.into_iter().collect::<Result<(), _>>().context("the API server failed"),
         failed = lead => failed,
+        // Whoever follows a console would hold it up for ever.
+        () = overtime() => Ok(()),
     }
 }
 
@@ -148,6 +155,13 @@ async fn sweep(shared: Arc<http::Shared>) {
         }
         tokio::time::sleep(Duration::from_secs(3600)).await;
     }
+}
+
+/// Ends some time after this process was told to end: what has not been answered by then is not.
+async fn overtime() {
+    terminated().await;
+    tokio::time::sleep(GRACE).await;
+    tracing::info!("some requests take too long to wait for");
 }
 
 async fn terminated() {

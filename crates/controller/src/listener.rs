@@ -8,6 +8,7 @@ use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
 use mayfly_identity::Enrolled;
 use rustls::ServerConfig;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
@@ -17,6 +18,8 @@ use tokio_rustls::server::TlsStream;
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Handshakes at a time; more wait. Each costs a signature.
 const HANDSHAKES: usize = 256;
+/// How long a connection is silent before its other end is asked whether it is there.
+const IDLE: Duration = Duration::from_secs(30);
 /// Between two tries when the system is out of descriptors.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -64,9 +67,18 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, connected: mpsc::S
     }
 }
 
+/// Has the system find out that whoever was at the other end is gone without a word: what it holds is free again then.
+pub fn keep_alive(stream: &TcpStream) {
+    let every = TcpKeepalive::new().with_time(IDLE).with_interval(IDLE / 3).with_retries(3);
+    if let Err(error) = SockRef::from(stream).set_tcp_keepalive(&every) {
+        tracing::debug!(%error, "a connection's other end is not watched");
+    }
+}
+
 async fn shake(acceptor: TlsAcceptor, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, Peer)> {
     // Reports are small, and each is waited for.
     stream.set_nodelay(true)?;
+    keep_alive(&stream);
     let stream = acceptor.accept(stream).await?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let enrolled = certificate.map(Enrolled::of).transpose().map_err(io::Error::other)?;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use mayfly_model::{
-    DeploymentKey, HostName, HostReport, Image, ImageName, InstanceKey, LeaseGrant, RoleName, Scope, ServiceName, Time,
-    UpgradeMode, Version,
+    DeploymentKey, HostName, HostReport, Image, ImageName, InstanceKey, LeaseGrant, RoleName, Scope,
+    ServiceCertificate, ServiceName, Thumbprint, Time, UpgradeMode, Version,
 };
 
 use crate::record::Change;
@@ -20,6 +20,10 @@ pub enum Command {
     CreateService(ServiceName),
     /// Deletes a service with its deployments.
     DeleteService(ServiceName),
+    /// Gives a service a certificate for its guests; its private key is sealed already.
+    AddCertificate(ServiceCertificate),
+    /// Takes a certificate from a service that no deployment uses.
+    DeleteCertificate(ServiceName, Thumbprint),
     /// Puts a deployment into an empty slot.
     Deploy {
         /// Where.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mayfly_model::{
     Deployment, DeploymentEvent, DeploymentKey, DeploymentStatus, Endpoint, EventKind, Instance, InstanceKey,
-    InstanceState, RoleDefinition, RoleKind, RoleName, Service, Slot, Then, Version, VmPhase, limits,
+    InstanceState, RoleDefinition, RoleKind, RoleName, Service, ServiceName, Slot, Then, Version, VmPhase, limits,
 };
 
 use crate::address::next_free;
@@ -15,7 +15,7 @@ use crate::mutant::Mutant;
 use crate::record::{Record, RecordId};
 use crate::state::State;
 use crate::step::Step;
-use crate::{breaker, instances, services};
+use crate::{breaker, certificates, instances, services};
 
 /// What is to be deployed.
 pub(crate) struct NewDeployment {
@@ -45,7 +45,7 @@ pub(crate) fn deploy(step: &mut Step<'_>, new: NewDeployment) -> Result<(), Reje
     if step.state.deployments.contains_key(&key) {
         return Err(Rejected::AlreadyExists { kind: "deployment", name: format!("{} ({})", key.service, key.slot) });
     }
-    check_version(step.state, &version)?;
+    check_version(step.state, &key.service, &version)?;
     let vip = public_address(step, &service, key.slot)?;
     let count: u32 = version.configuration.roles.iter().map(|role| role.instances).sum();
     let id = step.entropy.deployment_id();
@@ -73,8 +73,9 @@ pub(crate) fn deploy(step: &mut Step<'_>, new: NewDeployment) -> Result<(), Reje
 }
 
 /// Whether Mayfly can run what a version asks for.
-pub(crate) fn check_version(state: &State, version: &Version) -> Result<(), Rejected> {
+pub(crate) fn check_version(state: &State, service: &ServiceName, version: &Version) -> Result<(), Rejected> {
     let Version { definition, configuration } = version;
+    certificates::check(state, service, configuration)?;
     check_network(version)?;
     for role in &definition.roles {
         if role.kind != RoleKind::VirtualMachine {

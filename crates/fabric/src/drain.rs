@@ -64,7 +64,8 @@ pub(crate) fn run(step: &mut Step<'_>) {
             if instances::move_away(step, &instance) {
                 touched.insert(deployment);
                 moves += 1;
-                let message = format!("moves away from {name}, which is being drained");
+                let lost = if instance.stopped { "; it was stopped, and its disk is not kept" } else { "" };
+                let message = format!("moves away from {name}, which is being drained{lost}");
                 step.event(EventKind::Repair, &instance.key, message);
             }
         }

@@ -87,6 +87,14 @@ pub(crate) fn start(step: &mut Step<'_>, key: &InstanceKey) -> Result<(), Reject
     if !instance.stopped {
         return Err(Rejected::Conflict(format!("{key} is not stopped")));
     }
+    if step.deployment(&key.deployment).is_some_and(|deployment| !deployment.is_on()) {
+        let (service, slot) = (&key.deployment.service, key.deployment.slot);
+        let message = format!(
+            "{} is suspended, and all its guests with it; `mayfly service start {service} --slot {slot}` starts them",
+            key.deployment
+        );
+        return Err(Rejected::Conflict(message));
+    }
     step.event(EventKind::Command, key, "start");
     let state = match instance.state.clone() {
         // It has its time to become ready from now on.

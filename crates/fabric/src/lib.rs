@@ -11,6 +11,7 @@
 pub mod address;
 mod autoscale;
 mod breaker;
+mod certificates;
 pub mod check;
 mod command;
 mod core;

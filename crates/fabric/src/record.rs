@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mayfly_model::{
     Breaker, Deployment, DeploymentKey, Enrolment, Event, Host, HostName, HostToken, Image, ImageName, Incarnation,
-    Instance, InstanceKey, Service, ServiceName, Time, Usage,
+    Instance, InstanceKey, Service, ServiceCertificate, ServiceName, Thumbprint, Time, Usage,
 };
 use serde::{Deserialize, Serialize};
 
@@ -75,6 +75,8 @@ pub enum Record {
     HostToken(Arc<HostToken>),
     /// A host that has joined.
     Enrolment(Arc<Enrolment>),
+    /// A certificate of a service.
+    Certificate(Arc<ServiceCertificate>),
 }
 
 /// Which record. Its text is the key in the store.
@@ -104,6 +106,8 @@ pub enum RecordId {
     HostToken(String),
     /// A host that has joined.
     Enrolment(HostName),
+    /// A certificate of a service.
+    Certificate(ServiceName, Thumbprint),
 }
 
 impl fmt::Display for RecordId {
@@ -123,6 +127,7 @@ impl fmt::Display for RecordId {
             RecordId::Answered(id) => write!(f, "answered/{id}"),
             RecordId::HostToken(id) => write!(f, "token/{id}"),
             RecordId::Enrolment(host) => write!(f, "enrolment/{host}"),
+            RecordId::Certificate(service, thumbprint) => write!(f, "certificate/{service}/{thumbprint}"),
         }
     }
 }
@@ -143,6 +148,7 @@ impl Record {
             Record::Answered(answered) => RecordId::Answered(answered.id.clone()),
             Record::HostToken(token) => RecordId::HostToken(token.id.clone()),
             Record::Enrolment(enrolment) => RecordId::Enrolment(enrolment.host.clone()),
+            Record::Certificate(one) => RecordId::Certificate(one.service.clone(), one.thumbprint.clone()),
         }
     }
 

@@ -71,6 +71,7 @@ pub(crate) fn bury(step: &mut Step<'_>) {
         let slots = [mayfly_model::Slot::Production, mayfly_model::Slot::Staging];
         let has = |slot| step.state.deployments.contains_key(&DeploymentKey { service: name.clone(), slot });
         if !slots.into_iter().any(has) {
+            crate::certificates::delete_all(step, &name);
             step.delete(RecordId::Service(name.clone()));
             step.event(EventKind::Command, name, "service deleted");
         }

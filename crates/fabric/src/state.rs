@@ -8,7 +8,7 @@ use mayfly_model::configuration::START_TIMEOUT_SETTING;
 use mayfly_model::{
     Breaker, Deployment, DeploymentKey, DeploymentStatus, Enrolment, Event, Host, HostName, HostToken, Image,
     ImageName, Instance, InstanceKey, InstanceState, NamePool, Resources, RoleConfiguration, RoleDefinition, RoleName,
-    Service, ServiceName, Usage, Version, limits,
+    Service, ServiceCertificate, ServiceName, Thumbprint, Usage, Version, limits,
 };
 
 use crate::inventory::Inventory;
@@ -29,6 +29,7 @@ pub struct State {
     pub(crate) answered: BTreeMap<String, Arc<Answered>>,
     pub(crate) tokens: BTreeMap<String, Arc<HostToken>>,
     pub(crate) enrolments: BTreeMap<HostName, Arc<Enrolment>>,
+    pub(crate) certificates: BTreeMap<(ServiceName, Thumbprint), Arc<ServiceCertificate>>,
     pub(crate) index: Index,
 }
 
@@ -74,7 +75,8 @@ impl PartialEq for State {
             == (&other.meta, &other.images, &other.services, &other.deployments, &other.instances)
             && (&self.hosts, &self.events, &self.breaker, &self.usage, &self.answered)
                 == (&other.hosts, &other.events, &other.breaker, &other.usage, &other.answered)
-            && (&self.tokens, &self.enrolments) == (&other.tokens, &other.enrolments)
+            && (&self.tokens, &self.enrolments, &self.certificates)
+                == (&other.tokens, &other.enrolments, &other.certificates)
     }
 }
 
@@ -110,8 +112,10 @@ impl State {
         let answered = self.answered.values().cloned().map(Record::Answered);
         let tokens = self.tokens.values().cloned().map(Record::HostToken);
         let enrolments = self.enrolments.values().cloned().map(Record::Enrolment);
+        let certificates = self.certificates.values().cloned().map(Record::Certificate);
+        let access = tokens.chain(enrolments).chain(certificates);
         let things = hosts.chain(images).chain(services).chain(deployments).chain(instances);
-        meta.into_iter().chain(things).chain(events).chain(usage).chain(answered).chain(tokens).chain(enrolments)
+        meta.into_iter().chain(things).chain(events).chain(usage).chain(answered).chain(access)
     }
 
     /// The counters.
@@ -167,6 +171,20 @@ impl State {
     /// The hosts that have joined.
     pub fn enrolments(&self) -> &BTreeMap<HostName, Arc<Enrolment>> {
         &self.enrolments
+    }
+
+    /// The certificates of all services.
+    pub fn certificates(&self) -> &BTreeMap<(ServiceName, Thumbprint), Arc<ServiceCertificate>> {
+        &self.certificates
+    }
+
+    /// The certificates of a service.
+    pub fn certificates_of<'a>(
+        &'a self,
+        service: &'a ServiceName,
+    ) -> impl Iterator<Item = &'a Arc<ServiceCertificate>> {
+        let of_service = move |((of, _), _): &(&(ServiceName, Thumbprint), &Arc<ServiceCertificate>)| of == service;
+        self.certificates.iter().filter(of_service).map(|(_, one)| one)
     }
 
     /// Whether a request of this name was carried out.
@@ -252,6 +270,10 @@ impl State {
             Record::Enrolment(enrolment) => {
                 self.enrolments.insert(enrolment.host.clone(), enrolment).map(Record::Enrolment)
             }
+            Record::Certificate(one) => {
+                let key = (one.service.clone(), one.thumbprint.clone());
+                self.certificates.insert(key, one).map(Record::Certificate)
+            }
         }
     }
 
@@ -289,6 +311,9 @@ impl State {
             RecordId::Answered(id) => self.answered.remove(id).map(Record::Answered),
             RecordId::HostToken(id) => self.tokens.remove(id).map(Record::HostToken),
             RecordId::Enrolment(host) => self.enrolments.remove(host).map(Record::Enrolment),
+            RecordId::Certificate(service, thumbprint) => {
+                self.certificates.remove(&(service.clone(), thumbprint.clone())).map(Record::Certificate)
+            }
         }
     }
 

@@ -169,7 +169,8 @@ impl<'s> Step<'s> {
             | Record::Usage(_)
             | Record::Answered(_)
             | Record::HostToken(_)
-            | Record::Enrolment(_) => false,
+            | Record::Enrolment(_)
+            | Record::Certificate(_) => false,
         }
     }
 }

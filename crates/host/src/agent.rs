@@ -20,6 +20,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use crate::clock;
 use crate::config::{HostConfig, disk_control};
 use crate::ledger::Ledger;
+use crate::secrets::{self, Secrets};
 use crate::status::Statuses;
 use crate::{disks, guard, joining, mesh, network, probes, reporting, servers, vm};
 
@@ -61,6 +62,10 @@ pub(crate) struct Agent {
     pub incidents: Mutex<Vec<Incident>>,
     /// Where each VM's task is asked for what only it can do.
     pub doors: Mutex<BTreeMap<VmId, mpsc::Sender<vm::Ask>>>,
+    /// Certificates and passwords of the VMs.
+    pub secrets: Secrets,
+    /// Where files with secrets lie: in memory.
+    pub secrets_folder: PathBuf,
     /// The templates that are being made.
     pub templates: Mutex<BTreeSet<String>>,
     /// One throws away at a time.
@@ -73,6 +78,8 @@ pub(crate) struct Agent {
     pub boots: Arc<Semaphore>,
     /// The VMs whose consoles somebody has.
     pub consoles: Mutex<BTreeSet<VmId>>,
+    /// The VMs whose disks are being read for new images.
+    pub captures: Mutex<BTreeSet<VmId>>,
     /// Whether guests may run and be on the network.
     pub serving: watch::Sender<bool>,
     /// What the kernel has counted, by name.
@@ -163,12 +170,15 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
         images: Mutex::default(),
         incidents: Mutex::default(),
         doors: Mutex::default(),
+        secrets: Secrets::default(),
+        secrets_folder: secrets::folder(&folder)?,
         templates: Mutex::default(),
         sweeping: Mutex::default(),
         template_turn: Semaphore::new(1),
         unwanted_templates: Mutex::default(),
         boots: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from).max(2))),
         consoles: Mutex::default(),
+        captures: Mutex::default(),
         serving: watch::Sender::new(false),
         counters: Mutex::default(),
         peers: Mutex::default(),

@@ -87,10 +87,7 @@ async fn serve(agent: &Agent, call: &Call, stream: &mut (impl AsyncRead + AsyncW
             sent
         }
         CallKind::Disk => {
-            if stage != Stage::Off {
-                let how = "stop it first: mayfly instance stop";
-                return Err(Trouble::Refused(format!("its disk is in use; {how}")));
-            }
+            let _kept = Captured::keep(agent, call.vm)?;
             if folder.join("template").exists() {
                 let how = "reimage it with Mayfly.Template off, and capture that";
                 return Err(Trouble::Refused(format!("its disk stands on a template of its host's; {how}")));
@@ -103,6 +100,29 @@ async fn serve(agent: &Agent, call: &Call, stream: &mut (impl AsyncRead + AsyncW
             }
             send(&folder.join("disk.vhd"), stream).await
         }
+    }
+}
+
+/// A disk that nobody starts a guest on while it is read.
+struct Captured<'a>(&'a Agent, VmId);
+
+impl Captured<'_> {
+    fn keep(agent: &Agent, vm: VmId) -> Result<Captured<'_>, Trouble> {
+        if !lock(&agent.captures).insert(vm) {
+            return Err(Trouble::Refused("its disk is being captured already".to_owned()));
+        }
+        let kept = Captured(agent, vm);
+        // Looked at now: whoever starts the guest says so first, and then looks whether its disk is kept.
+        match agent.statuses().vms.get(&vm).map(|status| &status.stage) {
+            Some(Stage::Off) => Ok(kept),
+            _ => Err(Trouble::Refused("its disk is in use; stop it first: mayfly instance stop".to_owned())),
+        }
+    }
+}
+
+impl Drop for Captured<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.captures).remove(&self.1);
     }
 }
 

@@ -30,6 +30,7 @@ mod network;
 mod probes;
 mod processor;
 mod reporting;
+mod secrets;
 mod servers;
 mod status;
 pub mod supervise;

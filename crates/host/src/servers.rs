@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::serve::ListenerExt;
+use futures_util::future::BoxFuture;
 use mayfly_model::Egress;
 use mayfly_net::address::{METADATA, PLUGIN_PORT, WIRE_SERVER};
 use mayfly_net::plan::learned_set;
@@ -38,7 +39,7 @@ impl Guests for Directory {
         if first {
             status.reach("the guest asks who it is");
         }
-        let mut goal = status.goal.clone();
+        let (mut goal, _) = self.0.secrets.with_user(status.goal.clone());
         if status.says_ready()
             && let Some(admin) = &mut goal.guest.admin
         {
@@ -53,6 +54,13 @@ impl Guests for Directory {
             location: self.0.config.location.clone(),
             members: Arc::clone(&status.members),
             planned: status.planned.clone(),
+        })
+    }
+
+    fn certificates<'a>(&'a self, guest: &'a Guest) -> BoxFuture<'a, Result<Arc<[u8]>, String>> {
+        Box::pin(async move {
+            let held = self.0.secrets.of(&self.0, &guest.goal).await;
+            held.map(|held| Arc::clone(&held.pfx)).map_err(|error| format!("{error:#}"))
         })
     }
 

@@ -87,6 +87,11 @@ impl Authority {
         &self.certificate
     }
 
+    /// Its private key (PKCS #8, DER): what other keys of the fabric are derived from.
+    pub fn secret(&self) -> Vec<u8> {
+        self.issuer.key().serialize_der()
+    }
+
     /// Makes a host's certificate for the key of `request`, valid from `now` for `life` seconds.
     ///
     /// # Errors

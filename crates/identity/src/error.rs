@@ -27,7 +27,8 @@ pub enum IdentityError {
 }
 
 impl IdentityError {
-    pub(crate) fn unusable(what: impl ToString, why: impl ToString) -> IdentityError {
+    /// That `what` cannot be used, and `why`.
+    pub fn unusable(what: impl ToString, why: impl ToString) -> IdentityError {
         IdentityError::Unusable { what: what.to_string(), why: why.to_string() }
     }
 

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::autoscale::Autoscale;
+use crate::certificate::Thumbprint;
 use crate::egress::Egress;
 use crate::limits;
 use crate::name::{ImageName, RoleName};
@@ -124,7 +125,7 @@ pub struct RoleConfiguration {
     /// Settings by name, in the order of the file.
     pub settings: Vec<(String, String)>,
     /// Certificates as (name, thumbprint).
-    pub certificates: Vec<(String, String)>,
+    pub certificates: Vec<(String, Thumbprint)>,
 }
 
 impl RoleConfiguration {

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::certificate::CertificateDefinition;
 use crate::name::RoleName;
 use crate::size::VmSize;
 
@@ -120,8 +121,8 @@ pub struct RoleDefinition {
     pub endpoints: Vec<Endpoint>,
     /// Its local storage.
     pub local_storage: Vec<LocalStorage>,
-    /// Names of the certificates it wants.
-    pub certificates: Vec<String>,
+    /// The certificates it wants.
+    pub certificates: Vec<CertificateDefinition>,
     /// Modules it imports, such as `RemoteAccess`.
     pub imports: Vec<String>,
 }

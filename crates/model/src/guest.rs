@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::certificate::GuestCertificate;
 use crate::configuration::RoleConfiguration;
 use crate::definition::{LocalStorage, RoleDefinition};
 use crate::limits;
@@ -32,6 +33,11 @@ pub const SCRIPT_FAILURE_SETTING: &str = "Mayfly.ScriptFailure";
 pub const SHUTDOWN_SETTING: &str = "Mayfly.ShutdownSeconds";
 /// The setting that says whether further instances start from a template: `on` or `off`.
 pub const TEMPLATE_SETTING: &str = "Mayfly.Template";
+
+/// What the names of the settings and the certificate of the plug-in for remote access begin with.
+pub const REMOTE_ACCESS: &str = "Microsoft.WindowsAzure.Plugins.RemoteAccess.";
+/// The certificate to which the password for remote access is encrypted, without [`REMOTE_ACCESS`].
+pub const PASSWORD_ENCRYPTION: &str = "PasswordEncryption";
 
 /// Settings that are for the fabric, or that reach guests in another form.
 pub const HIDDEN_SETTINGS: [&str; 4] =
@@ -69,6 +75,43 @@ pub struct Admin {
     pub password_hash: Option<String>,
     /// Its SSH keys.
     pub ssh_keys: Vec<String>,
+    /// The day on which it ends, `2027-03-31`.
+    #[serde(default)]
+    pub expires: Option<String>,
+}
+
+/// The user whom a guest makes for remote access, as the original's plug-in has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteAccess {
+    /// Its name.
+    pub user: String,
+    /// Its password in an envelope (PKCS #7, base64) that only the certificate `PasswordEncryption` of the role opens.
+    pub password: String,
+    /// The day on which it ends, `2027-03-31`.
+    pub expires: String,
+}
+
+impl RemoteAccess {
+    /// What a configuration says, if it says that there is such a user. One that never expires, or whose end cannot be
+    /// read, is none, as in the original.
+    fn of(configuration: &RoleConfiguration) -> Option<RemoteAccess> {
+        let setting = |name: &str| configuration.setting(&format!("{REMOTE_ACCESS}{name}")).map(str::trim);
+        if !setting("Enabled")?.eq_ignore_ascii_case("true") {
+            return None;
+        }
+        let expires = setting("AccountExpiration").and_then(day)?.to_owned();
+        let (user, password) = (setting("AccountUsername")?, setting("AccountEncryptedPassword")?);
+        let password = password.split_whitespace().collect();
+        Some(RemoteAccess { user: user.to_owned(), password, expires })
+    }
+}
+
+/// The day at the beginning of a time such as `2027-03-31T23:59:59.0000000+02:00`.
+pub fn day(text: &str) -> Option<&str> {
+    let day = text.get(..10)?;
+    let shape = |(at, c): (usize, char)| if at == 4 || at == 7 { c == '-' } else { c.is_ascii_digit() };
+    let ends = text[10..].is_empty() || text[10..].starts_with('T');
+    (day.char_indices().all(shape) && ends).then_some(day)
 }
 
 /// A role's post-boot script, and what is made of it.
@@ -106,6 +149,10 @@ pub struct GuestGoal {
     pub local_storage: Vec<LocalStorage>,
     /// Whether it may start from a template.
     pub template: bool,
+    /// The certificates that it gets.
+    pub certificates: Vec<GuestCertificate>,
+    /// The user for remote access.
+    pub remote_access: Option<RemoteAccess>,
 }
 
 impl GuestGoal {
@@ -123,6 +170,7 @@ impl GuestGoal {
                 name,
                 password_hash: text(PASSWORD_HASH_SETTING),
                 ssh_keys,
+                expires: None,
             }),
             time_zone: text(TIME_ZONE_SETTING),
             locale: text(LOCALE_SETTING),
@@ -138,6 +186,21 @@ impl GuestGoal {
             shutdown_seconds: number(SHUTDOWN_SETTING, limits::SHUTDOWN_SECONDS),
             local_storage: role.local_storage.clone(),
             template: configuration.setting(TEMPLATE_SETTING) == Some("on"),
+            certificates: certificates(role, configuration),
+            remote_access: RemoteAccess::of(configuration),
         }
     }
+
+    /// The certificate that opens the password for remote access.
+    pub fn password_certificate(&self) -> Option<&GuestCertificate> {
+        let is_it = |name: &str| name.strip_prefix(REMOTE_ACCESS) == Some(PASSWORD_ENCRYPTION);
+        self.certificates.iter().find(|one| is_it(&one.definition.name))
+    }
+}
+
+fn certificates(role: &RoleDefinition, configuration: &RoleConfiguration) -> Vec<GuestCertificate> {
+    let of_name = |name: &str| configuration.certificates.iter().find(|(of, _)| of == name).map(|(_, one)| one.clone());
+    let defined = role.certificates.iter();
+    let with_thumbprint = defined.map(|definition| Some((definition.clone(), of_name(&definition.name)?)));
+    with_thumbprint.flatten().map(|(definition, thumbprint)| GuestCertificate { definition, thumbprint }).collect()
 }

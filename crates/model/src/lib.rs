@@ -5,6 +5,7 @@
 
 pub mod autoscale;
 pub mod breaker;
+pub mod certificate;
 pub mod configuration;
 pub mod definition;
 pub mod egress;
@@ -29,6 +30,7 @@ pub mod usage;
 
 pub use autoscale::Autoscale;
 pub use breaker::{Breaker, Scope, Trip};
+pub use certificate::{CertificateDefinition, GuestCertificate, ServiceCertificate, Thumbprint, ThumbprintError};
 pub use configuration::{
     AccessRule, DISK_SETTING, DiskModel, EndpointAcl, RoleConfiguration, ServiceConfiguration, USER_DATA_SETTING,
 };
@@ -43,7 +45,7 @@ pub use goal::{
     Backend, DnsRecord, EndpointGoal, GoalState, GuardGoal, KeptDisks, NetworkGoal, Pass, PeerGoal, ProbeGoal,
     RouteGoal, ServiceRecord, VipGoal, VmGoal,
 };
-pub use guest::{Admin, GuestGoal, Platform, Script};
+pub use guest::{Admin, GuestGoal, Platform, RemoteAccess, Script};
 pub use host::{Admission, EGRESS_FEATURE, Host, HostCondition};
 pub use image::{Digest, Image};
 pub use instance::{Expectation, Health, Instance, InstanceState, InstanceStatus, Rung, Then, Vm, VmPhase};

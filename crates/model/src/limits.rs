@@ -36,3 +36,6 @@ pub const SHUTDOWN_SECONDS: u32 = 10;
 
 /// Most MB of one local storage: what a VHD holds (2040 GiB).
 pub const LOCAL_STORAGE_MB_MAX: u64 = 2_088_960;
+
+/// Most certificates of a service (the original allowed so many to a deployment).
+pub const CERTIFICATES_MAX: usize = 199;

@@ -2,49 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use mayfly_model::configuration::{
-    APPLY_SETTING, AUTOSCALE_SETTING, DRAIN_SETTING, EGRESS_SETTING, PROBE_INTERVAL_SETTING, REQUIRE_SETTING,
-    SPREAD_SETTING, START_TIMEOUT_SETTING, UNRESPONSIVE_SETTING,
-};
 use mayfly_model::guest::{
-    ADMIN_USER_SETTING, LOCALE_SETTING, PASSWORD_HASH_SETTING, PLATFORM_SETTING, Platform, SCRIPT_FAILURE_SETTING,
-    SCRIPT_RUN_SETTING, SCRIPT_SETTING, SCRIPT_TIMEOUT_SETTING, SCRIPT_TRIES_SETTING, SHUTDOWN_SETTING,
-    SSH_KEYS_SETTING, TEMPLATE_SETTING, TIME_ZONE_SETTING,
+    ADMIN_USER_SETTING, GuestGoal, PASSWORD_HASH_SETTING, PLATFORM_SETTING, Platform, REMOTE_ACCESS,
+    SCRIPT_FAILURE_SETTING, SCRIPT_RUN_SETTING, SCRIPT_SETTING, SCRIPT_TIMEOUT_SETTING, SCRIPT_TRIES_SETTING,
+    SSH_KEYS_SETTING,
 };
-use mayfly_model::{Autoscale, DISK_SETTING, DiskModel, Egress, Requirements, Spread};
-use mayfly_model::{RoleKind, ServiceConfiguration, ServiceDefinition, USER_DATA_SETTING, limits};
+use mayfly_model::{DISK_SETTING, DiskModel};
+use mayfly_model::{
+    RoleConfiguration, RoleDefinition, RoleKind, ServiceConfiguration, ServiceDefinition, USER_DATA_SETTING, limits,
+};
 use roxmltree::{Document, Node};
 
 use crate::diagnostic::{Diagnostics, Source};
 use crate::element::{HasLocalName, Reader};
-
-/// The settings that Mayfly itself understands.
-const SETTINGS: [&str; 24] = [
-    USER_DATA_SETTING,
-    START_TIMEOUT_SETTING,
-    DISK_SETTING,
-    SPREAD_SETTING,
-    REQUIRE_SETTING,
-    APPLY_SETTING,
-    UNRESPONSIVE_SETTING,
-    AUTOSCALE_SETTING,
-    DRAIN_SETTING,
-    EGRESS_SETTING,
-    PROBE_INTERVAL_SETTING,
-    PLATFORM_SETTING,
-    ADMIN_USER_SETTING,
-    PASSWORD_HASH_SETTING,
-    SSH_KEYS_SETTING,
-    TIME_ZONE_SETTING,
-    LOCALE_SETTING,
-    SCRIPT_SETTING,
-    SCRIPT_TIMEOUT_SETTING,
-    SCRIPT_TRIES_SETTING,
-    SCRIPT_RUN_SETTING,
-    SCRIPT_FAILURE_SETTING,
-    SHUTDOWN_SETTING,
-    TEMPLATE_SETTING,
-];
+use crate::setting::{SETTINGS, check_text, check_value, user_name};
 
 /// The settings whose value may be a file, as `@name`.
 pub const FILE_SETTINGS: [&str; 3] = [USER_DATA_SETTING, SCRIPT_SETTING, SSH_KEYS_SETTING];
@@ -83,6 +54,9 @@ pub fn check(
             continue;
         };
         check_settings(&mut reader, node, defined.settings.as_slice());
+        check_certificates(&mut reader, node, defined);
+        check_remote_access(&mut reader, node, defined, role);
+        check_disks(&mut reader, node, defined, role);
         let is_vm = defined.kind == RoleKind::VirtualMachine;
         match (is_vm, &role.image) {
             (true, None) => {
@@ -139,6 +113,80 @@ fn check_settings(reader: &mut Reader<'_>, role: Node<'_, '_>, defined: &[String
     }
 }
 
+/// The configuration says which certificate each of the definition's names means, and no other.
+fn check_certificates(reader: &mut Reader<'_>, role: Node<'_, '_>, defined: &RoleDefinition) {
+    let nodes: Vec<_> = role.descendants().filter(|node| node.has_tag_name_local("Certificate")).collect();
+    let is_defined = |name: Option<&str>| defined.certificates.iter().any(|one| Some(one.name.as_str()) == name);
+    for node in nodes.iter().filter(|node| !is_defined(node.attribute("name"))) {
+        let name = node.attribute("name").unwrap_or_default();
+        let help = format!("add <Certificate name=\"{name}\"/> to the role's <Certificates> in the definition");
+        reader.error_in(*node, "name", &format!("the definition has no certificate `{name}`"), Some(&help));
+    }
+    for one in &defined.certificates {
+        // That of a module is needed only by who uses the module.
+        let optional = one.name.starts_with(REMOTE_ACCESS);
+        if !optional && !nodes.iter().any(|node| node.attribute("name") == Some(&one.name)) {
+            let message =
+                format!("the configuration lacks the certificate `{}` that the definition declares", one.name);
+            let help = format!(
+                "add <Certificate name=\"{}\" thumbprint=\"…\" thumbprintAlgorithm=\"sha1\"/> to its <Certificates>",
+                one.name
+            );
+            reader.error_at(role, &message, Some(&help));
+        }
+    }
+}
+
+/// The user for remote access needs a module, a certificate and a password in an envelope.
+fn check_remote_access(
+    reader: &mut Reader<'_>,
+    node: Node<'_, '_>,
+    defined: &RoleDefinition,
+    role: &RoleConfiguration,
+) {
+    let guest = GuestGoal::of(defined, role);
+    let Some(access) = &guest.remote_access else { return };
+    let setting = |name: &str| {
+        let name = format!("{REMOTE_ACCESS}{name}");
+        node.descendants().find(|node| node.has_tag_name_local("Setting") && node.attribute("name") == Some(&name))
+    };
+    let mut wrong = |name: &str, message: &str, help: Option<&str>| {
+        reader.error_in(setting(name).unwrap_or(node), "value", message, help);
+    };
+    if !defined.imports.iter().any(|import| import == "RemoteAccess") {
+        let help = "add <Import moduleName=\"RemoteAccess\"/> to the role's <Imports> in the definition";
+        wrong("Enabled", "remote access is switched on, but the role does not import it", Some(help));
+    } else if guest.password_certificate().is_none() {
+        let help = "add <Certificate name=\"Microsoft.WindowsAzure.Plugins.RemoteAccess.PasswordEncryption\" …/>";
+        wrong("Enabled", "remote access needs a certificate that opens its password", Some(help));
+    }
+    if guest.admin.is_some() {
+        let message = format!("a role has one user: that of `{ADMIN_USER_SETTING}` or that for remote access");
+        wrong("AccountUsername", &message, Some("take one of the two away"));
+    }
+    if guest.platform != Platform::Windows
+        && let Err(message) = user_name(&access.user)
+    {
+        wrong("AccountUsername", &message, None);
+    }
+    // The beginning of any DER, in base64. Clear text is not repeated.
+    if !access.password.starts_with("MI") {
+        let help = "`mayfly certificate encrypt FILE` makes one, with the certificate `PasswordEncryption`";
+        wrong("AccountEncryptedPassword", "that is no password in an envelope (PKCS #7, base64)", Some(help));
+    }
+}
+
+/// A SATA controller has six ports: the disk, the drive, and four more.
+fn check_disks(reader: &mut Reader<'_>, node: Node<'_, '_>, defined: &RoleDefinition, role: &RoleConfiguration) {
+    const SATA_MOST: usize = 4;
+    let count = defined.local_storage.len();
+    if count > SATA_MOST && role.setting(DISK_SETTING).and_then(DiskModel::named) == Some(DiskModel::Sata) {
+        let message =
+            format!("{count} of <LocalStorage> do not fit beside a SATA disk, which leaves room for {SATA_MOST}");
+        reader.error_at(node, &message, Some(&format!("use another `{DISK_SETTING}`, or fewer and larger ones")));
+    }
+}
+
 /// Settings that have no meaning without another one.
 fn check_dependent(reader: &mut Reader<'_>, settings: &[Node<'_, '_>]) {
     const NEEDS: [(&str, &str); 6] = [
@@ -164,112 +212,6 @@ fn check_dependent(reader: &mut Reader<'_>, settings: &[Node<'_, '_>]) {
     {
         let message = format!("Windows guests take one of `{SCRIPT_SETTING}` and `{USER_DATA_SETTING}`");
         reader.error_in(node, "name", &message, Some("put both into one"));
-    }
-}
-
-/// What is wrong with the value of one of Mayfly's settings.
-fn check_value(name: &str, value: &str) -> Result<(), String> {
-    match name {
-        START_TIMEOUT_SETTING | UNRESPONSIVE_SETTING | SCRIPT_TIMEOUT_SETTING => {
-            number(value, 1, 86_400, " of seconds")
-        }
-        DRAIN_SETTING | SHUTDOWN_SETTING => number(value, 0, 600, " of seconds"),
-        SCRIPT_TRIES_SETTING => number(value, 1, 100, ""),
-        DISK_SETTING if DiskModel::named(value).is_none() => {
-            let known = DiskModel::ALL.map(|(name, _)| name).join(", ");
-            Err(format!("`{value}` is none of {known}"))
-        }
-        PROBE_INTERVAL_SETTING => number(value, 100, 60_000, " of milliseconds"),
-        PLATFORM_SETTING if Platform::named(value).is_none() => {
-            Err(format!("`{value}` is none of {}", Platform::ALL.map(|(name, _)| name).join(", ")))
-        }
-        ADMIN_USER_SETTING => user_name(value),
-        PASSWORD_HASH_SETTING => password_hash(value),
-        TIME_ZONE_SETTING => word(value, "/_+-", "a time zone, such as Europe/Berlin"),
-        LOCALE_SETTING => word(value, "._@-", "a locale, such as en_US.UTF-8"),
-        SCRIPT_RUN_SETTING => one_of(value, ["once", "boot"]),
-        SCRIPT_FAILURE_SETTING => one_of(value, ["fail", "ignore"]),
-        TEMPLATE_SETTING => one_of(value, ["on", "off"]),
-        EGRESS_SETTING => value.parse::<Egress>().map(drop),
-        SPREAD_SETTING => value.parse::<Spread>().map(drop),
-        REQUIRE_SETTING => value.parse::<Requirements>().map(drop),
-        AUTOSCALE_SETTING => value.parse::<Autoscale>().map(drop),
-        APPLY_SETTING => one_of(value, ["live", "reboot"]),
-        _ => Ok(()),
-    }
-}
-
-fn number(value: &str, least: u32, most: u32, unit: &str) -> Result<(), String> {
-    match value.parse::<u32>() {
-        Ok(number) if (least..=most).contains(&number) => Ok(()),
-        _ => Err(format!("`{value}` is not a whole number{unit} from {least} to {most}")),
-    }
-}
-
-fn one_of(value: &str, known: [&str; 2]) -> Result<(), String> {
-    match known.contains(&value) {
-        true => Ok(()),
-        false => Err(format!("`{value}` is neither {} nor {}", known[0], known[1])),
-    }
-}
-
-/// A name that useradd(8) takes, and no user that images have.
-fn user_name(value: &str) -> Result<(), String> {
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
-    let starts_well = value.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
-    match starts_well && value.len() <= 32 && value.chars().all(allowed) && value != "root" {
-        true => Ok(()),
-        false => Err(format!(
-            "`{value}` is no name for a user: 1 to 32 of a-z, 0-9, `_` and `-`, a letter first, and not root"
-        )),
-    }
-}
-
-/// A hash as crypt(5) describes them. What is not one may be a password in clear text, so it is not repeated.
-fn password_hash(value: &str) -> Result<(), String> {
-    let kinds = ["$6$", "$5$", "$y$", "$2b$", "$7$"];
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "./$=,-".contains(c);
-    match kinds.iter().any(|kind| value.starts_with(kind)) && value.len() >= 20 && value.chars().all(allowed) {
-        true => Ok(()),
-        false => {
-            Err("that is no hash of a password; `openssl passwd -6` makes one (clear text is never stored)".to_owned())
-        }
-    }
-}
-
-fn word(value: &str, others: &str, what: &str) -> Result<(), String> {
-    match value.len() <= 64 && value.chars().all(|c| c.is_ascii_alphanumeric() || others.contains(c)) {
-        true => Ok(()),
-        false => Err(format!("`{value}` is not {what}")),
-    }
-}
-
-/// What is wrong with a text that may have come from a file.
-fn check_text(name: &str, text: &str) -> Result<(), String> {
-    match name {
-        SCRIPT_SETTING
-            if !text.is_empty() && !["#!", "#ps1", "rem cmd"].iter().any(|start| text.starts_with(start)) =>
-        {
-            Err("a post-boot script starts with `#!` and what interprets it, such as `#!/bin/sh`".to_owned())
-        }
-        SCRIPT_SETTING if text.starts_with("#!") && text.lines().next().is_some_and(|line| text[line.len()..].starts_with("\r")) => {
-            Err("the script's lines end as in Windows, so no system finds its interpreter; save it with plain line ends".to_owned())
-        }
-        SSH_KEYS_SETTING => {
-            let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-            let is_key = |line: &str| {
-                let kinds = ["ssh-", "ecdsa-", "sk-"];
-                kinds.iter().any(|kind| line.starts_with(kind)) && line.split_whitespace().count() >= 2
-            };
-            match lines.find(|line| !is_key(line)) {
-                None => Ok(()),
-                Some(line) => Err(format!(
-                    "`{}` is not an SSH public key such as `ssh-ed25519 AAAA…`",
-                    line.chars().take(40).collect::<String>()
-                )),
-            }
-        }
-        _ => Ok(()),
     }
 }
 

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
 
-use mayfly_model::{AccessRule, EndpointAcl, ImageName, RoleConfiguration, RoleName, ServiceConfiguration, limits};
+use mayfly_model::{
+    AccessRule, EndpointAcl, ImageName, RoleConfiguration, RoleName, ServiceConfiguration, Thumbprint, ThumbprintError,
+    limits,
+};
 use roxmltree::Node;
 
 use crate::diagnostic::{Diagnostics, Source};
@@ -115,20 +118,39 @@ fn read_role(reader: &mut Reader<'_>, node: Node<'_, '_>, seen: &mut HashSet<Str
             0
         }
     };
-    let mut pairs = |container: &str, element: &str, value: &str| {
-        let mut seen = HashSet::new();
-        let Some(parent) = reader.child(&children, container) else { return Vec::new() };
-        let mut found = Vec::new();
-        for node in reader.children(parent, &[element]) {
-            let name = reader.unique(node, "name", &mut seen);
-            if node.attribute(value).is_none() {
-                reader.required(node, value);
-            }
-            found.extend(name.zip(node.attribute(value)).map(|(name, value)| (name.to_owned(), value.to_owned())));
-        }
-        found
-    };
-    let settings = pairs("ConfigurationSettings", "Setting", "value");
-    let certificates = pairs("Certificates", "Certificate", "thumbprint");
+    let settings = read_settings(reader, &children);
+    let certificates = read_certificates(reader, &children);
     Some(RoleConfiguration { name: name?, instances, image, settings, certificates })
+}
+
+fn read_settings(reader: &mut Reader<'_>, children: &[Node<'_, '_>]) -> Vec<(String, String)> {
+    let Some(parent) = reader.child(children, "ConfigurationSettings") else { return Vec::new() };
+    let (mut seen, mut settings) = (HashSet::new(), Vec::new());
+    for node in reader.children(parent, &["Setting"]) {
+        let name = reader.unique(node, "name", &mut seen);
+        if node.attribute("value").is_none() {
+            reader.required(node, "value");
+        }
+        settings.extend(name.zip(node.attribute("value")).map(|(name, value)| (name.to_owned(), value.to_owned())));
+    }
+    settings
+}
+
+fn read_certificates(reader: &mut Reader<'_>, children: &[Node<'_, '_>]) -> Vec<(String, Thumbprint)> {
+    let Some(parent) = reader.child(children, "Certificates") else { return Vec::new() };
+    let (mut seen, mut certificates) = (HashSet::new(), Vec::new());
+    for node in reader.children(parent, &["Certificate"]) {
+        reader.attributes(node, &["name", "thumbprint", "thumbprintAlgorithm"]);
+        if node.attribute("thumbprintAlgorithm").is_some() {
+            reader.choice(node, "thumbprintAlgorithm", &[("sha1", ())]);
+        }
+        let name = reader.unique(node, "name", &mut seen).map(str::to_owned);
+        let thumbprint = reader.required(node, "thumbprint").and_then(|text| {
+            let help = "`mayfly certificate list SERVICE` shows those of the service's certificates";
+            let failed = |error: ThumbprintError| reader.error_in(node, "thumbprint", &error.to_string(), Some(help));
+            Thumbprint::new(text).map_err(failed).ok()
+        });
+        certificates.extend(name.zip(thumbprint));
+    }
+    certificates
 }

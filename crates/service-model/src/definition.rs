@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use mayfly_model::definition::{RoleCode, StartupTask, TrafficRule};
 use mayfly_model::{
-    Distribution, Endpoint, EndpointProtocol, LoadBalancerProbe, LocalStorage, PortRange, ProbeProtocol,
-    RoleDefinition, RoleKind, RoleName, ServiceDefinition, VmSize, limits,
+    CertificateDefinition, Distribution, Endpoint, EndpointProtocol, LoadBalancerProbe, LocalStorage, PortRange,
+    ProbeProtocol, RoleDefinition, RoleKind, RoleName, ServiceDefinition, VmSize, limits,
 };
 use roxmltree::Node;
 
@@ -157,14 +157,47 @@ fn read_role(
         nodes.into_iter().filter_map(|node| reader.unique(node, attribute, &mut seen).map(str::to_owned)).collect()
     };
     let settings = named("ConfigurationSettings", "Setting", "name");
-    let certificates = named("Certificates", "Certificate", "name");
-    let imports = named("Imports", "Import", "moduleName");
+    let imports: Vec<String> = named("Imports", "Import", "moduleName");
+    let mut certificates = read_certificates(reader, &children);
+    let imported = PLUGIN_CERTIFICATES.iter().filter(|(module, _)| imports.iter().any(|import| import == module));
+    certificates.extend(imported.map(|(_, name)| CertificateDefinition {
+        name: (*name).to_owned(),
+        store_location: "LocalMachine".to_owned(),
+        store_name: "My".to_owned(),
+    }));
     let endpoints = match reader.child(&children, "Endpoints") {
         Some(parent) => read_endpoints(reader, parent, ports, probes),
         None => Vec::new(),
     };
     let local_storage = read_local_storage(reader, &children);
     Some(RoleDefinition { name: name?, kind, size, settings, endpoints, local_storage, certificates, imports })
+}
+
+/// The certificates that modules bring with them: (module, name of the certificate).
+const PLUGIN_CERTIFICATES: [(&str, &str); 1] =
+    [("RemoteAccess", "Microsoft.WindowsAzure.Plugins.RemoteAccess.PasswordEncryption")];
+
+fn read_certificates(reader: &mut Reader<'_>, children: &[Node<'_, '_>]) -> Vec<CertificateDefinition> {
+    let Some(parent) = reader.child(children, "Certificates") else { return Vec::new() };
+    let (mut seen, mut certificates) = (HashSet::new(), Vec::new());
+    for node in reader.children(parent, &["Certificate"]) {
+        reader.attributes(node, &["name", "storeLocation", "storeName", "permissionLevel"]);
+        let name = reader.unique(node, "name", &mut seen).map(str::to_owned);
+        let location = match node.attribute("storeLocation") {
+            None => "LocalMachine",
+            Some(_) => {
+                let known = [("LocalMachine", "LocalMachine"), ("CurrentUser", "CurrentUser")];
+                reader.choice(node, "storeLocation", &known).unwrap_or("LocalMachine")
+            }
+        };
+        let store = node.attribute("storeName").unwrap_or("My");
+        certificates.extend(name.map(|name| CertificateDefinition {
+            name,
+            store_location: location.to_owned(),
+            store_name: store.to_owned(),
+        }));
+    }
+    certificates
 }
 
 fn read_endpoints(

@@ -194,3 +194,61 @@ fn bytes_that_are_not_text_are_an_error() {
         assert!(parse_definition(&source).is_err() && parse_configuration(&source).is_err());
     }
 }
+
+const ACCESS: &str = "Microsoft.WindowsAzure.Plugins.RemoteAccess.";
+
+/// What is said of a role with a certificate and remote access, of which this is replaced by that.
+fn access_error(from: &str, to: &str) -> Result<(), String> {
+    let definition = DEFINITION.replace(
+        "<ConfigurationSettings>",
+        "<Certificates><Certificate name=\"Site\" storeLocation=\"LocalMachine\" storeName=\"My\"/></Certificates>\
+         <Imports><Import moduleName=\"RemoteAccess\"/></Imports><ConfigurationSettings>",
+    );
+    let setting = |name: &str, value: &str| format!("<Setting name=\"{ACCESS}{name}\" value=\"{value}\"/>");
+    let settings: String = [
+        setting("Enabled", "true"),
+        setting("AccountUsername", "ada"),
+        setting("AccountEncryptedPassword", "MIIB"),
+        setting("AccountExpiration", "2039-12-31T23:59:59"),
+    ]
+    .concat();
+    let thumbprint = "ab:cd".repeat(10);
+    let certificate = |name: &str| format!("<Certificate name=\"{name}\" thumbprint=\"{thumbprint}\"/>");
+    let certificates = [certificate("Site"), certificate(&format!("{ACCESS}PasswordEncryption"))].concat();
+    let configuration = CONFIGURATION.replacen(
+        "</ConfigurationSettings>",
+        &format!("{settings}</ConfigurationSettings><Certificates>{certificates}</Certificates>"),
+        1,
+    );
+    let all = format!("{definition}|{configuration}");
+    assert!(all.contains(from), "nothing is replaced");
+    let all = all.replacen(from, to, 1);
+    let (definition, configuration) = all.split_once('|').unwrap();
+    let definition = parse_definition(&source("a.csdef", definition)).map_err(|error| error.to_string())?;
+    let source = source("a.cscfg", configuration);
+    let checked = parse_configuration(&source).and_then(|read| check(&definition, &read, &source).map(|()| read));
+    let read = checked.map_err(|error| error.to_string())?;
+    assert_eq!(read.roles[0].certificates[0].1.as_str(), "ABCD".repeat(10));
+    Ok(())
+}
+
+#[test]
+fn certificates_and_remote_access_have_to_fit() {
+    access_error("ada", "ada").unwrap();
+    for (from, to, why) in [
+        ("name=\"Site\" thumb", "name=\"Sight\" thumb", "the definition has no certificate `Sight`"),
+        (
+            "<Certificate name=\"Site\" thumbprint=\"ab:cd",
+            "<Certificate name=\"Site\" thumbprint=\"",
+            "is no thumbprint",
+        ),
+        ("\"ada\"", "\"Ada\"", "no name for a user"),
+        ("\"MIIB\"", "\"secret\"", "no password in an envelope"),
+        ("<Imports><Import moduleName=\"RemoteAccess\"/></Imports>", "", "does not import it"),
+    ] {
+        let said = access_error(from, to).unwrap_err();
+        assert!(said.contains(why), "{said}");
+    }
+    let said = access_error("\"MIIB\"", "\"secret\"").unwrap_err();
+    assert!(!said.contains("`secret`"), "what may be a password is not repeated in words: {said}");
+}

@@ -199,6 +199,8 @@ impl Promises {
             Command::CommitImage(_)
             | Command::DeleteImage(_)
             | Command::CreateService(_)
+            | Command::AddCertificate(_)
+            | Command::DeleteCertificate(..)
             | Command::Reboot(_)
             | Command::Reimage(_)
             | Command::Rebuild(_)

@@ -1,5 +1,6 @@
 //! The wire server's documents, in the shapes that the public Linux agents accept.
 
+use mayfly_model::GuestCertificate;
 use quick_xml::escape::escape;
 
 use crate::guest::{Guest, Member, MemberEndpoint};
@@ -19,6 +20,13 @@ pub(crate) fn goal_state(guest: &Guest) -> String {
     let (incarnation, container, instance) = (guest.incarnation, guest.container_id(), guest.instance_id());
     // Agents send the address back as they find it here, where the original has the underscore escaped.
     let base = format!("http://168.63.129.16:80/machine/{container}/{}?comp=", instance.replace('_', "%5F"));
+    let certificates = match guest.goal.guest.certificates.is_empty() {
+        true => String::new(),
+        false => {
+            let address = format!("{base}certificates&incarnation={incarnation}");
+            format!("<Certificates>{}</Certificates>", escape(address))
+        }
+    };
     let config = |kind: &str| escape(format!("{base}config&type={kind}&incarnation={incarnation}")).into_owned();
     // The first agents end their guest by themselves when they read this; the power button is for all others.
     let expected = if guest.planned.is_some() { "Stopped" } else { "Started" };
@@ -31,7 +39,7 @@ pub(crate) fn goal_state(guest: &Guest) -> String {
          <ExpectHealthReport>FALSE</ExpectHealthReport></Machine><Container><ContainerId>{container}</ContainerId>\
          <RoleInstanceList><RoleInstance><InstanceId>{}</InstanceId><State>Started</State><Configuration>\
          <HostingEnvironmentConfig>{}</HostingEnvironmentConfig><SharedConfig>{}</SharedConfig>\
-         <ExtensionsConfig>{}</ExtensionsConfig><FullConfig>{}</FullConfig>\
+         <ExtensionsConfig>{}</ExtensionsConfig><FullConfig>{}</FullConfig>{certificates}\
          <ConfigName>{}</ConfigName></Configuration></RoleInstance>\
          </RoleInstanceList></Container></GoalState>",
         escape(&instance),
@@ -52,6 +60,20 @@ fn hosting_environment_element(guest: &Guest) -> String {
         format!("<Setting name=\"{}\" value=\"{}\"/>", escape(name), attribute(value))
     };
     let settings: String = guest.goal.settings.iter().map(setting).collect();
+    let named = |one: &GuestCertificate| {
+        format!("<Setting name=\"Certificate|{}\" value=\"sha1:{}\"/>", escape(&one.definition.name), one.thumbprint)
+    };
+    let named: String = guest.goal.guest.certificates.iter().map(named).collect();
+    let stored = |one: &GuestCertificate| {
+        let level = if one.definition.store_location == "CurrentUser" { "User" } else { "System" };
+        format!(
+            "<StoredCertificate name=\"Stored0{}\" certificateId=\"sha1:{}\" storeName=\"{}\" configurationLevel=\"{level}\"/>",
+            escape(&one.definition.name),
+            one.thumbprint,
+            escape(&one.definition.store_name)
+        )
+    };
+    let stored: String = guest.goal.guest.certificates.iter().map(stored).collect();
     let storage: String = guest
         .goal
         .guest
@@ -68,10 +90,10 @@ fn hosting_environment_element(guest: &Guest) -> String {
         })
         .collect();
     format!(
-        "<HostingEnvironmentConfig version=\"1.0.0.0\" goalStateIncarnation=\"{}\"><StoredCertificates/>{}\
+        "<HostingEnvironmentConfig version=\"1.0.0.0\" goalStateIncarnation=\"{}\"><StoredCertificates>{stored}</StoredCertificates>{}\
          <HostingEnvironmentSettings name=\"full\" Runtime=\"mayfly\"><CAS mode=\"full\"/><PrivilegeLevel mode=\"max\"/>\
          <AdditionalProperties><CgiHandlers></CgiHandlers></AdditionalProperties></HostingEnvironmentSettings>\
-         <ApplicationSettings>{settings}</ApplicationSettings>\
+         <ApplicationSettings>{named}{settings}</ApplicationSettings>\
          <ResourceReferences>{storage}</ResourceReferences></HostingEnvironmentConfig>",
         guest.incarnation,
         role(guest)
@@ -125,6 +147,19 @@ fn member_element(guest: &Guest, member: &Member) -> String {
         member.index,
         member.update_domain,
     )
+}
+
+/// A guest's certificates in an envelope, which is base64 already.
+pub(crate) fn certificates(guest: &Guest, envelope: &str) -> String {
+    let lines: Vec<&[u8]> = envelope.as_bytes().chunks(64).collect();
+    let lines: Vec<_> = lines.into_iter().map(String::from_utf8_lossy).collect();
+    document(&format!(
+        "<CertificateFile xmlns:xsi=\"http://www.w3.org/2001/XMLSchema-instance\" \
+         xsi:noNamespaceSchemaLocation=\"certificates10.xsd\"><Version>2012-11-30</Version>\
+         <Incarnation>{}</Incarnation><Format>Pkcs7BlobWithPfxContents</Format><Data>{}</Data></CertificateFile>",
+        guest.incarnation,
+        lines.join("\n")
+    ))
 }
 
 pub(crate) fn extensions_config(guest: &Guest) -> String {

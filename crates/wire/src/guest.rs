@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use mayfly_model::{RoleName, VmGoal};
 use serde::{Deserialize, Serialize};
 
@@ -161,6 +162,9 @@ pub enum Word {
 pub trait Guests: Send + Sync + 'static {
     /// The guest with this address.
     fn guest(&self, address: Ipv4Addr) -> Option<Guest>;
+
+    /// The archive (PKCS #12) of the certificates that a guest gets, with their private keys; or why it cannot be had now.
+    fn certificates<'a>(&'a self, guest: &'a Guest) -> BoxFuture<'a, Result<Arc<[u8]>, String>>;
 
     /// The guest with this address has said something. Returns whether that was taken; if not, it has to say it again.
     fn hear(&self, address: Ipv4Addr, word: Word) -> bool;

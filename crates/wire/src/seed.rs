@@ -50,6 +50,9 @@ fn user(admin: &Admin) -> Value {
     if let Some(hash) = &admin.password_hash {
         user["passwd"] = json!(hash);
     }
+    if let Some(day) = &admin.expires {
+        user["expiredate"] = json!(day);
+    }
     user
 }
 

@@ -1,5 +1,7 @@
 //! The protocols, asked as guests ask.
 
+mod certificates;
+
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
@@ -16,6 +18,7 @@ use crate::{
     Guest, Guests, HealthReport, Member, MemberEndpoint, Planned, ScriptReport, Word, metadata_router, plugin_router,
     provisioning_files, wire_server_router,
 };
+use futures_util::future::BoxFuture;
 
 const OWN: Ipv4Addr = Ipv4Addr::new(10, 80, 0, 5);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 80, 0, 6);
@@ -26,6 +29,10 @@ struct One(Mutex<Vec<Word>>);
 impl Guests for One {
     fn guest(&self, address: Ipv4Addr) -> Option<Guest> {
         (address == OWN).then(guest)
+    }
+
+    fn certificates<'a>(&'a self, _: &'a Guest) -> BoxFuture<'a, Result<Arc<[u8]>, String>> {
+        Box::pin(async { Err("it has none".to_owned()) })
     }
 
     fn hear(&self, _: Ipv4Addr, word: Word) -> bool {
@@ -60,6 +67,7 @@ fn guest() -> Guest {
                 name: "ada".to_owned(),
                 password_hash: Some("$6$salt$hash".to_owned()),
                 ssh_keys: vec!["ssh-ed25519 AAAA ada".to_owned()],
+                expires: None,
             }),
             time_zone: Some("Europe/Berlin".to_owned()),
             locale: Some("de_DE.UTF-8".to_owned()),
@@ -170,6 +178,10 @@ impl Guests for Leaving {
             description: "it is being rebooted".to_owned(),
         };
         (address == OWN).then(|| Guest { planned: Some(planned), ..guest() })
+    }
+
+    fn certificates<'a>(&'a self, _: &'a Guest) -> BoxFuture<'a, Result<Arc<[u8]>, String>> {
+        Box::pin(async { Err("it has none".to_owned()) })
     }
 
     fn hear(&self, _: Ipv4Addr, word: Word) -> bool {

@@ -9,6 +9,9 @@ use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, State};
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use mayfly_secrets::envelope::{self, Cipher};
 use serde::Deserialize;
 
 use crate::documents;
@@ -16,6 +19,10 @@ use crate::guest::{Guest, Guests, HealthReport, Word};
 
 /// Tells a guest, with the answer to its health report, the number of the newest goal state.
 const LATEST_INCARNATION: HeaderName = HeaderName::from_static("x-ms-latest-goal-state-incarnation-number");
+/// The certificate (X.509, DER, base64) to which an agent wants to have its certificates sealed.
+const TRANSPORT_CERTIFICATE: &str = "x-ms-guest-agent-public-x509-cert";
+/// The cipher by which it wants that.
+const CIPHER: &str = "x-ms-cipher-name";
 /// Most bytes of an upload that are read, and thrown away: agents send logs of some megabytes.
 const UPLOAD_BYTES_MAX: usize = 8 << 20;
 
@@ -92,18 +99,23 @@ async fn config(
     (State(guests), ConnectInfo(from)): Asked,
     Path((container, instance)): Path<(String, String)>,
     Query(query): Query<Component>,
+    headers: HeaderMap,
 ) -> Result<Response, StatusCode> {
     let guest = who(&guests, from)?;
     // The path is decoded already. Another's name is not told apart from one that nobody has.
     if container != guest.container_id() || instance != guest.instance_id() {
         return Err(StatusCode::NOT_FOUND);
     }
-    if query.comp.as_deref() != Some("config") {
-        return Err(StatusCode::NOT_FOUND);
-    }
     // Agents read the goal state again when a document of an old one is gone.
     if query.incarnation.is_some_and(|asked| asked != guest.incarnation) {
         return Err(StatusCode::GONE);
+    }
+    match query.comp.as_deref() {
+        Some("config") => {}
+        Some("certificates") if !guest.goal.guest.certificates.is_empty() => {
+            return certificates(guests.as_ref(), &guest, &headers).await;
+        }
+        _ => return Err(StatusCode::NOT_FOUND),
     }
     match query.kind.as_deref() {
         Some("hostingEnvironmentConfig") => Ok(xml(documents::hosting_environment(&guest))),
@@ -112,6 +124,19 @@ async fn config(
         Some("fullConfig") => Ok(xml(documents::full_config(&guest))),
         _ => Err(StatusCode::NOT_FOUND),
     }
+}
+
+/// A guest's certificates, in an envelope for the transport certificate that its agent has made for this: whoever else reads
+/// this answer can do nothing with it.
+async fn certificates(guests: &dyn Guests, guest: &Guest, headers: &HeaderMap) -> Result<Response, StatusCode> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let transport = text(TRANSPORT_CERTIFICATE).ok_or(StatusCode::BAD_REQUEST)?;
+    let transport = STANDARD.decode(transport.trim()).map_err(|_| StatusCode::BAD_REQUEST)?;
+    let cipher = Cipher::named(text(CIPHER).unwrap_or_default()).ok_or(StatusCode::BAD_REQUEST)?;
+    // Agents ask again.
+    let archive = guests.certificates(guest).await.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
+    let sealed = envelope::seal(&transport, cipher, &archive).map_err(|_| StatusCode::BAD_REQUEST)?;
+    Ok(xml(documents::certificates(guest, &STANDARD.encode(sealed))))
 }
 
 async fn post_machine(

@@ -15,6 +15,7 @@ mod network;
 mod records;
 mod rootless;
 mod story;
+mod unmodified;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -4,6 +4,7 @@ mod auth;
 mod backup;
 mod breaker;
 mod calls;
+mod certificates;
 mod deployments;
 mod error;
 mod events;
@@ -95,6 +96,8 @@ pub fn users(shared: Arc<Shared>) -> Router {
         .route("/v1/chunks/{digest}", put(images::put_chunk).get(images::chunk))
         .route("/v1/services", get(services::list))
         .route("/v1/services/{name}", get(services::show).post(services::create).delete(services::delete))
+        .route("/v1/services/{name}/certificates", get(certificates::list).post(certificates::add))
+        .route("/v1/services/{name}/certificates/{thumbprint}", delete(certificates::delete))
         .route("/v1/services/{name}/swap", post(deployments::swap))
         .route("/v1/services/{name}/deployments/{slot}", post(deployments::deploy).delete(deployments::delete))
         .route("/v1/services/{name}/deployments/{slot}/scale", post(deployments::scale))
@@ -133,6 +136,7 @@ pub fn hosts(shared: Arc<Shared>) -> Router {
         .route("/host/v1/report", post(hosts::report))
         .route("/host/v1/wait", get(hosts::wait))
         .route("/host/v1/calls/{id}", get(calls::answer))
+        .route("/host/v1/vms/{vm}/secrets", get(certificates::of_vm))
         .route("/host/v1/images/{digest}/manifest", get(images::manifest))
         .route("/host/v1/images/{digest}/holders", get(images::holders))
         .route("/host/v1/images/{digest}/order", get(images::order).put(images::put_order))

@@ -1,6 +1,6 @@
 //! Updates, swaps, suspension, drains, the ladder and the breaker, driven by hand.
 
-use mayfly_model::{DeploymentStatus, Scope, UpgradeMode};
+use mayfly_model::{DeploymentStatus, Scope, ServiceCertificate, Thumbprint, UpgradeMode};
 
 use super::*;
 use crate::explain;
@@ -373,4 +373,36 @@ fn restored_records_place_nothing_until_hosts_follow_them() {
     fabric.command(more).unwrap();
     fabric.run(2000);
     assert_eq!(fabric.hosts_of("web").len(), 5);
+}
+
+#[test]
+fn a_certificate_stays_as_long_as_somebody_needs_it() {
+    let mut fabric = Fabric::new(3);
+    let thumbprint = Thumbprint::of(&[7; 20]);
+    let certificate = ServiceCertificate {
+        service: name("shop"),
+        thumbprint: thumbprint.clone(),
+        subject: "CN=shop".to_owned(),
+        not_after: Time(1),
+        added: Time(0),
+        certificate: String::new(),
+        sealed: String::new(),
+    };
+    let mut wanted = version(&[("web", 1, VmSize::ExtraSmall)], &[]);
+    wanted.configuration.roles[0].certificates = vec![("Site".to_owned(), thumbprint.clone())];
+    let deploy = Command::Deploy { key: production("shop"), version: wanted };
+    let refused = fabric.command(deploy.clone());
+    assert!(matches!(&refused, Err(Rejected::Conflict(why)) if why.contains("mayfly certificate add")), "{refused:?}");
+    let stranger = ServiceCertificate { service: name("bank"), ..certificate.clone() };
+    assert!(matches!(fabric.command(Command::AddCertificate(stranger)), Err(Rejected::NotFound { .. })));
+    fabric.command(Command::AddCertificate(certificate.clone())).unwrap();
+    assert!(matches!(fabric.command(Command::AddCertificate(certificate)), Err(Rejected::AlreadyExists { .. })));
+    fabric.command(deploy).unwrap();
+    let delete = Command::DeleteCertificate(name("shop"), thumbprint);
+    let refused = fabric.command(delete.clone());
+    assert!(matches!(&refused, Err(Rejected::Conflict(why)) if why.contains("in use by shop")), "{refused:?}");
+    fabric.command(Command::DeleteDeployment(production("shop"))).unwrap();
+    fabric.run(3000);
+    fabric.command(delete.clone()).unwrap();
+    assert!(matches!(fabric.command(delete), Err(Rejected::NotFound { .. })));
 }

@@ -8,7 +8,9 @@ mod local;
 mod prepare;
 mod provision;
 mod runner;
+mod running;
 mod spec;
+mod start;
 mod template;
 
 use std::collections::BTreeMap;

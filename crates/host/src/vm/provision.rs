@@ -2,17 +2,17 @@
 //! gone for good then, as there may be secrets on it.
 
 use std::fs;
-use std::io::Read;
 use std::path::PathBuf;
 
 use anyhow::Context;
 use mayfly_model::VmGoal;
+use mayfly_secrets::random_password;
 use mayfly_wire::{PROVISIONING_LABEL, iso_image, provisioning_files};
 
 use crate::agent::Agent;
 
 fn path(agent: &Agent, goal: &VmGoal) -> PathBuf {
-    agent.ledger.vm_folder(goal.vm).join("provision.iso")
+    agent.secrets_folder.join(format!("{}.iso", goal.vm))
 }
 
 /// That the guest has been provisioned.
@@ -27,11 +27,12 @@ pub(super) fn disk(agent: &Agent, goal: &VmGoal) -> anyhow::Result<Option<PathBu
         let _ = fs::remove_file(path(agent, goal));
         return Ok(None);
     }
-    let files = provisioning_files(goal, &secret()?);
+    let (goal, password) = agent.secrets.with_user(goal.clone());
+    let files = provisioning_files(&goal, &password.unwrap_or_else(random_password));
     if files.is_empty() {
         return Ok(None);
     }
-    let path = path(agent, goal);
+    let path = path(agent, &goal);
     fs::write(&path, iso_image(PROVISIONING_LABEL, &files))
         .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(Some(path))
@@ -49,12 +50,8 @@ pub(super) fn forget(agent: &Agent, goal: &VmGoal) -> anyhow::Result<()> {
     fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
 }
 
-/// A password that nobody knows, for an account that has to have one: letters, digits and what Windows asks for beside them.
-fn secret() -> anyhow::Result<String> {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz23456789-_+=.:!";
-    let mut bytes = [0; 24];
-    let mut random = fs::File::open("/dev/urandom").context("cannot open /dev/urandom")?;
-    random.read_exact(&mut bytes).context("cannot read /dev/urandom")?;
-    let letters = bytes.iter().map(|byte| char::from(LETTERS[usize::from(byte % 64)]));
-    Ok(letters.chain("aZ7!".chars()).collect())
+/// Nothing of it may be left when its VM is gone.
+pub(super) fn throw_away(agent: &Agent, goal: &VmGoal) {
+    agent.secrets.forget(goal.vm);
+    let _ = fs::remove_file(path(agent, goal));
 }

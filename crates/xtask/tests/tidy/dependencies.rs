@@ -14,6 +14,7 @@ const ALL: &[&str] = &[
     "model",
     "net",
     "qemu",
+    "secrets",
     "service-model",
     "store",
     "vhd",
@@ -25,20 +26,21 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("api", &["model"]),
     ("bench", &["api", "controller", "disk", "fabric", "identity", "model", "net", "sim", "store", "vhd", "xtask"]),
     ("cli", ALL),
-    ("controller", &["api", "fabric", "identity", "model", "net", "service-model", "store"]),
+    ("controller", &["api", "fabric", "identity", "model", "net", "secrets", "service-model", "store"]),
     ("disk", &["identity", "model", "vhd"]),
     ("fabric", &["model"]),
     ("hello", &[]),
-    ("host", &["api", "disk", "identity", "model", "net", "qemu", "wire"]),
+    ("host", &["api", "disk", "identity", "model", "net", "qemu", "secrets", "wire"]),
     ("identity", &[]),
     ("model", &[]),
     ("net", &["model"]),
     ("qemu", &[]),
+    ("secrets", &[]),
     ("service-model", &["model"]),
     ("sim", &["fabric", "model", "store"]),
     ("store", &[]),
     ("vhd", &[]),
-    ("wire", &["model"]),
+    ("wire", &["model", "secrets"]),
     ("xtask", &["vhd"]),
 ];
 
@@ -81,5 +83,5 @@ fn depth(name: &str, used: &BTreeMap<String, BTreeSet<String>>) -> usize {
 fn the_lock_file_stays_within_budget() {
     let lock = std::fs::read_to_string(mayfly_xtask::workspace().join("Cargo.lock")).unwrap();
     let packages = lock.matches("[[package]]").count();
-    assert!(packages <= 350, "{packages} locked packages; every one is somebody's work to watch");
+    assert!(packages <= 400, "{packages} locked packages; every one is somebody's work to watch");
 }

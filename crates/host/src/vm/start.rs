@@ -1,0 +1,131 @@
+//! Getting a guest to run: taking up one that runs already, or making what it needs and starting QEMU.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::bail;
+use mayfly_qemu::{Machine, Memory};
+
+use super::runner::Runner;
+use super::{console, local, prepare, provision, spec, template};
+use crate::agent::lock;
+use crate::status::Stage;
+
+/// Between two looks at whether a disk has been captured.
+const CAPTURED: Duration = Duration::from_millis(500);
+
+impl Runner {
+    /// Finds the guest running, or makes what is missing and starts it.
+    pub(super) async fn start(&mut self) -> anyhow::Result<Machine> {
+        if std::mem::take(&mut self.adopted)
+            && let Some(machine) = self.adopt().await
+        {
+            return Ok(machine);
+        }
+        let (agent, goal) = (Arc::clone(&self.agent), self.goal.clone());
+        self.update_quietly(|status| {
+            status.forget_guest();
+            status.steps.clear();
+            status.reach("its host begins");
+            // A reboot that was asked for before there was a guest has nothing to do.
+            status.reboots = status.reboots.max(goal.reboots);
+        });
+        self.note_or_fail()?;
+        if goal.guest.remote_access.is_some() {
+            self.set(Stage::Preparing("asking for its user's password".to_owned()));
+            agent.secrets.of(&agent, &goal).await?;
+        }
+        self.set(Stage::Preparing("making its disk".to_owned()));
+        self.wait_for_capture().await;
+        let template = match prepare::disk_path(&agent, &goal).exists() {
+            true => None,
+            false => template::for_new(&agent, &goal)?,
+        };
+        prepare::disk(&agent, &goal, template::base(&agent, &goal)).await?;
+        let local_disks = local::disks(&agent, &goal).await?;
+        let cdrom = provision::disk(&agent, &goal)?;
+        prepare::tap(&agent, &goal).await?;
+        self.update(|status| status.has_tap = true);
+        self.serve_dhcp();
+        crate::guard::check(&agent);
+        self.take_turn().await?;
+        // Much may have changed while the image was on its way, and others booted.
+        if self.desired.borrow().as_ref().is_none_or(|now| now.vm != goal.vm) || !*self.serving.borrow() {
+            bail!("it is not wanted here any more");
+        }
+        console::rotate(&agent.ledger.vm_folder(goal.vm));
+        self.log_from = 0;
+        self.update_quietly(|status| status.reach("its disks and its network are there"));
+        let mut spec = spec::spec(&agent, &goal, local_disks, cdrom);
+        if let Some(template) = &template {
+            spec.memory = Memory::Clone(template.ram());
+            spec.identity = Some(template::identity(&agent, &goal)?);
+        }
+        let machine = Machine::start(&spec).await?;
+        if let Some(template) = template {
+            let socket = spec.folder.join("incoming.sock");
+            let restored = machine.restore(&template.state(), &socket).await;
+            // It holds what its random numbers are made of.
+            let _ = std::fs::remove_file(spec.folder.join("identity"));
+            if let Err(error) = restored {
+                // The next try boots it as always.
+                template.give_up();
+                machine.stop().await;
+                template::forget(&agent, &goal);
+                return Err(anyhow::Error::from(error).context("it cannot start from its template"));
+            }
+            self.update_quietly(|status| status.from_template = true);
+        }
+        self.update(|status| {
+            let copied = std::mem::take(&mut status.from_template);
+            status.forget_guest();
+            status.reach(if copied { "it goes on from a template" } else { "QEMU runs" });
+            status.stage = Stage::Running;
+        });
+        Ok(machine)
+    }
+
+    /// Waits as long as somebody reads the disk for a new image.
+    async fn wait_for_capture(&mut self) {
+        while lock(&self.agent.captures).contains(&self.goal.vm) && self.desired.borrow().is_some() {
+            self.set(Stage::Preparing("waiting until its disk has been captured".to_owned()));
+            self.wait(CAPTURED).await;
+        }
+    }
+
+    /// Waits for a turn to boot, and keeps it until the guest is heard.
+    async fn take_turn(&mut self) -> anyhow::Result<()> {
+        if self.agent.boots.available_permits() == 0 {
+            self.set(Stage::Preparing("waiting for its turn to boot".to_owned()));
+        }
+        self.turn = Some(Arc::clone(&self.agent.boots).acquire_owned().await?);
+        Ok(())
+    }
+
+    /// Takes up a guest that an earlier agent started. What it said to that one still holds.
+    async fn adopt(&mut self) -> Option<Machine> {
+        let spec = self.spec();
+        let machine = Machine::adopt(&spec.monitor(), &spec.pid_file()).await.ok()?;
+        // One that was never given its template's state, or whose kernel has given up, is no guest that runs.
+        if !machine.has_guest().await {
+            machine.stop().await;
+            return None;
+        }
+        tracing::info!(vm = %self.goal.vm, "found its guest running");
+        self.update(|status| {
+            status.has_tap = true;
+            status.stage = Stage::Running;
+        });
+        // An earlier build, or another configuration, may have made its tap otherwise.
+        if let Err(error) = prepare::tap(&self.agent, &self.goal).await {
+            tracing::warn!(vm = %self.goal.vm, error = format!("{error:#}"), "its tap is not as it should be");
+        }
+        self.serve_dhcp();
+        crate::guard::check(&self.agent);
+        // It may have been paused by a full disk, with nobody left to let it go on.
+        if let Err(error) = machine.resume().await {
+            tracing::warn!(vm = %self.goal.vm, %error, "cannot let it go on");
+        }
+        Some(machine)
+    }
+}
