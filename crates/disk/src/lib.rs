@@ -11,6 +11,6 @@ mod turns;
 mod vhost;
 
 pub use control::{ControlError, DiskClient, ExportNews, ImageNews, News};
-pub use formatted::{FormatError, make_formatted};
+pub use formatted::{FileSystem, FormatError, make_formatted};
 pub use image::{CacheError, ImageCache, Incident, PEER_PORT, Sources};
 pub use server::{Base, DiskServer, Export, ServerError, Transport};

@@ -17,6 +17,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("/usr/bin/mcopy", "mtools"),
     ("/usr/sbin/mkfs.vfat", "dosfstools"),
     ("/usr/sbin/mke2fs", "e2fsprogs"),
+    ("/usr/sbin/mkntfs", "ntfs-3g"),
     ("/usr/sbin/sfdisk", "fdisk"),
     ("/usr/bin/cpio", "cpio"),
     ("/usr/bin/vhdiinfo", "libvhdi-utils"),

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, ensure};
-use mayfly_disk::{Base, Export, Transport, make_formatted};
-use mayfly_model::{DiskModel, GoalState, LocalStorage, VmGoal};
+use mayfly_disk::{Base, Export, FileSystem, Transport, make_formatted};
+use mayfly_model::{DiskModel, GoalState, LocalStorage, Platform, VmGoal};
 use mayfly_qemu::{LocalDisk, SATA_LOCAL_DISKS_MAX};
 
 use crate::agent::Agent;
@@ -29,7 +29,8 @@ pub(super) async fn disks(agent: &Agent, goal: &VmGoal) -> anyhow::Result<Vec<Lo
     let mut local = Vec::new();
     for (number, one) in storage.iter().enumerate() {
         let socket = agent.ledger.vm_folder(goal.vm).join(format!("local{number}.sock"));
-        let base = root.join("formatted").join(format!("{}-{}.vhd", one.name, one.size_mb));
+        let kind = file_system(goal);
+        let base = root.join("formatted").join(format!("{}-{}.{}.vhd", one.name, one.size_mb, kind.as_str()));
         let export = Export {
             name: export_name(goal, number),
             disk: folder.join(file_name(goal, one)),
@@ -40,7 +41,7 @@ pub(super) async fn disks(agent: &Agent, goal: &VmGoal) -> anyhow::Result<Vec<Lo
         };
         let (disks, folder, one) = (agent.disks.clone(), folder.clone(), one.clone());
         let name = one.name.clone();
-        tokio::task::spawn_blocking(move || open(&disks, &folder, &base, export, &one))
+        tokio::task::spawn_blocking(move || open(&disks, &folder, &base, export, (kind, &one)))
             .await?
             .with_context(|| format!("cannot make the local disk `{name}`"))?;
         local.push(LocalDisk { name, socket });
@@ -53,14 +54,22 @@ fn open(
     folder: &Path,
     base: &Path,
     export: Export,
-    storage: &LocalStorage,
+    (kind, storage): (FileSystem, &LocalStorage),
 ) -> anyhow::Result<()> {
     let formatted = base.parent().unwrap_or(base);
     for folder in [folder, formatted] {
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     }
-    make_formatted(base, storage.size_mb << 20, &storage.name)?;
+    make_formatted(base, storage.size_mb << 20, kind, &storage.name)?;
     Ok(disks.open(export)?)
+}
+
+/// What a guest can read.
+fn file_system(goal: &VmGoal) -> FileSystem {
+    match goal.guest.platform {
+        Platform::NoCloud | Platform::Azure => FileSystem::Ext4,
+        Platform::Windows => FileSystem::Ntfs,
+    }
 }
 
 /// The names of a VM's exports of local disks.

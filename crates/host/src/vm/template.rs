@@ -21,7 +21,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use mayfly_disk::{Base, Export, Transport, make_formatted};
+use mayfly_disk::{Base, Export, FileSystem, Transport, make_formatted};
 use mayfly_model::{DiskModel, Platform, VmGoal};
 use mayfly_qemu::{LocalDisk, Machine, Memory, Network, PROGRAM, VmSpec};
 
@@ -270,7 +270,7 @@ async fn made(
         for (export, local) in all {
             if let (Some((bytes, label)), Base::File(base)) = (&local, &export.base) {
                 fs::create_dir_all(base.parent().unwrap_or(base))?;
-                make_formatted(base, *bytes, label)?;
+                make_formatted(base, *bytes, FileSystem::Ext4, label)?;
             }
             disks.open(export)?;
         }
