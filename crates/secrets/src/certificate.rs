@@ -102,7 +102,13 @@ impl KeyedCertificate {
     /// When something of that is missing.
     pub fn read_pem(bytes: &[u8]) -> Result<KeyedCertificate, SecretError> {
         let failed = |what: &str, error| SecretError::new(format!("{what}: {error}"));
-        let key = PrivateKeyDer::from_pem_slice(bytes).map_err(|error| failed("the private key", error))?;
+        let key = PrivateKeyDer::from_pem_slice(bytes).map_err(|error| match error {
+            rustls::pki_types::pem::Error::NoItemsFound => SecretError::new(
+                "the file has no private key that is not encrypted: put certificate and key into one file, or into an \
+                 archive (`openssl pkcs12 -export -inkey KEY -in CERTIFICATE -out ARCHIVE.pfx`)",
+            ),
+            other => failed("the private key", other),
+        })?;
         let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bytes).collect();
         let certificates = certificates.map_err(|error| failed("the certificates", error))?;
         let certificates = certificates.into_iter().map(|der| der.as_ref().to_vec()).collect();

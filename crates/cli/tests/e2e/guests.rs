@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use mayfly_xtask::fabric::wait_until;
+use mayfly_xtask::fabric::{DevFabric, wait_until};
 use mayfly_xtask::visitor::get;
 use serde_json::Value;
 
@@ -119,6 +119,16 @@ fn disks_outlive_what_they_should_and_nothing_else() {
         let events = fabric.run(&["event", "list"]).unwrap();
         assert!(word.is_none_or(|word| events.contains(word)), "{events}");
     }
+    // Its host reboots, and is back before its lease is over.
+    mark(&vip);
+    let (before, host) = (names()["computer_name"].clone(), names()["host"].as_str().unwrap().to_owned());
+    fabric.run(&["dev", "kill", &host]).unwrap();
+    fabric.run(&["dev", "start", &host]).unwrap();
+    wait_until("the host is back", Duration::from_secs(20), || {
+        Ok(fabric.run(&["event", "list"])?.contains("was started again within its lease"))
+    })
+    .unwrap();
+    assert_eq!((marks(&vip), &names()["computer_name"]), ((true, true, true), &before), "its host's reboot");
     // Stopped and started.
     mark(&vip);
     let said = fabric.run(&["instance", "stop", one, "--wait"]).unwrap();
@@ -147,9 +157,13 @@ fn disks_outlive_what_they_should_and_nothing_else() {
     })
     .unwrap();
     assert_eq!(marks(&vip), (true, false, false), "what was local died with its host");
-    // What no instance will use again is thrown away.
     fabric.run(&["dev", "start", &host]).unwrap();
     fabric.run(&["service", "delete", "shop", "--wait", "--timeout", "60s"]).unwrap();
+    no_local_disk_is_left(fabric);
+}
+
+/// What no instance will use again is thrown away.
+fn no_local_disk_is_left(fabric: &DevFabric) {
     for host in ["host-1", "host-2", "host-3"] {
         let local = fabric.host_folder(host).join("local");
         let left = || -> Vec<_> {
@@ -286,6 +300,20 @@ pub(crate) fn talk(stage: &Stage, instance: &str, typed: &[(u64, &str)]) -> Stri
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
+/// With which sequence number each of a hundred guests begins a connection: what a client has received so far, less one.
+fn sequence_numbers(vip: &str) -> Vec<u32> {
+    const LOOK: &str = "import socket, sys\n\
+        for port in range(9000, 9100):\n\
+        \x20   link = socket.create_connection((sys.argv[1], port), 10)\n\
+        \x20   repair, queue, receive, sequence = 19, 20, 1, 21\n\
+        \x20   link.setsockopt(socket.IPPROTO_TCP, repair, 1)\n\
+        \x20   link.setsockopt(socket.IPPROTO_TCP, queue, receive)\n\
+        \x20   print(link.getsockopt(socket.IPPROTO_TCP, sequence) % 2**32)\n";
+    let output = std::process::Command::new("python3").args(["-c", LOOK, vip]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).lines().map(|line| line.parse().unwrap()).collect()
+}
+
 #[test]
 fn a_hundred_copies_of_a_template_are_a_hundred_machines() {
     let stage = Stage::empty();
@@ -339,4 +367,8 @@ fn a_hundred_copies_of_a_template_are_a_hundred_machines() {
     for (name, values) in seen {
         assert_eq!(values.len(), 100, "{name}: {values:?}");
     }
+    let mut numbers = sequence_numbers(&vip);
+    numbers.sort_unstable();
+    let apart = numbers.windows(2).map(|two| two[1] - two[0]).min().unwrap_or(0);
+    assert!(numbers.len() == 100 && apart > 16, "no two begin their connections alike: {numbers:?}");
 }

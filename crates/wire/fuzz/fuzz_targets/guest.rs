@@ -15,7 +15,7 @@ use mayfly_wire::{Guest, Guests, Word, metadata_router, plugin_router, wire_serv
 use tower::ServiceExt;
 
 /// A guest with a certificate and a script, as its host's goal state has it.
-const GOAL: &str = r#"{"vm":7,"instance":{"deployment":{"service":"shop","slot":"Production"},"role":"web","index":0},
+const GOAL: &str = r#"{"vm":7,"instance":{"deployment":{"service":"shop","slot":"production"},"role":"web","index":0},
 "deployment_id":"0123456789abcdef0123456789abcdef","generation":1,"computer_name":"mfabcdefghij","fault_domain":"fd-1",
 "update_domain":0,"dip":"10.80.0.5","size":"Small",
 "image":"0000000000000000000000000000000000000000000000000000000000000000","image_bytes":1,"reboots":0,
