@@ -5,8 +5,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use mayfly_model::{
-    ChunkDigest, HostName, HostReport, ImageName, Incarnation, InstanceKey, Manifest, RoleName, Scope, ServiceName,
-    Slot, Thumbprint, UpgradeMode, VmId,
+    ChunkDigest, HostName, HostReport, ImageName, Incarnation, InstanceKey, Manifest, ReservedName, RoleName, Scope,
+    ServiceName, Slot, Thumbprint, UpgradeMode, VmId,
 };
 use reqwest::{Method, Request, RequestBuilder, Response, StatusCode, Upgraded};
 use serde::Serialize;
@@ -19,8 +19,8 @@ use crate::error::{ApiError, ErrorCode};
 use crate::host_api::ReportAnswer;
 use crate::joining::{CertificateAnswer, JoinRequest, RenewRequest, TokenRequest, TokenView};
 use crate::view::{
-    BreakerView, DeployRequest, EventView, HostView, ImageView, InstanceView, MetricRequest, PlanView, RollbackRequest,
-    ScaleRequest, ServiceView, TraceView, UpgradeRequest, UsageView, WalkRequest,
+    AddressView, BreakerView, DeployRequest, EventView, HostView, ImageView, InstanceView, MetricRequest, PlanView,
+    RollbackRequest, ScaleRequest, ServiceView, TraceView, UpgradeRequest, UsageView, WalkRequest,
 };
 
 /// Why a request failed.
@@ -167,6 +167,21 @@ impl Client {
     /// Deletes a service.
     pub async fn service_delete(&self, name: &ServiceName) -> Result<(), ClientError> {
         self.done(self.request(Method::DELETE, &format!("/v1/services/{name}"))).await
+    }
+
+    /// Reserves a public address.
+    pub async fn address_reserve(&self, name: &ReservedName) -> Result<AddressView, ClientError> {
+        self.json(self.request(Method::POST, &format!("/v1/addresses/{name}"))).await
+    }
+
+    /// The reserved public addresses.
+    pub async fn address_list(&self) -> Result<Vec<AddressView>, ClientError> {
+        self.json(self.request(Method::GET, "/v1/addresses")).await
+    }
+
+    /// Gives up a reserved public address.
+    pub async fn address_release(&self, name: &ReservedName) -> Result<(), ClientError> {
+        self.done(self.request(Method::DELETE, &format!("/v1/addresses/{name}"))).await
     }
 
     /// Gives a service a certificate.

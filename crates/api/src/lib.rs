@@ -15,9 +15,9 @@ pub use error::{ApiDiagnostic, ApiError, ErrorCode};
 pub use host_api::ReportAnswer;
 pub use joining::{CertificateAnswer, JoinRequest, RenewRequest, TokenRequest, TokenView};
 pub use view::{
-    BreakerView, DeployRequest, DeploymentView, EndpointView, EventView, HostView, ImageView, InstanceView,
-    MetricRequest, PlanStep, PlanView, RoleView, RollbackRequest, ScaleRequest, ServiceView, SourceFile, StepView,
-    TraceStep, TraceView, UpdateView, UpgradeRequest, UsageView, WalkRequest,
+    AddressView, BreakerView, DeployRequest, DeploymentView, EndpointView, EventView, HostView, ImageView,
+    InstanceView, MetricRequest, PlanStep, PlanView, RoleView, RollbackRequest, ScaleRequest, ServiceView, SourceFile,
+    StepView, TraceStep, TraceView, UpdateView, UpgradeRequest, UsageView, WalkRequest,
 };
 
 /// The header in which a client names a request, at random, so that it is carried out once however often it is sent.

@@ -353,3 +353,16 @@ pub struct TraceStep {
     /// Whether it lets the packet pass.
     pub passes: bool,
 }
+
+/// A reserved public address.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AddressView {
+    /// Its name.
+    pub name: String,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Since when it is reserved (RFC 3339).
+    pub reserved: String,
+    /// The deployment that has it.
+    pub used_by: Option<String>,
+}

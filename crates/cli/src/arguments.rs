@@ -1,5 +1,6 @@
 //! What can be written on the command line.
 
+mod address;
 mod certificate;
 mod controller;
 mod instance;
@@ -7,6 +8,7 @@ mod instance;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use address::AddressCommand;
 pub use certificate::CertificateCommand;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use controller::{ControllerCommand, StorePlace, Target};
@@ -93,6 +95,9 @@ pub enum Command {
     /// Hosted services and their deployments
     #[command(subcommand)]
     Service(ServiceCommand),
+    /// Reserved public addresses, which stay the same whatever becomes of a deployment
+    #[command(subcommand)]
+    Address(AddressCommand),
     /// Certificates of services, which their guests get with the private keys
     #[command(subcommand)]
     Certificate(CertificateCommand),

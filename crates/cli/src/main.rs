@@ -1,5 +1,6 @@
 //! `mayfly`: the command line, the processes behind it, and the dev fabric.
 
+mod address;
 mod arguments;
 mod breaker;
 mod certificate;
@@ -57,6 +58,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         match command {
             Command::Image(command) => image::run(&connection, command).await,
             Command::Service(command) => service::run(&connection, command).await,
+            Command::Address(command) => address::run(&connection, command).await,
             Command::Certificate(command) => certificate::run(&connection, command).await,
             Command::Instance(command) => instance::run(&connection, command).await,
             Command::Net(command) => net::run(&connection, command).await,

@@ -1,6 +1,5 @@
 //! Handing out addresses: each DIP to one VM, each VIP to one deployment.
 
-use std::collections::HashSet;
 use std::net::Ipv4Addr;
 
 /// A range of IPv4 addresses.
@@ -36,9 +35,9 @@ impl AddressRange {
 
 /// The next free address of a range from number `start` on, and where to go on looking after it. Addresses are taken in
 /// turn, so that one that was given back is the last to be used again.
-pub(crate) fn next_free(used: &HashSet<Ipv4Addr>, range: AddressRange, start: u32) -> Option<(Ipv4Addr, u32)> {
+pub(crate) fn next_free(used: impl Fn(&Ipv4Addr) -> bool, range: AddressRange, start: u32) -> Option<(Ipv4Addr, u32)> {
     (0..range.usable())
         .map(|step| (start.wrapping_add(step)) % range.usable())
         .map(|number| (range.address(number), number + 1))
-        .find(|(address, _)| !used.contains(address))
+        .find(|(address, _)| !used(address))
 }

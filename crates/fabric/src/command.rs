@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mayfly_model::{
-    DeploymentKey, HostName, HostReport, Image, ImageName, InstanceKey, LeaseGrant, RoleName, Scope,
+    DeploymentKey, HostName, HostReport, Image, ImageName, InstanceKey, LeaseGrant, ReservedName, RoleName, Scope,
     ServiceCertificate, ServiceName, Thumbprint, Time, UpgradeMode, Version,
 };
 
@@ -24,6 +24,10 @@ pub enum Command {
     AddCertificate(ServiceCertificate),
     /// Takes a certificate from a service that no deployment uses.
     DeleteCertificate(ServiceName, Thumbprint),
+    /// Reserves a public address under a name.
+    ReserveAddress(ReservedName),
+    /// Gives up a reserved address that no deployment has.
+    ReleaseAddress(ReservedName),
     /// Puts a deployment into an empty slot.
     Deploy {
         /// Where.

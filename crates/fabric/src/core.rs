@@ -13,8 +13,8 @@ use crate::record::{Answered, Change, Record, RecordId};
 use crate::state::State;
 use crate::step::Step;
 use crate::{
-    autoscale, breaker, certificates, drain, enrolment, hosts, instances, ladder, rebalance, report, services, swap,
-    upgrade,
+    autoscale, breaker, certificates, drain, enrolment, hosts, instances, ladder, rebalance, report, reservations,
+    services, swap, upgrade,
 };
 
 /// What an operator decides once.
@@ -215,6 +215,8 @@ fn execute(step: &mut Step<'_>, command: Command) -> Result<(), Rejected> {
         Command::DeleteImage(name) => services::delete_image(step, &name),
         Command::CreateService(name) => services::create(step, name),
         Command::DeleteService(name) => services::delete(step, &name),
+        Command::ReserveAddress(name) => reservations::reserve(step, name),
+        Command::ReleaseAddress(name) => reservations::release(step, &name),
         Command::AddCertificate(certificate) => certificates::add(step, certificate),
         Command::DeleteCertificate(service, thumbprint) => certificates::delete(step, &service, &thumbprint),
         Command::Deploy { key, version } => deployments::deploy(step, NewDeployment { key, version }),

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use mayfly_model::{
     Deployment, DeploymentEvent, DeploymentKey, DeploymentStatus, Endpoint, EventKind, Instance, InstanceKey,
-    InstanceState, RoleDefinition, RoleKind, RoleName, Service, ServiceName, Slot, Then, Version, VmPhase, limits,
+    InstanceState, ReservedName, RoleDefinition, RoleKind, RoleName, Service, ServiceName, Slot, Then, Version,
+    VmPhase, limits,
 };
 
 use crate::address::next_free;
@@ -15,7 +16,7 @@ use crate::mutant::Mutant;
 use crate::record::{Record, RecordId};
 use crate::state::State;
 use crate::step::Step;
-use crate::{breaker, certificates, instances, services};
+use crate::{breaker, certificates, instances, reservations, services};
 
 /// What is to be deployed.
 pub(crate) struct NewDeployment {
@@ -23,14 +24,23 @@ pub(crate) struct NewDeployment {
     pub(crate) version: Version,
 }
 
-/// The address that the slot had last, or else a new one.
-fn public_address(step: &mut Step<'_>, service: &Service, slot: Slot) -> Result<Ipv4Addr, Rejected> {
+/// The reserved address that the configuration names, the address that the slot had last, or else a new one.
+fn public_address(
+    step: &mut Step<'_>,
+    service: &Service,
+    slot: Slot,
+    reserved: Option<&ReservedName>,
+) -> Result<Ipv4Addr, Rejected> {
+    if let Some(name) = reserved {
+        return reservations::for_deployment(step.state, name);
+    }
     let last = service.vips.get(&slot).copied();
     let range = step.config.vips;
-    if let Some(last) = last.filter(|vip| range.contains(*vip) && !step.state.index.vips.contains(vip)) {
+    let taken = |vip: &Ipv4Addr| step.state.index.vips.contains(vip) || step.state.index.reserved.contains(vip);
+    if let Some(last) = last.filter(|vip| range.contains(*vip) && !taken(vip)) {
         return Ok(last);
     }
-    let (vip, next) = next_free(&step.state.index.vips, range, step.state.meta.next_vip)
+    let (vip, next) = next_free(taken, range, step.state.meta.next_vip)
         .ok_or_else(|| Rejected::NoRoom("no public address is free; delete a deployment first".to_owned()))?;
     step.state.meta.next_vip = next;
     let mut service = service.clone();
@@ -46,7 +56,7 @@ pub(crate) fn deploy(step: &mut Step<'_>, new: NewDeployment) -> Result<(), Reje
         return Err(Rejected::AlreadyExists { kind: "deployment", name: format!("{} ({})", key.service, key.slot) });
     }
     check_version(step.state, &key.service, &version)?;
-    let vip = public_address(step, &service, key.slot)?;
+    let vip = public_address(step, &service, key.slot, version.configuration.reserved_address.as_ref())?;
     let count: u32 = version.configuration.roles.iter().map(|role| role.instances).sum();
     let id = step.entropy.deployment_id();
     step.event(EventKind::Command, &key, format!("deployed at {vip} with {count} instances"));
@@ -286,6 +296,7 @@ pub(crate) fn add(step: &mut Step<'_>, key: &DeploymentKey, role: &RoleName, cou
             generation,
             version,
             local_generation: 0,
+            dip: None,
             stopped: false,
             state,
             health: None,

@@ -1,6 +1,7 @@
 //! Instances: rebooting, reimaging, retiring, and giving those that wait a place.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use mayfly_model::{
@@ -352,11 +353,23 @@ pub(crate) fn may_disturb(step: &Step<'_>, instance: &Instance) -> bool {
     !well(instance) || others.all(|one| well(one))
 }
 
+/// The address that the instance's VM had last, or else a new one. An instance that is placed has no VM any more that could
+/// be on the network: its host has said so, or its lease is over by everybody's clock. So what allows the identity to go to
+/// another host allows its address to go along; who was told the address before is still right.
+fn private_address(step: &mut Step<'_>, instance: &Instance) -> Option<Ipv4Addr> {
+    let (range, used) = (step.config.dips, &step.state.index.dips);
+    if let Some(last) = instance.dip.filter(|dip| range.contains(*dip) && !used.contains(dip)) {
+        return Some(last);
+    }
+    let (dip, next) = next_free(|dip| used.contains(dip), range, step.state.meta.next_dip)?;
+    step.state.meta.next_dip = next;
+    Some(dip)
+}
+
 /// Gives an instance a VM on a host. The text tells of it; without a free address there is none.
 fn place(step: &mut Step<'_>, instance: &Instance, host: HostName) -> Option<String> {
     let size = step.state.role_of(instance)?.0.size;
-    let (dip, next) = next_free(&step.state.index.dips, step.config.dips, step.state.meta.next_dip)?;
-    step.state.meta.next_dip = next;
+    let dip = private_address(step, instance)?;
     let id = VmId(step.state.meta.next_vm);
     step.state.meta.next_vm += 1;
     let computer_name = step.entropy.computer_name();
@@ -368,7 +381,7 @@ fn place(step: &mut Step<'_>, instance: &Instance, host: HostName) -> Option<Str
     let vm = Vm { id, host, computer_name, dip, size, reboots: 0, restarts: 0, placed: step.now, started: step.now };
     let phase = VmPhase::Creating { detail: "waiting for its host".to_owned() };
     let state = InstanceState::Placed { vm, phase, since: step.now };
-    step.put_instance(Instance { generation, local_generation, state, ..instance.clone() });
+    step.put_instance(Instance { generation, local_generation, state, dip: Some(dip), ..instance.clone() });
     Some(message)
 }
 

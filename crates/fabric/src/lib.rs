@@ -34,6 +34,7 @@ pub mod placement;
 mod rebalance;
 pub mod record;
 mod report;
+mod reservations;
 pub mod restore;
 mod services;
 pub mod state;

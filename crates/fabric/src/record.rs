@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use mayfly_model::{
     Breaker, Deployment, DeploymentKey, Enrolment, Event, Host, HostName, HostToken, Image, ImageName, Incarnation,
-    Instance, InstanceKey, Service, ServiceCertificate, ServiceName, Thumbprint, Time, Usage,
+    Instance, InstanceKey, Reservation, ReservedName, Service, ServiceCertificate, ServiceName, Thumbprint, Time,
+    Usage,
 };
 use serde::{Deserialize, Serialize};
 
@@ -77,6 +78,8 @@ pub enum Record {
     Enrolment(Arc<Enrolment>),
     /// A certificate of a service.
     Certificate(Arc<ServiceCertificate>),
+    /// A reserved public address.
+    Reservation(Arc<Reservation>),
 }
 
 /// Which record. Its text is the key in the store.
@@ -108,6 +111,8 @@ pub enum RecordId {
     Enrolment(HostName),
     /// A certificate of a service.
     Certificate(ServiceName, Thumbprint),
+    /// A reserved public address.
+    Reservation(ReservedName),
 }
 
 impl fmt::Display for RecordId {
@@ -127,6 +132,7 @@ impl fmt::Display for RecordId {
             RecordId::Answered(id) => write!(f, "answered/{id}"),
             RecordId::HostToken(id) => write!(f, "token/{id}"),
             RecordId::Enrolment(host) => write!(f, "enrolment/{host}"),
+            RecordId::Reservation(name) => write!(f, "address/{name}"),
             RecordId::Certificate(service, thumbprint) => write!(f, "certificate/{service}/{thumbprint}"),
         }
     }
@@ -148,6 +154,7 @@ impl Record {
             Record::Answered(answered) => RecordId::Answered(answered.id.clone()),
             Record::HostToken(token) => RecordId::HostToken(token.id.clone()),
             Record::Enrolment(enrolment) => RecordId::Enrolment(enrolment.host.clone()),
+            Record::Reservation(one) => RecordId::Reservation(one.name.clone()),
             Record::Certificate(one) => RecordId::Certificate(one.service.clone(), one.thumbprint.clone()),
         }
     }

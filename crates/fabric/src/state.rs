@@ -7,8 +7,8 @@ use std::sync::Arc;
 use mayfly_model::configuration::START_TIMEOUT_SETTING;
 use mayfly_model::{
     Breaker, Deployment, DeploymentKey, DeploymentStatus, Enrolment, Event, Host, HostName, HostToken, Image,
-    ImageName, Instance, InstanceKey, InstanceState, NamePool, Resources, RoleConfiguration, RoleDefinition, RoleName,
-    Service, ServiceCertificate, ServiceName, Thumbprint, Usage, Version, limits,
+    ImageName, Instance, InstanceKey, InstanceState, NamePool, Reservation, ReservedName, Resources, RoleConfiguration,
+    RoleDefinition, RoleName, Service, ServiceCertificate, ServiceName, Thumbprint, Usage, Version, limits,
 };
 
 use crate::inventory::Inventory;
@@ -30,6 +30,7 @@ pub struct State {
     pub(crate) tokens: BTreeMap<String, Arc<HostToken>>,
     pub(crate) enrolments: BTreeMap<HostName, Arc<Enrolment>>,
     pub(crate) certificates: BTreeMap<(ServiceName, Thumbprint), Arc<ServiceCertificate>>,
+    pub(crate) reservations: BTreeMap<ReservedName, Arc<Reservation>>,
     pub(crate) index: Index,
 }
 
@@ -55,6 +56,8 @@ pub(crate) struct Index {
     pub(crate) scaling: BTreeSet<DeploymentKey>,
     pub(crate) dips: HashSet<Ipv4Addr>,
     pub(crate) vips: HashSet<Ipv4Addr>,
+    /// Public addresses that are reserved, whether or not a deployment has them.
+    pub(crate) reserved: HashSet<Ipv4Addr>,
     /// What the hosts said of processors, in thousandths of a core; a hint for scaling, not a record.
     pub(crate) cpu: BTreeMap<InstanceKey, u64>,
     /// The inventory as it was when all that wait were tried last.
@@ -75,8 +78,8 @@ impl PartialEq for State {
             == (&other.meta, &other.images, &other.services, &other.deployments, &other.instances)
             && (&self.hosts, &self.events, &self.breaker, &self.usage, &self.answered)
                 == (&other.hosts, &other.events, &other.breaker, &other.usage, &other.answered)
-            && (&self.tokens, &self.enrolments, &self.certificates)
-                == (&other.tokens, &other.enrolments, &other.certificates)
+            && (&self.tokens, &self.enrolments, &self.certificates, &self.reservations)
+                == (&other.tokens, &other.enrolments, &other.certificates, &other.reservations)
     }
 }
 
@@ -113,7 +116,8 @@ impl State {
         let tokens = self.tokens.values().cloned().map(Record::HostToken);
         let enrolments = self.enrolments.values().cloned().map(Record::Enrolment);
         let certificates = self.certificates.values().cloned().map(Record::Certificate);
-        let access = tokens.chain(enrolments).chain(certificates);
+        let reservations = self.reservations.values().cloned().map(Record::Reservation);
+        let access = tokens.chain(enrolments).chain(certificates).chain(reservations);
         let things = hosts.chain(images).chain(services).chain(deployments).chain(instances);
         meta.into_iter().chain(things).chain(events).chain(usage).chain(answered).chain(access)
     }
@@ -171,6 +175,11 @@ impl State {
     /// The hosts that have joined.
     pub fn enrolments(&self) -> &BTreeMap<HostName, Arc<Enrolment>> {
         &self.enrolments
+    }
+
+    /// The reserved public addresses by name.
+    pub fn reservations(&self) -> &BTreeMap<ReservedName, Arc<Reservation>> {
+        &self.reservations
     }
 
     /// The certificates of all services.
@@ -270,6 +279,10 @@ impl State {
             Record::Enrolment(enrolment) => {
                 self.enrolments.insert(enrolment.host.clone(), enrolment).map(Record::Enrolment)
             }
+            Record::Reservation(one) => {
+                self.index.reserved.insert(one.address);
+                self.reservations.insert(one.name.clone(), one).map(Record::Reservation)
+            }
             Record::Certificate(one) => {
                 let key = (one.service.clone(), one.thumbprint.clone());
                 self.certificates.insert(key, one).map(Record::Certificate)
@@ -311,6 +324,11 @@ impl State {
             RecordId::Answered(id) => self.answered.remove(id).map(Record::Answered),
             RecordId::HostToken(id) => self.tokens.remove(id).map(Record::HostToken),
             RecordId::Enrolment(host) => self.enrolments.remove(host).map(Record::Enrolment),
+            RecordId::Reservation(name) => {
+                let reservation = self.reservations.remove(name)?;
+                self.index.reserved.remove(&reservation.address);
+                Some(Record::Reservation(reservation))
+            }
             RecordId::Certificate(service, thumbprint) => {
                 self.certificates.remove(&(service.clone(), thumbprint.clone())).map(Record::Certificate)
             }

@@ -170,7 +170,8 @@ impl<'s> Step<'s> {
             | Record::Answered(_)
             | Record::HostToken(_)
             | Record::Enrolment(_)
-            | Record::Certificate(_) => false,
+            | Record::Certificate(_)
+            | Record::Reservation(_) => false,
         }
     }
 }

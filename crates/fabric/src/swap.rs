@@ -26,6 +26,13 @@ pub(crate) fn swap(step: &mut Step<'_>, service: &ServiceName) -> Result<(), Rej
         }
     }
     if let Some(production) = &production {
+        let is_reserved = |one: &Deployment| step.state.index.reserved.contains(&one.vip);
+        if is_reserved(production) != is_reserved(&staging) {
+            return Err(Rejected::Conflict(
+                "one of the two has a reserved public address and the other has not; to be swapped both need one, or none"
+                    .to_owned(),
+            ));
+        }
         let (ours, theirs) = (inputs(production), inputs(&staging));
         if ours != theirs {
             return Err(Rejected::Conflict(format!(

@@ -382,6 +382,12 @@ fn check_change(old: &Version, new: &Version) -> Result<(), Rejected> {
             "the number of update domains cannot be changed in place ({before} to {after}); deploy to staging and swap"
         )));
     }
+    if old.configuration.reserved_address != new.configuration.reserved_address {
+        return Err(Rejected::Conflict(
+            "a deployment cannot get another public address in place: the configuration has to name the same <ReservedIP>, or none, as before"
+                .to_owned(),
+        ));
+    }
     for role in &new.definition.roles {
         let Some(known) = old.definition.role(&role.name) else { continue };
         for storage in &known.local_storage {

@@ -6,7 +6,7 @@ use crate::autoscale::Autoscale;
 use crate::certificate::Thumbprint;
 use crate::egress::Egress;
 use crate::limits;
-use crate::name::{ImageName, RoleName};
+use crate::name::{ImageName, ReservedName, RoleName};
 use crate::requirements::{Requirements, Spread};
 
 /// The setting that holds a role's post-boot script or cloud-config, as text or as `@file`.
@@ -81,6 +81,9 @@ pub struct ServiceConfiguration {
     pub roles: Vec<RoleConfiguration>,
     /// Who may come in at endpoints; at those that are not named, everybody.
     pub endpoint_acls: Vec<EndpointAcl>,
+    /// The reserved public address that a new deployment gets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserved_address: Option<ReservedName>,
 }
 
 /// Who may come in at an endpoint.

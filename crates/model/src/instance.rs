@@ -52,6 +52,9 @@ pub struct Instance {
     /// Whether its own guest shall not run, though its deployment does.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stopped: bool,
+    /// The address that its VM has or had last: the next one gets it again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dip: Option<Ipv4Addr>,
     /// Its state.
     pub state: InstanceState,
     /// What has been wrong with it lately; nothing for most.

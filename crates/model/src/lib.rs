@@ -22,6 +22,7 @@ pub mod manifest;
 pub mod name;
 pub mod report;
 pub mod requirements;
+pub mod reservation;
 pub mod service;
 pub mod size;
 pub mod time;
@@ -51,9 +52,12 @@ pub use image::{Digest, Image};
 pub use instance::{Expectation, Health, Instance, InstanceState, InstanceStatus, Rung, Then, Vm, VmPhase};
 pub use lease::{HostLease, LeaseGrant, LeaseTimings};
 pub use manifest::{CHUNK_BYTES, ChunkDigest, Manifest};
-pub use name::{DeploymentKey, HostName, ImageName, InstanceKey, NameError, NamePool, RoleName, ServiceName, Slot};
+pub use name::{
+    DeploymentKey, HostName, ImageName, InstanceKey, NameError, NamePool, ReservedName, RoleName, ServiceName, Slot,
+};
 pub use report::{BootStep, HostFacts, HostReport, Incident, Observed, Readiness, Traffic, VmReport};
 pub use requirements::{Requirements, Spread};
+pub use reservation::Reservation;
 pub use service::{Deployment, DeploymentEvent, DeploymentStatus, Metric, Service, Version};
 pub use size::{Resources, VmSize};
 pub use time::Time;

@@ -133,6 +133,13 @@ name_type!(
     LABEL_RULE
 );
 name_type!(
+    /// A reserved public address, `front`.
+    ReservedName,
+    "reserved address",
+    is_label,
+    LABEL_RULE
+);
+name_type!(
     /// A role of a service definition, `web`.
     RoleName,
     "role",

@@ -15,10 +15,12 @@ mod garp;
 mod links;
 pub mod mesh;
 mod nft;
+mod overlay;
 pub mod plan;
 mod prepare;
 pub mod probe;
 mod rate;
+mod routes;
 mod tap;
 mod transit;
 

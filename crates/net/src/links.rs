@@ -1,19 +1,15 @@
-//! Devices, addresses, routes and neighbours, through netlink.
+//! Devices and their addresses, through netlink; the tunnel is in `overlay.rs`, routes are in `routes.rs`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::TryStreamExt;
-use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{InfoVxlan, LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
-use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth};
 
-use crate::address::{OVERLAY_DEVICE, OVERLAY_ID, OVERLAY_PREFIX, ROUTE_PROTOCOL, UNDERLAY_DEVICE};
+use crate::address::UNDERLAY_DEVICE;
 use crate::error::NetError;
-use crate::plan::NextHop;
 
 /// The links of the network namespace that the process was in when this was made.
 #[derive(Clone)]
@@ -86,7 +82,7 @@ impl Links {
         Ok(links.iter().filter_map(name).collect())
     }
 
-    async fn get(&self, device: &str) -> Result<Option<LinkMessage>, NetError> {
+    pub(crate) async fn get(&self, device: &str) -> Result<Option<LinkMessage>, NetError> {
         match self.handle.link().get().match_name(device.to_owned()).execute().try_next().await {
             Ok(link) => Ok(link),
             Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => Ok(None),
@@ -233,120 +229,4 @@ impl Links {
         }
         Ok(new)
     }
-
-    /// Makes the tunnel device, if it is not there.
-    ///
-    /// # Errors
-    /// [`NetError`].
-    pub async fn create_overlay(&self, own: Ipv4Addr, mac: [u8; 6], underlay: Ipv4Addr) -> Result<(), NetError> {
-        if self.get(OVERLAY_DEVICE).await?.is_none() {
-            let below = self.index(UNDERLAY_DEVICE).await?;
-            // The device below bounds the size of packets (by `dev`), so that none has to be cut. The kernel is told
-            // where every peer is, so there is nothing to learn.
-            let message = LinkVxlan::new(OVERLAY_DEVICE, OVERLAY_ID)
-                .dev(below)
-                .port(4789)
-                .append_info_data(InfoVxlan::Local(underlay))
-                .append_info_data(InfoVxlan::Learning(false))
-                .address(mac.to_vec())
-                .up()
-                .build();
-            self.handle.link().add(message).execute().await.map_err(NetError::netlink("make the overlay"))?;
-        }
-        self.add_address(OVERLAY_DEVICE, own, OVERLAY_PREFIX).await
-    }
-
-    /// Tells the tunnel where the other hosts are.
-    ///
-    /// # Errors
-    /// [`NetError`].
-    pub async fn set_peers(&self, peers: &BTreeSet<(Ipv4Addr, [u8; 6], Ipv4Addr)>) -> Result<(), NetError> {
-        let index = self.index(OVERLAY_DEVICE).await?;
-        for (overlay, mac, underlay) in peers {
-            let fail = || NetError::netlink(format!("lead the overlay to {underlay}"));
-            let neighbours = self.handle.neighbours();
-            let neighbour = neighbours.add(index, IpAddr::V4(*overlay)).link_layer_address(mac);
-            neighbour.state(NeighbourState::Permanent).replace().execute().await.map_err(fail())?;
-            let forward = neighbours.add_bridge(index, mac).destination(IpAddr::V4(*underlay));
-            forward
-                .state(NeighbourState::Permanent)
-                .flags(NeighbourFlags::Own)
-                .replace()
-                .execute()
-                .await
-                .map_err(fail())?;
-        }
-        Ok(())
-    }
-
-    /// Tells the kernel the hardware address behind a tap, so that no guest can claim another's.
-    ///
-    /// # Errors
-    /// [`NetError`].
-    pub async fn pin_neighbour(&self, tap: &str, address: Ipv4Addr, mac: [u8; 6]) -> Result<(), NetError> {
-        let index = self.index(tap).await?;
-        let request = self.handle.neighbours().add(index, IpAddr::V4(address)).link_layer_address(&mac);
-        let request = request.state(NeighbourState::Permanent).replace();
-        request.execute().await.map_err(NetError::netlink(format!("pin {address} to {tap}")))
-    }
-
-    /// Sends what goes nowhere else to `gateway`.
-    ///
-    /// # Errors
-    /// [`NetError`].
-    pub async fn add_default_route(&self, gateway: Ipv4Addr) -> Result<(), NetError> {
-        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).build();
-        let added = self.handle.route().add(route).replace().execute().await;
-        added.map_err(NetError::netlink(format!("set the default route through {gateway}")))
-    }
-
-    /// Makes the agent's routes exactly `wanted`. A route through a device that is gone is left out.
-    ///
-    /// # Errors
-    /// [`NetError`].
-    pub async fn set_routes(&self, wanted: &BTreeMap<Ipv4Addr, NextHop>) -> Result<(), NetError> {
-        let filter = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let listed: Vec<RouteMessage> =
-            self.handle.route().get(filter).execute().try_collect().await.map_err(NetError::netlink("list routes"))?;
-        for route in listed {
-            let ours = route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
-            let stale = destination(&route).is_none_or(|address| !wanted.contains_key(&address));
-            if ours && route.header.address_family == AddressFamily::Inet && stale {
-                // It may have gone with its device meanwhile.
-                if let Err(error) = self.handle.route().del(route).execute().await {
-                    tracing::debug!(%error, "a route was gone already");
-                }
-            }
-        }
-        let mut indexes = BTreeMap::new();
-        for (address, hop) in wanted {
-            let device = match hop {
-                NextHop::Tap(tap) => tap.as_str(),
-                NextHop::Overlay(_) => OVERLAY_DEVICE,
-                NextHop::Host(_) => UNDERLAY_DEVICE,
-            };
-            if !indexes.contains_key(device) {
-                indexes.insert(device.to_owned(), self.get(device).await?.map(|link| link.header.index));
-            }
-            let Some(Some(index)) = indexes.get(device) else { continue };
-            let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
-                .destination_prefix(*address, 32)
-                .output_interface(*index)
-                .protocol(RouteProtocol::Other(ROUTE_PROTOCOL));
-            route = match hop {
-                NextHop::Tap(_) => route.scope(rtnetlink::packet_route::route::RouteScope::Link),
-                NextHop::Overlay(peer) | NextHop::Host(peer) => route.gateway(*peer).onlink(),
-            };
-            let added = self.handle.route().add(route.build()).replace().execute().await;
-            added.map_err(NetError::netlink(format!("route {address}")))?;
-        }
-        Ok(())
-    }
-}
-
-fn destination(route: &RouteMessage) -> Option<Ipv4Addr> {
-    route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
-        _ => None,
-    })
 }

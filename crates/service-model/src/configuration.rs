@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::Ipv4Addr;
 
 use mayfly_model::{
-    AccessRule, EndpointAcl, ImageName, RoleConfiguration, RoleName, ServiceConfiguration, Thumbprint, ThumbprintError,
-    limits,
+    AccessRule, EndpointAcl, ImageName, ReservedName, RoleConfiguration, RoleName, ServiceConfiguration, Thumbprint,
+    ThumbprintError, limits,
 };
 use roxmltree::Node;
 
@@ -28,15 +28,30 @@ pub fn parse_configuration(source: &Source) -> Result<ServiceConfiguration, Diag
     let service_name = reader.required(root, "serviceName").unwrap_or_default().to_owned();
     let mut seen = HashSet::new();
     let mut roles = Vec::new();
-    let mut endpoint_acls = Vec::new();
+    let (mut endpoint_acls, mut reserved_address) = (Vec::new(), None);
     for node in reader.children(root, &["Role", "NetworkConfiguration"]) {
         if node.tag_name().name() == "Role" {
             roles.extend(read_role(&mut reader, node, &mut seen));
         } else {
             endpoint_acls.extend(read_acls(&mut reader, node));
+            reserved_address = read_reserved(&mut reader, node).or(reserved_address);
         }
     }
-    reader.diagnostics.or(ServiceConfiguration { service_name, roles, endpoint_acls })
+    reader.diagnostics.or(ServiceConfiguration { service_name, roles, endpoint_acls, reserved_address })
+}
+
+/// The reserved public address. The schema has room for several, the original took one.
+fn read_reserved(reader: &mut Reader<'_>, network: Node<'_, '_>) -> Option<ReservedName> {
+    let mut reserved = None;
+    for node in network.descendants().filter(|node| node.has_tag_name_local("ReservedIP")) {
+        reader.attributes(node, &["name"]);
+        if reserved.is_some() {
+            reader.error_at(node, "a deployment has one public address, so it can have one reserved one", None);
+        }
+        let name = reader.required(node, "name").map(ReservedName::new)?;
+        reserved = name.map_err(|error| reader.error_in(node, "name", &error.to_string(), None)).ok();
+    }
+    reserved
 }
 
 /// The access controls of endpoints: who refers to which is settled here.

@@ -50,7 +50,8 @@ pub(crate) fn random_command(state: &State, rng: &mut ChaCha8Rng, killer: bool) 
         pick(state.instances().keys().filter(|key| key.deployment.service.as_str() != KILLER), rng).cloned()
     };
     let host = |rng: &mut ChaCha8Rng| pick(state.hosts().keys(), rng).cloned();
-    match rng.random_range(0..40) {
+    let reserved = |rng: &mut ChaCha8Rng| valid(format!("address-{}", rng.random_range(0..3)).parse());
+    match rng.random_range(0..42) {
         0..=5 => otherwise,
         6..=12 => Command::Deploy { key, version: version(rng, IMAGES[0], 8) },
         13..=19 => {
@@ -82,6 +83,8 @@ pub(crate) fn random_command(state: &State, rng: &mut ChaCha8Rng, killer: bool) 
         35..=36 => host(rng).map_or(otherwise, |host| Command::Drain { host, reboot: rng.random() }),
         37 => host(rng).map_or(otherwise, Command::Undrain),
         38 => reset(state, rng).unwrap_or(otherwise),
+        39 => Command::ReserveAddress(reserved(rng)),
+        40 => Command::ReleaseAddress(reserved(rng)),
         _ if killer => killer_command(state, rng),
         _ => lost(state, rng).map_or(otherwise, Command::ForgetHost),
     }
@@ -149,8 +152,12 @@ fn version(rng: &mut ChaCha8Rng, image: &str, most: u32) -> Version {
         settings: vec![(mayfly_model::configuration::SPREAD_SETTING.to_owned(), spread.to_owned())],
         certificates: vec![],
     });
-    let configuration =
-        ServiceConfiguration { service_name: "sim".to_owned(), roles: configured.collect(), endpoint_acls: vec![] };
+    let configuration = ServiceConfiguration {
+        service_name: "sim".to_owned(),
+        roles: configured.collect(),
+        endpoint_acls: vec![],
+        reserved_address: rng.random_ratio(1, 6).then(|| valid("address-0".parse())),
+    };
     Version { definition, configuration }
 }
 
@@ -199,6 +206,8 @@ impl Promises {
             Command::CommitImage(_)
             | Command::DeleteImage(_)
             | Command::CreateService(_)
+            | Command::ReserveAddress(_)
+            | Command::ReleaseAddress(_)
             | Command::AddCertificate(_)
             | Command::DeleteCertificate(..)
             | Command::Reboot(_)

@@ -180,7 +180,11 @@ fn version(count: u32, size: VmSize) -> anyhow::Result<Version> {
         roles: vec![role],
         traffic_rules: vec![],
     };
-    let configuration =
-        ServiceConfiguration { service_name: "bench".to_owned(), roles: vec![configured], endpoint_acls: vec![] };
+    let configuration = ServiceConfiguration {
+        service_name: "bench".to_owned(),
+        roles: vec![configured],
+        endpoint_acls: vec![],
+        reserved_address: None,
+    };
     Ok(Version { definition, configuration })
 }

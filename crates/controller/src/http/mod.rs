@@ -1,5 +1,6 @@
 //! The API server: one file a noun, short handlers, no decisions.
 
+mod addresses;
 mod auth;
 mod backup;
 mod breaker;
@@ -94,6 +95,8 @@ pub fn users(shared: Arc<Shared>) -> Router {
         .route("/v1/images/{name}/manifest", get(images::manifest_by_name))
         .route("/v1/chunks/missing", post(images::missing))
         .route("/v1/chunks/{digest}", put(images::put_chunk).get(images::chunk))
+        .route("/v1/addresses", get(addresses::list))
+        .route("/v1/addresses/{name}", post(addresses::reserve).delete(addresses::release))
         .route("/v1/services", get(services::list))
         .route("/v1/services/{name}", get(services::show).post(services::create).delete(services::delete))
         .route("/v1/services/{name}/certificates", get(certificates::list).post(certificates::add))

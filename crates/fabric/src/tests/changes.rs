@@ -406,3 +406,62 @@ fn a_certificate_stays_as_long_as_somebody_needs_it() {
     fabric.command(delete.clone()).unwrap();
     assert!(matches!(fabric.command(delete), Err(Rejected::NotFound { .. })));
 }
+
+#[test]
+fn a_reserved_address_outlives_its_deployment_and_is_nobody_else_s() {
+    let mut fabric = Fabric::new(3);
+    let reserve = |name_: &str| Command::ReserveAddress(name(name_));
+    let release = |name_: &str| Command::ReleaseAddress(name(name_));
+    let wanted = |reserved: Option<&str>| {
+        let mut version = version(&[("web", 1, VmSize::ExtraSmall)], &[]);
+        version.configuration.reserved_address = reserved.map(name);
+        version
+    };
+    let deploy = |key: DeploymentKey, reserved| Command::Deploy { key, version: wanted(reserved) };
+    let vip = |fabric: &Fabric, key: &DeploymentKey| fabric.core.state().deployments()[key].vip;
+    assert!(matches!(fabric.command(deploy(production("shop"), Some("front"))), Err(Rejected::NotFound { .. })));
+    fabric.command(reserve("front")).unwrap();
+    assert!(matches!(fabric.command(reserve("front")), Err(Rejected::AlreadyExists { .. })));
+    let front = fabric.core.state().reservations()[&name("front")].address;
+    fabric.command(deploy(production("shop"), Some("front"))).unwrap();
+    assert_eq!(vip(&fabric, &production("shop")), front);
+    assert!(matches!(fabric.command(release("front")), Err(Rejected::Conflict(_))));
+    assert!(matches!(fabric.command(deploy(staging("shop"), Some("front"))), Err(Rejected::Conflict(_))));
+    // Random names come of the time.
+    fabric.run(1000);
+    fabric.command(deploy(staging("shop"), None)).unwrap();
+    assert_ne!(vip(&fabric, &staging("shop")), front);
+    fabric.run(3000);
+    let refused = fabric.command(Command::Swap(name("shop")));
+    assert!(matches!(&refused, Err(Rejected::Conflict(why)) if why.contains("reserved")), "{refused:?}");
+    let without = Command::Upgrade { key: production("shop"), version: wanted(None), mode: UpgradeMode::Auto };
+    assert!(matches!(fabric.command(without), Err(Rejected::Conflict(_))));
+    // The address stays when its deployment goes, for whoever names it and nobody else.
+    fabric.command(Command::DeleteService(name("shop"))).unwrap();
+    fabric.run(5000);
+    fabric.command(Command::CreateService(name("bank"))).unwrap();
+    for round in 0..300 {
+        fabric.command(deploy(production("bank"), None)).unwrap();
+        assert_ne!(vip(&fabric, &production("bank")), front, "{round}");
+        fabric.command(Command::DeleteService(name("bank"))).unwrap();
+        fabric.run(1500);
+        fabric.command(Command::CreateService(name("bank"))).unwrap();
+    }
+    fabric.command(deploy(production("bank"), Some("front"))).unwrap();
+    assert_eq!(vip(&fabric, &production("bank")), front);
+}
+
+#[test]
+fn an_identity_keeps_its_private_address() {
+    let mut fabric = Fabric::running(3);
+    let dip = |fabric: &Fabric| fabric.instance("shop/web_IN_0").vm().unwrap().dip;
+    let before = dip(&fabric);
+    fabric.command(Command::Reimage("shop/web_IN_0".parse().unwrap())).unwrap();
+    fabric.run(2000);
+    let host = fabric.instance("shop/web_IN_0").vm().unwrap().host.clone();
+    assert_eq!(dip(&fabric), before, "over a reimage");
+    fabric.dead.push(host.clone());
+    fabric.run(10_000);
+    assert_ne!(fabric.instance("shop/web_IN_0").vm().unwrap().host, host);
+    assert_eq!(dip(&fabric), before, "over a healing");
+}

@@ -66,8 +66,8 @@ fn routes_follow_the_plan() {
             (dip, NextHop::Tap("mft1".to_owned())),
             (Ipv4Addr::new(10, 80, 0, 3), NextHop::Tap("mft9".to_owned())),
         ]);
-        for _ in 0..2 {
-            links.set_routes(&routes).await.unwrap();
+        for changed in [1, 0] {
+            assert_eq!(links.set_routes(&routes).await.unwrap(), changed);
         }
         let text = std::fs::read_to_string("/proc/thread-self/net/route").unwrap();
         assert_eq!(text.lines().count(), 2, "one route, and none through the tap that is not there: {text}");
@@ -88,12 +88,28 @@ fn overlay_and_public_addresses_can_be_set_again_and_again() {
         links.up("eth0").await.unwrap();
         let underlay = Ipv4Addr::new(10, 77, 0, 1);
         links.add_address("eth0", underlay, 24).await.unwrap();
-        for _ in 0..2 {
+        for changed in [(2, 1), (0, 0)] {
             links.create_overlay(Ipv4Addr::new(100, 64, 0, 1), [2, 0x6d, 0x66, 0, 0, 1], underlay).await.unwrap();
             let peer = (Ipv4Addr::new(100, 64, 0, 2), [2, 0x6d, 0x66, 0, 0, 2], Ipv4Addr::new(10, 77, 0, 2));
-            links.set_peers(&BTreeSet::from([peer])).await.unwrap();
+            let peers = links.set_peers(&BTreeSet::from([peer])).await.unwrap();
             let dip = Ipv4Addr::new(10, 80, 0, 7);
-            links.set_routes(&BTreeMap::from([(dip, NextHop::Overlay(peer.0))])).await.unwrap();
+            let routes = links.set_routes(&BTreeMap::from([(dip, NextHop::Overlay(peer.0))])).await.unwrap();
+            assert_eq!((peers, routes), changed);
+        }
+        // A host that joins and one that leaves change their own entries only; one that moved changes where it is.
+        let host = |number: u8, below: u8| {
+            let mac = [2, 0x6d, 0x66, 0, 0, number];
+            (Ipv4Addr::new(100, 64, 0, number), mac, Ipv4Addr::new(10, 77, 0, below))
+        };
+        for (peers, changed) in [
+            (vec![host(2, 2), host(3, 3)], 2),
+            (vec![host(2, 2), host(3, 3), host(4, 4)], 2),
+            (vec![host(2, 2), host(4, 9)], 4),
+            (vec![host(2, 2), host(4, 9)], 0),
+            (vec![], 4),
+        ] {
+            let peers: BTreeSet<_> = peers.into_iter().collect();
+            assert_eq!(links.set_peers(&peers).await.unwrap(), changed, "{peers:?}");
         }
         let vips = BTreeSet::from([Ipv4Addr::new(10, 78, 0, 2), Ipv4Addr::new(10, 78, 0, 3)]);
         assert_eq!(links.set_vips(&vips).await.unwrap().len(), 2);

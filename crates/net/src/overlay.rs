@@ -1,0 +1,125 @@
+//! The tunnel between hosts, and where it leads.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+use futures_util::TryStreamExt;
+use rtnetlink::LinkVxlan;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::link::InfoVxlan;
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+
+use crate::address::{OVERLAY_DEVICE, OVERLAY_ID, OVERLAY_PREFIX, UNDERLAY_DEVICE};
+use crate::error::NetError;
+use crate::links::Links;
+
+/// Another host: its address on the overlay, its hardware address there, its address on the network below.
+pub type Peer = (Ipv4Addr, [u8; 6], Ipv4Addr);
+
+impl Links {
+    /// Makes the tunnel device, if it is not there.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub async fn create_overlay(&self, own: Ipv4Addr, mac: [u8; 6], underlay: Ipv4Addr) -> Result<(), NetError> {
+        if self.get(OVERLAY_DEVICE).await?.is_none() {
+            let below = self.index(UNDERLAY_DEVICE).await?;
+            // The device below bounds the size of packets (by `dev`), so that none has to be cut. The kernel is told
+            // where every peer is, so there is nothing to learn.
+            let message = LinkVxlan::new(OVERLAY_DEVICE, OVERLAY_ID)
+                .dev(below)
+                .port(4789)
+                .append_info_data(InfoVxlan::Local(underlay))
+                .append_info_data(InfoVxlan::Learning(false))
+                .address(mac.to_vec())
+                .up()
+                .build();
+            self.handle().link().add(message).execute().await.map_err(NetError::netlink("make the overlay"))?;
+        }
+        self.add_address(OVERLAY_DEVICE, own, OVERLAY_PREFIX).await
+    }
+
+    /// Tells the tunnel where the other hosts are: exactly `peers`. Only what is not so already is changed. Returns how many
+    /// entries that were; each peer has two.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub async fn set_peers(&self, peers: &BTreeSet<Peer>) -> Result<usize, NetError> {
+        let index = self.index(OVERLAY_DEVICE).await?;
+        let neighbours = self.neighbours(index, AddressFamily::Inet).await?;
+        let forwards = self.neighbours(index, AddressFamily::Bridge).await?;
+        let wanted_neighbours: BTreeSet<_> = peers.iter().map(|(overlay, mac, _)| (*mac, *overlay)).collect();
+        let wanted_forwards: BTreeSet<_> = peers.iter().map(|(_, mac, underlay)| (*mac, *underlay)).collect();
+        let mut changed = 0;
+        let stale = neighbours.iter().filter(|(entry, _)| !wanted_neighbours.contains(entry));
+        for ((_, address), message) in
+            stale.chain(forwards.iter().filter(|(entry, _)| !wanted_forwards.contains(entry)))
+        {
+            let deleted = self.handle().neighbours().del(message.clone()).execute().await;
+            deleted.map_err(NetError::netlink(format!("lead the overlay to {address} no more")))?;
+            changed += 1;
+        }
+        let has = |known: &[(Entry, NeighbourMessage)], entry: &Entry| known.iter().any(|(known, _)| known == entry);
+        for (mac, overlay) in wanted_neighbours.iter().filter(|entry| !has(&neighbours, entry)) {
+            let request = self.handle().neighbours().add(index, IpAddr::V4(*overlay)).link_layer_address(mac);
+            let added = request.state(NeighbourState::Permanent).replace().execute().await;
+            added.map_err(NetError::netlink(format!("lead the overlay to {overlay}")))?;
+            changed += 1;
+        }
+        for (mac, underlay) in wanted_forwards.iter().filter(|entry| !has(&forwards, entry)) {
+            let request = self.handle().neighbours().add_bridge(index, mac).destination(IpAddr::V4(*underlay));
+            let request = request.state(NeighbourState::Permanent).flags(NeighbourFlags::Own);
+            let added = request.replace().execute().await;
+            added.map_err(NetError::netlink(format!("lead the overlay to {underlay}")))?;
+            changed += 1;
+        }
+        Ok(changed)
+    }
+
+    /// The entries of a device's table that do not age.
+    async fn neighbours(&self, index: u32, family: AddressFamily) -> Result<Vec<(Entry, NeighbourMessage)>, NetError> {
+        let listed = self.handle().neighbours().get().set_address_family(family).execute();
+        let all: Vec<_> = listed.try_collect().await.map_err(NetError::netlink("list where the overlay leads"))?;
+        let own = all.into_iter().filter(|message| message.header.ifindex == index);
+        let own = own.filter(|message| message.header.state == NeighbourState::Permanent);
+        Ok(own.filter_map(|message| Some((entry(&message)?, message))).collect())
+    }
+
+    /// Tells the kernel the hardware address behind a tap, so that no guest can claim another's.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub async fn pin_neighbour(&self, tap: &str, address: Ipv4Addr, mac: [u8; 6]) -> Result<(), NetError> {
+        let index = self.index(tap).await?;
+        let request = self.handle().neighbours().add(index, IpAddr::V4(address)).link_layer_address(&mac);
+        let request = request.state(NeighbourState::Permanent).replace();
+        request.execute().await.map_err(NetError::netlink(format!("pin {address} to {tap}")))
+    }
+}
+
+/// A hardware address on the overlay, and the address that goes with it: on the overlay, or below it.
+type Entry = ([u8; 6], Ipv4Addr);
+
+fn entry(message: &NeighbourMessage) -> Option<Entry> {
+    Some((hardware_address(message)?, destination(message)?))
+}
+
+fn hardware_address(message: &NeighbourMessage) -> Option<[u8; 6]> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok(),
+        _ => None,
+    })
+}
+
+fn destination(message: &NeighbourMessage) -> Option<Ipv4Addr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
+        // In a bridge's table the library does not know of what family it is.
+        NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
+            <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from)
+        }
+        _ => None,
+    })
+}
