@@ -70,7 +70,10 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, connected: mpsc::S
 /// Has the system find out that whoever was at the other end is gone without a word: what it holds is free again then.
 pub fn keep_alive(stream: &TcpStream) {
     let every = TcpKeepalive::new().with_time(IDLE).with_interval(IDLE / 3).with_retries(3);
-    if let Err(error) = SockRef::from(stream).set_tcp_keepalive(&every) {
+    let socket = SockRef::from(stream);
+    // The one while nothing is said, the other while what was said is not acknowledged.
+    let watched = socket.set_tcp_keepalive(&every).and_then(|()| socket.set_tcp_user_timeout(Some(IDLE * 2)));
+    if let Err(error) = watched {
         tracing::debug!(%error, "a connection's other end is not watched");
     }
 }

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+
 use mayfly_vhd::{CreateOptions, VhdError, create_fixed, seconds_since_2000};
 
 /// Which file system.
@@ -16,16 +19,6 @@ pub enum FileSystem {
     Ext4,
     /// In the one partition of the disk: Windows gives letters to partitions.
     Ntfs,
-}
-
-impl FileSystem {
-    /// Its name.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            FileSystem::Ext4 => "ext4",
-            FileSystem::Ntfs => "ntfs",
-        }
-    }
 }
 
 /// The program that makes ext4 (Debian: e2fsprogs).
@@ -93,9 +86,14 @@ pub fn make_formatted(path: &Path, bytes: u64, kind: FileSystem, label: &str) ->
     // All hosts' are the same: what they hold is in their children.
     let unique_id = *b"mayfly-formatted";
     create_fixed(&partial, bytes, &CreateOptions { unique_id, timestamp: seconds_since_2000(), durable: false })?;
-    match kind {
-        FileSystem::Ext4 => make_ext4(&partial, bytes, label)?,
-        FileSystem::Ntfs => make_ntfs(&partial, bytes, label)?,
+    let made = match kind {
+        FileSystem::Ext4 => make_ext4(&partial, bytes, label),
+        FileSystem::Ntfs => make_ntfs(&partial, bytes, label),
+    };
+    if made.is_err() {
+        // It is tried again and again.
+        let _ = fs::remove_file(&partial);
+        return made;
     }
     let file = fs::File::open(&partial).map_err(at)?;
     file.sync_all().map_err(at)?;
@@ -142,16 +140,25 @@ fn place(inside: &Path, path: &Path, bytes: u64, start: u64) -> io::Result<()> {
     let disk = fs::OpenOptions::new().write(true).open(path)?;
     disk.write_all_at(&partition_table(PARTITION, sectors), 0)?;
     let (from, mut piece, mut position) = (fs::File::open(inside)?, vec![0; 64 << 10], 0);
-    loop {
-        let count = from.read_at(&mut piece, position)?;
+    // What was never written takes no space, and no time.
+    while let Some(data) = next_data(&from, position)? {
+        let count = from.read_at(&mut piece, data)?;
         if count == 0 {
-            return Ok(());
+            break;
         }
-        // What is zeros takes no space.
-        if piece[..count].iter().any(|byte| *byte != 0) {
-            disk.write_all_at(&piece[..count], start + position)?;
-        }
-        position += count as u64;
+        disk.write_all_at(&piece[..count], start + data)?;
+        position = data + count as u64;
+    }
+    Ok(())
+}
+
+/// Where the next data of a file with holes begin.
+fn next_data(file: &fs::File, from: u64) -> io::Result<Option<u64>> {
+    let from = i64::try_from(from).map_err(io::Error::other)?;
+    match lseek(file, from, Whence::SeekData) {
+        Ok(at) => Ok(u64::try_from(at).ok()),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

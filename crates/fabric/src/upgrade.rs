@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mayfly_model::configuration::APPLY_SETTING;
+use mayfly_model::guest::REMOTE_ACCESS;
 use mayfly_model::{
     Deployment, DeploymentEvent, DeploymentKey, EventKind, HostCondition, Instance, InstanceState, RoleChange,
     RoleName, Then, Upgrade, UpgradeMode, Version, VmPhase,
@@ -327,12 +328,15 @@ pub fn role_change(old: Option<&Version>, new: &Version, role: &RoleName) -> Rol
     if old_definition == definition && same == *configuration {
         return RoleChange::None;
     }
-    let kept = |name: &str| !name.starts_with("Mayfly.") || name == APPLY_SETTING || LIVE.contains(&name);
+    // A user for remote access is made at a guest's first boot only.
+    let of_guest = |name: &str| name.starts_with("Mayfly.") || name.starts_with(REMOTE_ACCESS);
+    let kept = |name: &str| !of_guest(name) || name == APPLY_SETTING || LIVE.contains(&name);
     let settings = |settings: &[(String, String)]| -> Vec<(String, String)> {
         settings.iter().filter(|(name, _)| !kept(name)).cloned().collect()
     };
     let same_guest = old_configuration.image == configuration.image
         && old_configuration.certificates == configuration.certificates
+        && old_definition.certificates == definition.certificates
         && settings(&old_configuration.settings) == settings(&configuration.settings)
         && (old_definition.size, &old_definition.kind, &old_definition.local_storage)
             == (definition.size, &definition.kind, &definition.local_storage);

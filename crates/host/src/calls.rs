@@ -20,6 +20,8 @@ use crate::vm::{Ask, console};
 const BEFORE: u64 = 4096;
 /// Between two looks at a log that is followed.
 const FOLLOW: Duration = Duration::from_millis(150);
+/// How long a reader may take nothing of what it is sent.
+const STALLED: Duration = Duration::from_secs(60);
 /// Pieces of a console's output that wait for a slow reader; what is more is lost to it.
 const PIECES: usize = 1024;
 
@@ -135,8 +137,16 @@ async fn send(path: &Path, stream: &mut (impl AsyncWrite + Unpin)) -> Result<(),
         .await
         .map_err(|error| Trouble::Refused(format!("{} cannot be read: {error}", path.display())))?;
     say(stream, &CallAnswer::Follows).await?;
-    tokio::io::copy(&mut file, stream).await?;
-    Ok(stream.flush().await?)
+    let mut piece = vec![0; 256 << 10];
+    loop {
+        let count = file.read(&mut piece).await?;
+        if count == 0 {
+            return Ok(stream.flush().await?);
+        }
+        // A guest may be waiting for its disk: whoever takes no more of it has to ask anew.
+        let sent = tokio::time::timeout(STALLED, stream.write_all(&piece[..count])).await;
+        sent.map_err(|_| Trouble::Broken)??;
+    }
 }
 
 async fn screenshot(agent: &Agent, vm: VmId, folder: &Path, stage: &Stage) -> Result<PathBuf, Trouble> {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -55,44 +56,62 @@ impl Asked {
     }
 }
 
-type Slot = Arc<tokio::sync::Mutex<Option<Arc<VmSecrets>>>>;
+/// What is held of one VM, and whose turn it is to ask for it.
+#[derive(Default)]
+struct Slot {
+    held: Mutex<Option<Arc<VmSecrets>>>,
+    turn: tokio::sync::Mutex<()>,
+    /// Why it could not be had the last time.
+    trouble: Mutex<String>,
+}
 
 /// The secrets of the VMs of a host.
 #[derive(Default)]
-pub(crate) struct Secrets(Mutex<BTreeMap<VmId, Slot>>);
+pub(crate) struct Secrets(Mutex<BTreeMap<VmId, Arc<Slot>>>);
 
 impl Secrets {
     /// Those of a VM, asked for if they are not here: by one at a time, however often a guest wants them.
     pub(crate) async fn of(&self, agent: &Agent, goal: &VmGoal) -> anyhow::Result<Arc<VmSecrets>> {
         let slot = Arc::clone(lock(&self.0).entry(goal.vm).or_default());
-        let (mut held, asked) = (slot.lock().await, Asked::of(goal));
-        if let Some(held) = held.as_ref().filter(|held| held.asked == asked) {
-            return Ok(Arc::clone(held));
+        let _turn = slot.turn.lock().await;
+        if let Some(held) = self.held(goal) {
+            return Ok(held);
         }
-        let answer = tokio::time::timeout(PATIENCE, agent.client.vm_secrets(goal.vm)).await;
-        let answer = answer.context("the controller does not answer")?.context("its certificates cannot be had")?;
-        let goal = goal.clone();
-        let made = tokio::task::spawn_blocking(move || make(&goal, asked, &answer)).await??;
-        Ok(Arc::clone(held.insert(Arc::new(made))))
+        let fetched = fetch(agent, goal).await;
+        let trouble = fetched.as_ref().err().map_or_else(String::new, |error| format!("{error:#}"));
+        if *lock(&slot.trouble) != trouble && !trouble.is_empty() {
+            tracing::warn!(vm = %goal.vm, error = trouble, "a guest's certificates cannot be had yet");
+        }
+        *lock(&slot.trouble) = trouble;
+        let made = Arc::new(fetched?);
+        *lock(&slot.held) = Some(Arc::clone(&made));
+        Ok(made)
     }
 
-    /// Those of a VM, if they are here.
-    fn held(&self, vm: VmId) -> Option<Arc<VmSecrets>> {
-        let slot = lock(&self.0).get(&vm).cloned()?;
-        slot.try_lock().ok()?.clone()
+    /// Those of a VM, if they are here and are still what is wanted.
+    fn held(&self, goal: &VmGoal) -> Option<Arc<VmSecrets>> {
+        let slot = lock(&self.0).get(&goal.vm).cloned()?;
+        let held = lock(&slot.held).clone();
+        held.filter(|held| held.asked == Asked::of(goal))
+    }
+
+    /// Whether the guest's user for remote access, if it is to have one, is known here.
+    pub(crate) fn know_user(&self, goal: &VmGoal) -> bool {
+        goal.guest.remote_access.is_none() || self.held(goal).is_some()
     }
 
     /// The goal of a guest that has a user for remote access, with that user in the form that all users have, and the
     /// password in clear text, which Windows needs.
     pub(crate) fn with_user(&self, mut goal: VmGoal) -> (VmGoal, Option<String>) {
         let Some(access) = goal.guest.remote_access.clone() else { return (goal, None) };
-        let Some(held) = self.held(goal.vm) else { return (goal, None) };
-        let Some(password) = held.password.as_ref().filter(|_| access.expires > today()) else { return (goal, None) };
+        let Some(held) = self.held(&goal) else { return (goal, None) };
+        let Some(password) = held.password.as_ref() else { return (goal, None) };
+        let Some(expires) = day_after(&access.expires) else { return (goal, None) };
         goal.guest.admin = Some(Admin {
             name: access.user,
             password_hash: Some(password.hash.clone()),
             ssh_keys: Vec::new(),
-            expires: Some(access.expires),
+            expires: Some(expires),
         });
         (goal, Some(password.clear.clone()))
     }
@@ -103,9 +122,18 @@ impl Secrets {
     }
 }
 
-/// The day, as RFC 3339 writes it.
-fn today() -> String {
-    jiff::Timestamp::now().strftime("%Y-%m-%d").to_string()
+async fn fetch(agent: &Agent, goal: &VmGoal) -> anyhow::Result<VmSecrets> {
+    let (asked, goal) = (Asked::of(goal), goal.clone());
+    let answer = tokio::time::timeout(PATIENCE, agent.client.vm_secrets(goal.vm)).await;
+    let answer = answer.context("the controller does not answer")?.context("its certificates cannot be had")?;
+    tokio::task::spawn_blocking(move || make(&goal, asked, &answer)).await?
+}
+
+/// The day after an account's last one; nothing if that is over already.
+fn day_after(last: &str) -> Option<String> {
+    let last: jiff::civil::Date = last.parse().ok()?;
+    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+    (last >= today).then(|| last.tomorrow().ok()).flatten().map(|day| day.to_string())
 }
 
 fn make(goal: &VmGoal, asked: Asked, answer: &[CertificateSecret]) -> anyhow::Result<VmSecrets> {
@@ -114,11 +142,16 @@ fn make(goal: &VmGoal, asked: Asked, answer: &[CertificateSecret]) -> anyhow::Re
         certificates.iter().map(|one| Ok(Thumbprint::of(&one.public()?.sha1))).collect::<anyhow::Result<_>>()?;
     // The goal state may be older or newer than the answer; it comes again.
     ensure!(got == asked.certificates, "its certificates have just changed");
-    let password = match &asked.remote_access {
-        None => None,
-        Some(access) => Some(password(goal, access, &certificates)?),
-    };
-    Ok(VmSecrets { asked, pfx: guest_pfx(&certificates)?.into(), password })
+    // The controller has looked whether it opens; without its user, a guest is still better than none.
+    let password = asked.remote_access.as_ref().map(|access| password(goal, access, &certificates));
+    let password = password.and_then(|opened| {
+        opened
+            .inspect_err(|error| tracing::error!(vm = %goal.vm, error = format!("{error:#}"), "no remote access"))
+            .ok()
+    });
+    let own: Vec<&Thumbprint> = goal.guest.own_certificates().map(|one| &one.thumbprint).collect();
+    let own = got.iter().zip(certificates).filter(|(thumbprint, _)| own.contains(thumbprint)).map(|(_, one)| one);
+    Ok(VmSecrets { asked, pfx: guest_pfx(&own.collect::<Vec<_>>())?.into(), password })
 }
 
 fn decode(secret: &CertificateSecret) -> anyhow::Result<KeyedCertificate> {
@@ -148,10 +181,16 @@ fn password(goal: &VmGoal, access: &RemoteAccess, certificates: &[KeyedCertifica
 pub(crate) fn folder(agent_folder: &Path) -> anyhow::Result<PathBuf> {
     let folder = agent_folder.join("secrets");
     fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let here = nix::sys::statfs::statfs(&folder).with_context(|| format!("cannot inspect {}", folder.display()))?;
-    if here.filesystem_type() != nix::sys::statfs::TMPFS_MAGIC {
+    let device = |path: &Path| {
+        fs::metadata(path).map(|data| data.dev()).with_context(|| format!("cannot inspect {}", path.display()))
+    };
+    // An earlier agent's is still there.
+    if device(&folder)? == device(agent_folder)? {
         let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-        mount(Some("mayfly-secrets"), &folder, Some("tmpfs"), flags, Some(FILES_MAX))
+        let mounted = |options: &str| mount(Some("mayfly-secrets"), &folder, Some("tmpfs"), flags, Some(options));
+        // Kernels before 6.4 do not know that it must not be swapped.
+        mounted(&format!("{FILES_MAX},noswap"))
+            .or_else(|_| mounted(FILES_MAX))
             .with_context(|| format!("cannot mount a file system of memory at {}", folder.display()))?;
     }
     Ok(folder)

@@ -18,6 +18,7 @@ use crate::agent::{Agent, lock};
 use crate::clock;
 use crate::limited::Limited;
 use crate::status::{Stage, VmStatus};
+use crate::vm::provision;
 
 /// Questions that one guest may put to DNS in a second, and at once.
 const DNS_LIMIT: (u32, u32) = (1000, 2000);
@@ -46,8 +47,10 @@ impl Guests for Directory {
             // It has made the user by now, and not everybody in it shall read this for ever.
             admin.password_hash = None;
         }
+        let complete = self.0.secrets.know_user(&status.goal) || provision::is_done(&self.0, &status.goal);
         Some(Guest {
             goal,
+            complete,
             // What is planned is a goal state of its own.
             incarnation: status.incarnation + u64::from(status.planned.is_some()),
             domain: domain(&status.goal, &zone),

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::guest::{PASSWORD_ENCRYPTION, REMOTE_ACCESS};
 use crate::name::ServiceName;
 use crate::time::Time;
 
@@ -77,6 +78,7 @@ impl From<Thumbprint> for String {
 
 /// A certificate that a role wants, as its definition names it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Written")]
 pub struct CertificateDefinition {
     /// Its name in the definition and the configuration.
     pub name: String,
@@ -84,6 +86,33 @@ pub struct CertificateDefinition {
     pub store_location: String,
     /// Which store there, for example `My`.
     pub store_name: String,
+}
+
+/// Earlier builds wrote the name alone.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Name(String),
+    Whole { name: String, store_location: String, store_name: String },
+}
+
+impl From<Written> for CertificateDefinition {
+    fn from(written: Written) -> CertificateDefinition {
+        match written {
+            Written::Name(name) => CertificateDefinition::of_machine(name),
+            Written::Whole { name, store_location, store_name } => {
+                CertificateDefinition { name, store_location, store_name }
+            }
+        }
+    }
+}
+
+impl CertificateDefinition {
+    /// One that goes where certificates go unless it is said.
+    pub fn of_machine(name: impl Into<String>) -> CertificateDefinition {
+        let (store_location, store_name) = ("LocalMachine".to_owned(), "My".to_owned());
+        CertificateDefinition { name: name.into(), store_location, store_name }
+    }
 }
 
 /// A certificate of a service, as it is stored.
@@ -105,11 +134,18 @@ pub struct ServiceCertificate {
     pub sealed: String,
 }
 
-/// A certificate that a guest gets.
+/// A certificate of a role.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestCertificate {
     /// What the role calls it.
     pub definition: CertificateDefinition,
     /// Which it is.
     pub thumbprint: Thumbprint,
+}
+
+impl GuestCertificate {
+    /// Whether it is the one to which the password for remote access is encrypted.
+    pub fn opens_password(&self) -> bool {
+        self.definition.name.strip_prefix(REMOTE_ACCESS) == Some(PASSWORD_ENCRYPTION)
+    }
 }

@@ -39,9 +39,12 @@ pub const REMOTE_ACCESS: &str = "Microsoft.WindowsAzure.Plugins.RemoteAccess.";
 /// The certificate to which the password for remote access is encrypted, without [`REMOTE_ACCESS`].
 pub const PASSWORD_ENCRYPTION: &str = "PasswordEncryption";
 
+/// The setting with the password for remote access, in an envelope.
+pub const ENCRYPTED_PASSWORD_SETTING: &str = "Microsoft.WindowsAzure.Plugins.RemoteAccess.AccountEncryptedPassword";
+
 /// Settings that are for the fabric, or that reach guests in another form.
-pub const HIDDEN_SETTINGS: [&str; 4] =
-    [crate::USER_DATA_SETTING, PASSWORD_HASH_SETTING, SSH_KEYS_SETTING, SCRIPT_SETTING];
+pub const HIDDEN_SETTINGS: [&str; 5] =
+    [crate::USER_DATA_SETTING, PASSWORD_HASH_SETTING, SSH_KEYS_SETTING, SCRIPT_SETTING, ENCRYPTED_PASSWORD_SETTING];
 
 /// What a guest finds itself on: by this an image's agents know whom to ask.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,7 +78,7 @@ pub struct Admin {
     pub password_hash: Option<String>,
     /// Its SSH keys.
     pub ssh_keys: Vec<String>,
-    /// The day on which it ends, `2027-03-31`.
+    /// The first day on which it is of no use any more, `2027-04-01`.
     #[serde(default)]
     pub expires: Option<String>,
 }
@@ -87,13 +90,13 @@ pub struct RemoteAccess {
     pub user: String,
     /// Its password in an envelope (PKCS #7, base64) that only the certificate `PasswordEncryption` of the role opens.
     pub password: String,
-    /// The day on which it ends, `2027-03-31`.
+    /// Its last day, `2027-03-31`.
     pub expires: String,
 }
 
 impl RemoteAccess {
-    /// What a configuration says, if it says that there is such a user. One that never expires, or whose end cannot be
-    /// read, is none, as in the original.
+    /// What a configuration says, if it says that there is such a user. One of which it does not say when it ends is none, as
+    /// in the original.
     fn of(configuration: &RoleConfiguration) -> Option<RemoteAccess> {
         let setting = |name: &str| configuration.setting(&format!("{REMOTE_ACCESS}{name}")).map(str::trim);
         if !setting("Enabled")?.eq_ignore_ascii_case("true") {
@@ -111,7 +114,20 @@ pub fn day(text: &str) -> Option<&str> {
     let day = text.get(..10)?;
     let shape = |(at, c): (usize, char)| if at == 4 || at == 7 { c == '-' } else { c.is_ascii_digit() };
     let ends = text[10..].is_empty() || text[10..].starts_with('T');
-    (day.char_indices().all(shape) && ends).then_some(day)
+    (day.char_indices().all(shape) && ends && is_in_calendar(day)).then_some(day)
+}
+
+fn is_in_calendar(day: &str) -> bool {
+    let number = |from: usize, to: usize| day[from..to].parse::<u32>().unwrap_or(0);
+    let (year, month, of_month) = (number(0, 4), number(5, 7), number(8, 10));
+    let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let days = match month {
+        2 => 28 + u32::from(leap),
+        4 | 6 | 9 | 11 => 30,
+        1..=12 => 31,
+        _ => 0,
+    };
+    (1..=days).contains(&of_month)
 }
 
 /// A role's post-boot script, and what is made of it.
@@ -193,8 +209,12 @@ impl GuestGoal {
 
     /// The certificate that opens the password for remote access.
     pub fn password_certificate(&self) -> Option<&GuestCertificate> {
-        let is_it = |name: &str| name.strip_prefix(REMOTE_ACCESS) == Some(PASSWORD_ENCRYPTION);
-        self.certificates.iter().find(|one| is_it(&one.definition.name))
+        self.certificates.iter().find(|one| one.opens_password())
+    }
+
+    /// The certificates that the guest itself gets: all but that one, as whatever runs in the guest could read the password.
+    pub fn own_certificates(&self) -> impl Iterator<Item = &GuestCertificate> {
+        self.certificates.iter().filter(|one| !one.opens_password())
     }
 }
 

@@ -147,9 +147,12 @@ pub fn open(envelope: &[u8], with: &KeyedCertificate) -> Result<Vec<u8>, SecretE
     let start = content.content_enc_alg.parameters.ok_or_else(damaged)?;
     let start: OctetString = start.decode_as().map_err(unreadable)?;
     let encrypted = content.encrypted_content.ok_or_else(damaged)?;
+    let private = PrivateDecryptingKey::from_pkcs8(&with.key)
+        .and_then(|key| Pkcs1PrivateDecryptingKey::new(key).map_err(|_| rejected()));
+    let private = private.map_err(|_| SecretError::new("the certificate's key opens nothing: it has to be RSA"))?;
     for recipient in envelope.recip_infos.0.iter() {
         let RecipientInfo::Ktri(recipient) = recipient else { continue };
-        if let Some(key) = decrypt_key(with, recipient.enc_key.as_bytes()) {
+        if let Some(key) = decrypt_key(&private, recipient.enc_key.as_bytes()) {
             return cipher.decrypt(&key, start.as_bytes(), encrypted.as_bytes());
         }
     }
@@ -191,8 +194,7 @@ fn rejected() -> aws_lc_rs::error::KeyRejected {
     aws_lc_rs::error::KeyRejected::from(aws_lc_rs::error::Unspecified)
 }
 
-fn decrypt_key(with: &KeyedCertificate, encrypted: &[u8]) -> Option<Vec<u8>> {
-    let private = Pkcs1PrivateDecryptingKey::new(PrivateDecryptingKey::from_pkcs8(&with.key).ok()?).ok()?;
+fn decrypt_key(private: &Pkcs1PrivateDecryptingKey, encrypted: &[u8]) -> Option<Vec<u8>> {
     let mut key = vec![0; private.min_output_size()];
     let read = private.decrypt(encrypted, &mut key).ok()?.len();
     key.truncate(read);

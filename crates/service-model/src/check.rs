@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use mayfly_model::guest::{
     ADMIN_USER_SETTING, GuestGoal, PASSWORD_HASH_SETTING, PLATFORM_SETTING, Platform, REMOTE_ACCESS,
     SCRIPT_FAILURE_SETTING, SCRIPT_RUN_SETTING, SCRIPT_SETTING, SCRIPT_TIMEOUT_SETTING, SCRIPT_TRIES_SETTING,
-    SSH_KEYS_SETTING,
+    SSH_KEYS_SETTING, TIME_ZONE_SETTING, day,
 };
 use mayfly_model::{DISK_SETTING, DiskModel};
 use mayfly_model::{
@@ -15,7 +15,7 @@ use roxmltree::{Document, Node};
 
 use crate::diagnostic::{Diagnostics, Source};
 use crate::element::{HasLocalName, Reader};
-use crate::setting::{SETTINGS, check_text, check_value, user_name};
+use crate::setting::{SETTINGS, check_text, check_value, user_name, windows_user_name};
 
 /// The settings whose value may be a file, as `@name`.
 pub const FILE_SETTINGS: [&str; 3] = [USER_DATA_SETTING, SCRIPT_SETTING, SSH_KEYS_SETTING];
@@ -145,7 +145,10 @@ fn check_remote_access(
     role: &RoleConfiguration,
 ) {
     let guest = GuestGoal::of(defined, role);
-    let Some(access) = &guest.remote_access else { return };
+    let value = |name: &str| role.setting(&format!("{REMOTE_ACCESS}{name}")).unwrap_or_default().trim();
+    if !value("Enabled").eq_ignore_ascii_case("true") {
+        return;
+    }
     let setting = |name: &str| {
         let name = format!("{REMOTE_ACCESS}{name}");
         node.descendants().find(|node| node.has_tag_name_local("Setting") && node.attribute("name") == Some(&name))
@@ -164,26 +167,39 @@ fn check_remote_access(
         let message = format!("a role has one user: that of `{ADMIN_USER_SETTING}` or that for remote access");
         wrong("AccountUsername", &message, Some("take one of the two away"));
     }
-    if guest.platform != Platform::Windows
-        && let Err(message) = user_name(&access.user)
-    {
+    let name = match guest.platform {
+        Platform::Windows => windows_user_name(value("AccountUsername")),
+        Platform::NoCloud | Platform::Azure => user_name(value("AccountUsername")),
+    };
+    if let Err(message) = name {
         wrong("AccountUsername", &message, None);
     }
-    // The beginning of any DER, in base64. Clear text is not repeated.
-    if !access.password.starts_with("MI") {
-        let help = "`mayfly certificate encrypt FILE` makes one, with the certificate `PasswordEncryption`";
-        wrong("AccountEncryptedPassword", "that is no password in an envelope (PKCS #7, base64)", Some(help));
+    if value("AccountEncryptedPassword").is_empty() {
+        wrong("AccountEncryptedPassword", "remote access is switched on, and its user has no password", None);
+    }
+    // Without an end there is no account, as in the original; one that was mistyped would be no account by mistake.
+    let expiration = value("AccountExpiration");
+    if !expiration.is_empty() && day(expiration).is_none() {
+        let message = format!("`{expiration}` is no time such as 2027-03-31T23:59:59");
+        wrong("AccountExpiration", &message, Some("leave it empty if there is to be no account"));
     }
 }
 
-/// A SATA controller has six ports: the disk, the drive, and four more.
+/// A SATA controller has six ports: the disk, the drive, and four more. And no NTFS is smaller than 1 MiB, beside its
+/// partition table.
 fn check_disks(reader: &mut Reader<'_>, node: Node<'_, '_>, defined: &RoleDefinition, role: &RoleConfiguration) {
     const SATA_MOST: usize = 4;
+    const NTFS_LEAST_MB: u64 = 4;
     let count = defined.local_storage.len();
     if count > SATA_MOST && role.setting(DISK_SETTING).and_then(DiskModel::named) == Some(DiskModel::Sata) {
         let message =
             format!("{count} of <LocalStorage> do not fit beside a SATA disk, which leaves room for {SATA_MOST}");
         reader.error_at(node, &message, Some(&format!("use another `{DISK_SETTING}`, or fewer and larger ones")));
+    }
+    let windows = role.setting(PLATFORM_SETTING).and_then(Platform::named) == Some(Platform::Windows);
+    for storage in defined.local_storage.iter().filter(|one| windows && one.size_mb < NTFS_LEAST_MB) {
+        let message = format!("the local storage `{}` is too small for NTFS, which Windows guests get", storage.name);
+        reader.error_at(node, &message, Some(&format!("give it a sizeInMB of at least {NTFS_LEAST_MB}")));
     }
 }
 
@@ -212,6 +228,15 @@ fn check_dependent(reader: &mut Reader<'_>, settings: &[Node<'_, '_>]) {
     {
         let message = format!("Windows guests take one of `{SCRIPT_SETTING}` and `{USER_DATA_SETTING}`");
         reader.error_in(node, "name", &message, Some("put both into one"));
+    }
+    // The two name time zones differently; `UTC` is a name of both.
+    let (strange, whose, example) = match windows {
+        true => ('/', "Windows", "W. Europe Standard Time"),
+        false => (' ', "Linux", "Europe/Berlin"),
+    };
+    if let Some(node) = find(TIME_ZONE_SETTING).filter(|_| value(TIME_ZONE_SETTING).contains(strange)) {
+        let message = format!("`{}` is no time zone of {whose}", value(TIME_ZONE_SETTING));
+        reader.error_in(node, "value", &message, Some(&format!("its names are such as `{example}`")));
     }
 }
 

@@ -160,11 +160,7 @@ fn read_role(
     let imports: Vec<String> = named("Imports", "Import", "moduleName");
     let mut certificates = read_certificates(reader, &children);
     let imported = PLUGIN_CERTIFICATES.iter().filter(|(module, _)| imports.iter().any(|import| import == module));
-    certificates.extend(imported.map(|(_, name)| CertificateDefinition {
-        name: (*name).to_owned(),
-        store_location: "LocalMachine".to_owned(),
-        store_name: "My".to_owned(),
-    }));
+    certificates.extend(imported.map(|(_, name)| CertificateDefinition::of_machine(*name)));
     let endpoints = match reader.child(&children, "Endpoints") {
         Some(parent) => read_endpoints(reader, parent, ports, probes),
         None => Vec::new(),

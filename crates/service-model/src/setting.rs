@@ -6,9 +6,9 @@ use mayfly_model::configuration::{
     SPREAD_SETTING, START_TIMEOUT_SETTING, UNRESPONSIVE_SETTING,
 };
 use mayfly_model::guest::{
-    ADMIN_USER_SETTING, LOCALE_SETTING, PASSWORD_HASH_SETTING, PLATFORM_SETTING, Platform, SCRIPT_FAILURE_SETTING,
-    SCRIPT_RUN_SETTING, SCRIPT_SETTING, SCRIPT_TIMEOUT_SETTING, SCRIPT_TRIES_SETTING, SHUTDOWN_SETTING,
-    SSH_KEYS_SETTING, TEMPLATE_SETTING, TIME_ZONE_SETTING,
+    ADMIN_USER_SETTING, ENCRYPTED_PASSWORD_SETTING, LOCALE_SETTING, PASSWORD_HASH_SETTING, PLATFORM_SETTING, Platform,
+    SCRIPT_FAILURE_SETTING, SCRIPT_RUN_SETTING, SCRIPT_SETTING, SCRIPT_TIMEOUT_SETTING, SCRIPT_TRIES_SETTING,
+    SHUTDOWN_SETTING, SSH_KEYS_SETTING, TEMPLATE_SETTING, TIME_ZONE_SETTING,
 };
 use mayfly_model::{Autoscale, DISK_SETTING, DiskModel, Egress, Requirements, Spread};
 
@@ -56,9 +56,12 @@ pub(crate) fn check_value(name: &str, value: &str) -> Result<(), String> {
         PLATFORM_SETTING if Platform::named(value).is_none() => {
             Err(format!("`{value}` is none of {}", Platform::ALL.map(|(name, _)| name).join(", ")))
         }
+        ENCRYPTED_PASSWORD_SETTING => envelope(value),
         ADMIN_USER_SETTING => user_name(value),
         PASSWORD_HASH_SETTING => password_hash(value),
-        TIME_ZONE_SETTING => word(value, "/_+-", "a time zone, such as Europe/Berlin"),
+        TIME_ZONE_SETTING => {
+            word(value, "/_+-. ()", "a time zone, such as Europe/Berlin, or W. Europe Standard Time for Windows")
+        }
         LOCALE_SETTING => word(value, "._@-", "a locale, such as en_US.UTF-8"),
         SCRIPT_RUN_SETTING => one_of(value, ["once", "boot"]),
         SCRIPT_FAILURE_SETTING => one_of(value, ["fail", "ignore"]),
@@ -83,6 +86,29 @@ fn one_of(value: &str, known: [&str; 2]) -> Result<(), String> {
     match known.contains(&value) {
         true => Ok(()),
         false => Err(format!("`{value}` is neither {} nor {}", known[0], known[1])),
+    }
+}
+
+/// A password in an envelope: base64 of DER, which begins so. Clear text is not repeated.
+fn envelope(value: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "+/=".contains(c) || c.is_whitespace();
+    match value.is_empty() || (value.starts_with("MI") && value.len() >= 64 && value.chars().all(allowed)) {
+        true => Ok(()),
+        false => {
+            Err("that is no password in an envelope (PKCS #7, base64): `mayfly certificate encrypt` makes one, and \
+                      clear text is never stored"
+                .to_owned())
+        }
+    }
+}
+
+/// A name that Windows takes for a user's.
+pub(crate) fn windows_user_name(value: &str) -> Result<(), String> {
+    let forbidden = |c: char| c.is_control() || "\"/\\[]:;|=,+*?<>@".contains(c);
+    let known = ["administrator", "guest", "system"].contains(&value.to_ascii_lowercase().as_str());
+    match (1..=20).contains(&value.chars().count()) && !value.contains(forbidden) && !known {
+        true => Ok(()),
+        false => Err(format!("`{value}` is no name for a user of Windows: 1 to 20 letters, none that it has already")),
     }
 }
 

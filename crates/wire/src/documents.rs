@@ -20,9 +20,9 @@ pub(crate) fn goal_state(guest: &Guest) -> String {
     let (incarnation, container, instance) = (guest.incarnation, guest.container_id(), guest.instance_id());
     // Agents send the address back as they find it here, where the original has the underscore escaped.
     let base = format!("http://168.63.129.16:80/machine/{container}/{}?comp=", instance.replace('_', "%5F"));
-    let certificates = match guest.goal.guest.certificates.is_empty() {
-        true => String::new(),
-        false => {
+    let certificates = match guest.goal.guest.own_certificates().next() {
+        None => String::new(),
+        Some(_) => {
             let address = format!("{base}certificates&incarnation={incarnation}");
             format!("<Certificates>{}</Certificates>", escape(address))
         }
@@ -63,7 +63,7 @@ fn hosting_environment_element(guest: &Guest) -> String {
     let named = |one: &GuestCertificate| {
         format!("<Setting name=\"Certificate|{}\" value=\"sha1:{}\"/>", escape(&one.definition.name), one.thumbprint)
     };
-    let named: String = guest.goal.guest.certificates.iter().map(named).collect();
+    let named: String = guest.goal.guest.own_certificates().map(named).collect();
     let stored = |one: &GuestCertificate| {
         let level = if one.definition.store_location == "CurrentUser" { "User" } else { "System" };
         format!(
@@ -73,7 +73,7 @@ fn hosting_environment_element(guest: &Guest) -> String {
             escape(&one.definition.store_name)
         )
     };
-    let stored: String = guest.goal.guest.certificates.iter().map(stored).collect();
+    let stored: String = guest.goal.guest.own_certificates().map(stored).collect();
     let storage: String = guest
         .goal
         .guest

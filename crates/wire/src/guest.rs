@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 pub struct Guest {
     /// What it should be.
     pub goal: VmGoal,
+    /// Whether all that it is told once is known here; if not, it has to ask again.
+    pub complete: bool,
     /// The number of the guest's own goal state; grows when its settings change, or who else is in its deployment.
     pub incarnation: u64,
     /// Its domain, for example `shop.internal.mayfly.test`.

@@ -65,7 +65,12 @@ async fn user_data((State(guests), ConnectInfo(from)): Asked) -> Result<Response
 }
 
 async fn vendor_data((State(guests), ConnectInfo(from)): Asked) -> Result<Response, StatusCode> {
-    who(&guests, from).map(|guest| text(seed::vendor_data(&guest.goal.guest)))
+    let guest = who(&guests, from)?;
+    match guest.complete {
+        true => Ok(text(seed::vendor_data(&guest.goal.guest))),
+        // cloud-init asks again, for some seconds.
+        false => Err(StatusCode::SERVICE_UNAVAILABLE),
+    }
 }
 
 /// There is none: the guest asks DHCP.

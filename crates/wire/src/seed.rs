@@ -239,10 +239,22 @@ fn unattend(goal: &VmGoal, secret: &str) -> String {
     };
     let locale = goal.guest.locale.as_deref().map_or_else(|| "en-US".to_owned(), windows_locale);
     let zone = escape(goal.guest.time_zone.as_deref().unwrap_or("UTC")).into_owned();
-    let specialize = component(
+    let mut specialize = component(
         "Microsoft-Windows-Shell-Setup",
         format!("<ComputerName>{}</ComputerName><TimeZone>{zone}</TimeZone>", escape(&goal.computer_name)),
     );
+    if goal.guest.remote_access.is_some() {
+        specialize += &component(
+            "Microsoft-Windows-TerminalServices-LocalSessionManager",
+            "<fDenyTSConnections>false</fDenyTSConnections>".to_owned(),
+        );
+        specialize += &component(
+            "Networking-MPSSVC-Svc",
+            "<FirewallGroups><FirewallGroup wcm:action=\"add\" wcm:keyValue=\"RemoteDesktop\"><Active>true</Active>\
+             <Group>@FirewallAPI.dll,-28752</Group><Profile>all</Profile></FirewallGroup></FirewallGroups>"
+                .to_owned(),
+        );
+    }
     let international = component(
         "Microsoft-Windows-International-Core",
         format!(
@@ -250,24 +262,37 @@ fn unattend(goal: &VmGoal, secret: &str) -> String {
              <UILanguage>{locale}</UILanguage><UserLocale>{locale}</UserLocale>"
         ),
     );
-    // A hidden password is the text with the element's name behind it, in UTF-16.
-    let hidden: Vec<u8> = format!("{secret}AdministratorPassword").encode_utf16().flat_map(u16::to_le_bytes).collect();
-    use base64::Engine;
-    let hidden = base64::engine::general_purpose::STANDARD.encode(hidden);
+    let user = goal.guest.admin.as_ref().map_or_else(String::new, |admin| {
+        format!(
+            "<LocalAccounts><LocalAccount wcm:action=\"add\"><Password><Value>{}</Value><PlainText>false</PlainText>\
+             </Password><Group>Administrators</Group><Name>{}</Name></LocalAccount></LocalAccounts>",
+            hidden(secret, "Password"),
+            escape(&admin.name)
+        )
+    });
+    let administrator = hidden(secret, "AdministratorPassword");
     let shell = component(
         "Microsoft-Windows-Shell-Setup",
         format!(
             "<OOBE><HideEULAPage>true</HideEULAPage><HideLocalAccountScreen>true</HideLocalAccountScreen>\
              <NetworkLocation>Work</NetworkLocation><ProtectYourPC>3</ProtectYourPC></OOBE>\
-             <UserAccounts><AdministratorPassword><Value>{hidden}</Value><PlainText>false</PlainText>\
-             </AdministratorPassword></UserAccounts>"
+             <UserAccounts><AdministratorPassword><Value>{administrator}</Value><PlainText>false</PlainText>\
+             </AdministratorPassword>{user}</UserAccounts>"
         ),
     );
     format!(
-        "<?xml version=\"1.0\" encoding=\"utf-8\"?>\n<unattend xmlns=\"urn:schemas-microsoft-com:unattend\">\
+        "<?xml version=\"1.0\" encoding=\"utf-8\"?>\n<unattend xmlns=\"urn:schemas-microsoft-com:unattend\" \
+         xmlns:wcm=\"http://schemas.microsoft.com/WMIConfig/2002/State\">\
          <settings pass=\"specialize\">{specialize}</settings>\
          <settings pass=\"oobeSystem\">{international}{shell}</settings></unattend>\n"
     )
+}
+
+/// A password as an answer file hides it: the text with the element's name behind it, in UTF-16, in base64.
+fn hidden(password: &str, element: &str) -> String {
+    use base64::Engine;
+    let bytes: Vec<u8> = format!("{password}{element}").encode_utf16().flat_map(u16::to_le_bytes).collect();
+    base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
 /// `de_DE.UTF-8` as Windows writes it.

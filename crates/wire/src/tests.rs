@@ -10,7 +10,7 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::ConnectInfo;
 use axum::http::{Request, StatusCode};
-use mayfly_model::{Admin, Digest, GuestGoal, Platform, VmGoal, VmId, VmSize};
+use mayfly_model::{Admin, Digest, GuestGoal, Platform, RemoteAccess, VmGoal, VmId, VmSize};
 use tower::ServiceExt;
 
 use crate::wire_server::parse_health;
@@ -82,6 +82,7 @@ fn guest() -> Guest {
     let members = vec![member(0, OWN, vec![endpoint]), member(1, Ipv4Addr::new(10, 80, 0, 9), vec![])];
     Guest {
         goal,
+        complete: true,
         incarnation: 3,
         domain: "shop.internal.z".to_owned(),
         location: "here".to_owned(),
@@ -282,7 +283,7 @@ fn the_provisioning_disk_of_linux_holds_name_user_keys_and_data() {
 }
 
 /// Elements of the unattend schema's components that are used, each with its parents (Microsoft's "Components" reference).
-const UNATTEND: [&str; 12] = [
+const UNATTEND: [&str; 20] = [
     "specialize/Microsoft-Windows-Shell-Setup/ComputerName",
     "specialize/Microsoft-Windows-Shell-Setup/TimeZone",
     "oobeSystem/Microsoft-Windows-International-Core/InputLocale",
@@ -295,12 +296,22 @@ const UNATTEND: [&str; 12] = [
     "oobeSystem/Microsoft-Windows-Shell-Setup/OOBE/ProtectYourPC",
     "oobeSystem/Microsoft-Windows-Shell-Setup/UserAccounts/AdministratorPassword/Value",
     "oobeSystem/Microsoft-Windows-Shell-Setup/UserAccounts/AdministratorPassword/PlainText",
+    "oobeSystem/Microsoft-Windows-Shell-Setup/UserAccounts/LocalAccounts/LocalAccount/Password/Value",
+    "oobeSystem/Microsoft-Windows-Shell-Setup/UserAccounts/LocalAccounts/LocalAccount/Password/PlainText",
+    "oobeSystem/Microsoft-Windows-Shell-Setup/UserAccounts/LocalAccounts/LocalAccount/Group",
+    "oobeSystem/Microsoft-Windows-Shell-Setup/UserAccounts/LocalAccounts/LocalAccount/Name",
+    "specialize/Microsoft-Windows-TerminalServices-LocalSessionManager/fDenyTSConnections",
+    "specialize/Networking-MPSSVC-Svc/FirewallGroups/FirewallGroup/Active",
+    "specialize/Networking-MPSSVC-Svc/FirewallGroups/FirewallGroup/Group",
+    "specialize/Networking-MPSSVC-Svc/FirewallGroups/FirewallGroup/Profile",
 ];
 
 #[test]
 fn the_provisioning_disk_of_windows_answers_its_setup() {
     let mut goal = guest().goal;
     goal.guest.platform = Platform::Windows;
+    let access = ("ada".to_owned(), "MII".to_owned(), "2039-12-31".to_owned());
+    goal.guest.remote_access = Some(RemoteAccess { user: access.0, password: access.1, expires: access.2 });
     let files = provisioning_files(&goal, "s3cret");
     let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(
@@ -325,6 +336,8 @@ fn the_provisioning_disk_of_windows_answers_its_setup() {
         names.reverse();
         names.join("/")
     });
+    let paths: Vec<String> = paths.collect();
+    assert_eq!(paths.len(), UNATTEND.len());
     for path in paths {
         assert!(UNATTEND.contains(&path.as_str()), "{path} is in no component");
     }

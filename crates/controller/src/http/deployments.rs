@@ -15,8 +15,8 @@ use mayfly_model::{DeploymentKey, RoleName, ServiceName, Slot, Version};
 use mayfly_service_model::{Diagnostics, Source, check, parse_configuration, parse_definition, resolve_files};
 use serde::Deserialize;
 
-use super::Shared;
 use super::error::{Failure, invalid};
+use super::{Shared, certificates};
 
 type Place = Path<(String, Slot)>;
 
@@ -38,7 +38,9 @@ pub(super) async fn deploy(
     headers: HeaderMap,
     Json(request): Json<DeployRequest>,
 ) -> Result<Json<Option<PlanView>>, Failure> {
-    let command = Command::Deploy { key: key(place)?, version: version(request).await? };
+    let (key, version) = (key(place)?, version(request).await?);
+    certificates::check_passwords(&shared, &key.service, &version).await?;
+    let command = Command::Deploy { key, version };
     do_or_plan(&shared, planning.plan, &headers, command).await
 }
 
@@ -85,8 +87,9 @@ pub(super) async fn upgrade(
     headers: HeaderMap,
     Json(request): Json<UpgradeRequest>,
 ) -> Result<Json<Option<PlanView>>, Failure> {
-    let (key, mode) = (key(place)?, request.mode);
-    let command = Command::Upgrade { key, version: version(request.files).await?, mode };
+    let (key, mode, version) = (key(place)?, request.mode, version(request.files).await?);
+    certificates::check_passwords(&shared, &key.service, &version).await?;
+    let command = Command::Upgrade { key, version, mode };
     do_or_plan(&shared, planning.plan, &headers, command).await
 }
 

@@ -30,7 +30,7 @@ pub(super) async fn disks(agent: &Agent, goal: &VmGoal) -> anyhow::Result<Vec<Lo
     for (number, one) in storage.iter().enumerate() {
         let socket = agent.ledger.vm_folder(goal.vm).join(format!("local{number}.sock"));
         let kind = file_system(goal);
-        let base = root.join("formatted").join(format!("{}-{}.{}.vhd", one.name, one.size_mb, kind.as_str()));
+        let base = root.join("formatted").join(format!("{}-{}{}.vhd", one.name, one.size_mb, suffix(kind)));
         let export = Export {
             name: export_name(goal, number),
             disk: folder.join(file_name(goal, one)),
@@ -64,6 +64,14 @@ fn open(
     Ok(disks.open(export)?)
 }
 
+/// By what the files of one kind are told from others: nothing for what there was first.
+fn suffix(kind: FileSystem) -> &'static str {
+    match kind {
+        FileSystem::Ext4 => "",
+        FileSystem::Ntfs => ".ntfs",
+    }
+}
+
 /// What a guest can read.
 fn file_system(goal: &VmGoal) -> FileSystem {
     match goal.guest.platform {
@@ -83,10 +91,11 @@ fn export_name(goal: &VmGoal, number: usize) -> String {
 
 fn file_name(goal: &VmGoal, storage: &LocalStorage) -> String {
     let LocalStorage { name, size_mb, clean_on_role_recycle } = storage;
+    let suffix = suffix(file_system(goal));
     match clean_on_role_recycle {
         // A sign that names cannot have, so that no two disks are one file.
-        true => format!("{name}@{size_mb}@{}.vhd", goal.generation),
-        false => format!("{name}@{size_mb}.vhd"),
+        true => format!("{name}@{size_mb}@{}{suffix}.vhd", goal.generation),
+        false => format!("{name}@{size_mb}{suffix}.vhd"),
     }
 }
 

@@ -6,7 +6,7 @@ pub(crate) mod console;
 mod farewell;
 mod local;
 mod prepare;
-mod provision;
+pub(crate) mod provision;
 mod runner;
 mod running;
 mod spec;
@@ -63,6 +63,7 @@ pub(crate) fn adopt_all(agent: &Arc<Agent>) -> anyhow::Result<Runners> {
         agent.statuses().vms.insert(note.goal.vm, status);
         runners.insert(note.goal.vm, start(agent, note.goal, true));
     }
+    provision::sweep(agent, |vm| runners.keys().any(|known| known.to_string() == vm));
     Ok(runners)
 }
 

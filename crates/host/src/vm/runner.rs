@@ -20,11 +20,13 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use super::farewell::{self, Plan};
 use super::running::Ended;
 use super::{Ask, Desired, local, provision, spec};
-use crate::agent::Agent;
+use crate::agent::{Agent, lock};
 use crate::ledger::VmNote;
 use crate::servers::domain;
 use crate::status::{Stage, VmStatus};
 
+/// Between two looks at whether a disk has been captured.
+const CAPTURED: Duration = Duration::from_millis(500);
 /// Pauses before another try grow from the first to the last.
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
 const PAUSE_LAST: Duration = Duration::from_secs(30);
@@ -87,6 +89,15 @@ impl Runner {
         }
         if !self.goal.on {
             return self.stay_off().await;
+        }
+        if !self.adopted {
+            // Said first, so that whoever wants to read the disk from now on is refused.
+            self.set(Stage::Preparing("making its disk".to_owned()));
+            if lock(&self.agent.captures).contains(&self.goal.vm) {
+                self.set(Stage::Preparing("waiting until its disk has been captured".to_owned()));
+                self.wait(CAPTURED).await;
+                return true;
+            }
         }
         let machine = match self.start().await {
             Ok(machine) => machine,

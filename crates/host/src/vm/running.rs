@@ -146,12 +146,17 @@ impl Runner {
     /// A guest that is ready has read what it was told, and nobody else shall.
     async fn take_out_provisioning(&self, machine: &Machine) {
         let ready = self.update_quietly(|status| status.says_ready()) == Some(true);
-        if !ready || !provision::is_there(&self.agent, &self.goal) {
+        if !ready || provision::is_done(&self.agent, &self.goal) {
             return;
         }
-        let done = match machine.eject().await {
-            Ok(()) => provision::forget(&self.agent, &self.goal),
-            Err(error) => Err(error.into()),
+        let done = match provision::is_there(&self.agent, &self.goal) {
+            true => match machine.eject().await {
+                Ok(()) => provision::forget(&self.agent, &self.goal),
+                Err(error) => Err(error.into()),
+            },
+            // Others have no such disk, and need not know whether they were told; this one was told of its user.
+            false if self.goal.guest.remote_access.is_some() => provision::note(&self.agent, &self.goal),
+            false => return,
         };
         if let Err(error) = done {
             tracing::warn!(vm = %self.goal.vm, error = format!("{error:#}"), "its provisioning disk stays for now");

@@ -8,11 +8,10 @@ use mayfly_qemu::{Machine, Memory};
 
 use super::runner::Runner;
 use super::{console, local, prepare, provision, spec, template};
-use crate::agent::lock;
 use crate::status::Stage;
 
-/// Between two looks at whether a disk has been captured.
-const CAPTURED: Duration = Duration::from_millis(500);
+/// Between two questions for what a guest is to be told.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 impl Runner {
     /// Finds the guest running, or makes what is missing and starts it.
@@ -31,12 +30,11 @@ impl Runner {
             status.reboots = status.reboots.max(goal.reboots);
         });
         self.note_or_fail()?;
-        if goal.guest.remote_access.is_some() {
+        if goal.guest.remote_access.is_some() && !provision::is_done(&agent, &goal) {
             self.set(Stage::Preparing("asking for its user's password".to_owned()));
             agent.secrets.of(&agent, &goal).await?;
         }
         self.set(Stage::Preparing("making its disk".to_owned()));
-        self.wait_for_capture().await;
         let template = match prepare::disk_path(&agent, &goal).exists() {
             true => None,
             false => template::for_new(&agent, &goal)?,
@@ -85,12 +83,17 @@ impl Runner {
         Ok(machine)
     }
 
-    /// Waits as long as somebody reads the disk for a new image.
-    async fn wait_for_capture(&mut self) {
-        while lock(&self.agent.captures).contains(&self.goal.vm) && self.desired.borrow().is_some() {
-            self.set(Stage::Preparing("waiting until its disk has been captured".to_owned()));
-            self.wait(CAPTURED).await;
+    /// A guest that an earlier agent started may not have been told yet of its user.
+    fn ask_for_user(&self) {
+        let (agent, goal) = (Arc::clone(&self.agent), self.goal.clone());
+        if goal.guest.remote_access.is_none() || provision::is_done(&agent, &goal) {
+            return;
         }
+        tokio::spawn(async move {
+            while agent.statuses().vms.contains_key(&goal.vm) && agent.secrets.of(&agent, &goal).await.is_err() {
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+        });
     }
 
     /// Waits for a turn to boot, and keeps it until the guest is heard.
@@ -122,6 +125,7 @@ impl Runner {
         }
         self.serve_dhcp();
         crate::guard::check(&self.agent);
+        self.ask_for_user();
         // It may have been paused by a full disk, with nobody left to let it go on.
         if let Err(error) = machine.resume().await {
             tracing::warn!(vm = %self.goal.vm, %error, "cannot let it go on");

@@ -25,6 +25,7 @@ const GOAL: &str = r#"{"vm":7,"instance":{"deployment":{"service":"shop","slot":
 
 static GUEST: LazyLock<Guest> = LazyLock::new(|| Guest {
     goal: serde_json::from_str(GOAL).expect("the goal is one"),
+    complete: true,
     incarnation: 1,
     domain: "shop.internal.z".to_owned(),
     location: "here".to_owned(),
