@@ -26,8 +26,9 @@ pub fn measure(report: &mut Report, work: &Path, mayfly: &Path, pairs: usize) ->
     let fabric = DevFabric::new(mayfly, &work.join("state"));
     fabric.run(&["dev", "up", "--host-cores", "32", "--host-memory", "60000"])?;
     fabric.run(&["image", "push", &demo.to_string_lossy(), "--name", "hello"])?;
+    let unread = unread_base(&fabric, work, &demo, pairs)?;
     for (service, template) in [("cold", "off"), ("copies", "on")] {
-        deploy(&fabric, work, service, template)?;
+        deploy(&fabric, work, service, "hello", template)?;
     }
     // One on each host, so that each has the image, and a template.
     for service in ["cold", "copies"] {
@@ -36,14 +37,54 @@ pub fn measure(report: &mut Report, work: &Path, mayfly: &Path, pairs: usize) ->
     wait_until("each host has a template", Duration::from_secs(120), || {
         Ok((1..=3).all(|number| has_template(&fabric.host_folder(&format!("host-{number}")))))
     })?;
-    one_at_a_time(report, &fabric, &peer, pairs)?;
-    many(report, &fabric, pairs)?;
+    one_at_a_time(report, &fabric, &peer, &unread, pairs)?;
+    many(report, &fabric, "three hosts of one machine", pairs)?;
+    on_one_host(report, &fabric, pairs)?;
     idle(report, &fabric)?;
     again(report, &fabric, pairs)?;
     fabric.run(&["dev", "down", "--purge"]).map(drop)
 }
 
-fn one_at_a_time(report: &mut Report, fabric: &DevFabric, peer: &Peer, pairs: usize) -> anyhow::Result<()> {
+/// From the command to Ready, where no host has anything of the image yet.
+fn unread_base(fabric: &DevFabric, work: &Path, demo: &Path, pairs: usize) -> anyhow::Result<Vec<f64>> {
+    let mut all = Vec::new();
+    for number in 0..pairs {
+        // The same disk in another file is another image.
+        let (name, copy) = (format!("unread-{number}"), work.join("unread.vhd"));
+        let _ = std::fs::remove_file(&copy);
+        fabric.run(&["vhd", "convert", &demo.to_string_lossy(), &copy.to_string_lossy()])?;
+        fabric.run(&["image", "push", &copy.to_string_lossy(), "--name", &name])?;
+        let began = Instant::now();
+        deploy(fabric, work, &name, &name, "off")?;
+        all.push(began.elapsed().as_secs_f64());
+        fabric.run(&["service", "delete", &name, "--wait"])?;
+    }
+    Ok(all)
+}
+
+/// The same as on three, with the other two drained.
+fn on_one_host(report: &mut Report, fabric: &DevFabric, pairs: usize) -> anyhow::Result<()> {
+    for host in ["host-2", "host-3"] {
+        fabric.run(&["host", "drain", host])?;
+    }
+    wait_until("all stand on one host", Duration::from_secs(120), || {
+        let all = [fabric.instances("cold")?, fabric.instances("copies")?].concat();
+        Ok(all.iter().all(|one| one["host"] == "host-1" && one["state"] == "ReadyRole"))
+    })?;
+    many(report, fabric, "one host", pairs)?;
+    for host in ["host-2", "host-3"] {
+        fabric.run(&["host", "undrain", host])?;
+    }
+    Ok(())
+}
+
+fn one_at_a_time(
+    report: &mut Report,
+    fabric: &DevFabric,
+    peer: &Peer,
+    unread: &[f64],
+    pairs: usize,
+) -> anyhow::Result<()> {
     let (mut cold, mut copies, mut others, mut share) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..pairs {
         others.push(peer.start()?);
@@ -57,6 +98,7 @@ fn one_at_a_time(report: &mut Report, fabric: &DevFabric, peer: &Peer, pairs: us
         report.compare(&Comparison { what, ours, peer: &others, is_time: true, unit: "s", goal });
     }
     report.end();
+    report.say(&format!("From a base image of which no host has anything yet: {:.2} s.", median(unread)));
     report.bound("share of that, from the base image, that is not QEMU and the guest", median(&share), "%", 5.0);
     report.say(
         "libvirt's QEMU driver (`virt-qemu-run`, its capabilities cached) is asked for the same guest over a qcow2 overlay; its clock \
@@ -65,8 +107,8 @@ fn one_at_a_time(report: &mut Report, fabric: &DevFabric, peer: &Peer, pairs: us
     Ok(())
 }
 
-fn many(report: &mut Report, fabric: &DevFabric, pairs: usize) -> anyhow::Result<()> {
-    report.say("### Many at once, on three hosts of one machine");
+fn many(report: &mut Report, fabric: &DevFabric, place: &str, pairs: usize) -> anyhow::Result<()> {
+    report.say(&format!("### Many at once, on {place}"));
     for (service, what) in [("cold", "from the base image"), ("copies", "from templates")] {
         let mut line = Vec::new();
         for count in COUNTS {
@@ -164,7 +206,7 @@ fn has_template(host: &Path) -> bool {
     templates.map(|one| one.path()).any(|one| one.join("ready").exists())
 }
 
-fn deploy(fabric: &DevFabric, work: &Path, service: &str, template: &str) -> anyhow::Result<()> {
+fn deploy(fabric: &DevFabric, work: &Path, service: &str, image: &str, template: &str) -> anyhow::Result<()> {
     let (definition, configuration) = (work.join("guest.csdef"), work.join("guest.cscfg"));
     std::fs::write(
         &definition,
@@ -177,8 +219,8 @@ fn deploy(fabric: &DevFabric, work: &Path, service: &str, template: &str) -> any
         &configuration,
         format!(
             "<ServiceConfiguration serviceName=\"Bench\" {NAMES}ServiceConfiguration\"><Role name=\"web\">\
-             <OsImage href=\"hello\"/><Instances count=\"1\"/><ConfigurationSettings>\
-             <Setting name=\"Mayfly.Template\" value=\"{template}\"/><Setting name=\"Mayfly.DrainSeconds\" value=\"0\"/>\
+             <OsImage href=\"{image}\"/><Instances count=\"1\"/><ConfigurationSettings>\
+             <Setting name=\"Mayfly.Template\" value=\"{template}\"/><Setting name=\"Mayfly.Spread\" value=\"soft\"/><Setting name=\"Mayfly.DrainSeconds\" value=\"0\"/>\
              </ConfigurationSettings></Role></ServiceConfiguration>"
         ),
     )?;
