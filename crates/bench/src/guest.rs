@@ -288,10 +288,11 @@ impl Peer {
             .arg(self.folder.join("domain.xml"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(std::fs::File::create(self.folder.join("said"))?)
             .spawn()
             .context("cannot run virt-qemu-run")?;
-        let reached = wait_for_line(&log, "boot 1");
+        let reached = wait_for_line(&log, "boot 1")
+            .with_context(|| std::fs::read_to_string(self.folder.join("said")).unwrap_or_default());
         let seconds = began.elapsed().as_secs_f64();
         end(&mut child);
         reached.map(|()| seconds)

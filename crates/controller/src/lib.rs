@@ -10,6 +10,7 @@ mod gate;
 mod http;
 mod identity;
 mod images;
+mod invariants;
 mod listener;
 mod names;
 mod usage;
@@ -110,7 +111,9 @@ async fn lead(config: &ControllerConfig, gate: &Arc<Gate>, identity: Arc<Identit
     let holders = images::Holders::default();
     let usage = usage::Usage::default();
     let (calls, own) = (calls::Calls::default(), config.clone());
-    let shared = Arc::new(http::Shared { driver, images, holders, usage, calls, identity, config: own });
+    let invariants = invariants::Invariants::default();
+    tokio::spawn(invariants.clone().run(driver.clone()));
+    let shared = Arc::new(http::Shared { driver, images, holders, usage, calls, invariants, identity, config: own });
     tokio::spawn(sweep(Arc::clone(&shared)));
     tracing::info!(addresses = ?config.listen, "the controller is up");
     gate.open(http::users(Arc::clone(&shared)), http::hosts(shared));

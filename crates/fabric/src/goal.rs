@@ -78,10 +78,7 @@ fn vm(state: &State, instance: &Instance) -> Option<VmGoal> {
         size: vm.size,
         image: image.digest.clone(),
         image_bytes: image.data_bytes,
-        disk: configuration
-            .setting(mayfly_model::DISK_SETTING)
-            .and_then(mayfly_model::DiskModel::named)
-            .unwrap_or_default(),
+        disk: configuration.disk(),
         reboots: vm.reboots,
         on: deployment.is_on() && !instance.stopped,
         user_data: configuration.setting(mayfly_model::USER_DATA_SETTING).unwrap_or_default().to_owned(),

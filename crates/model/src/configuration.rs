@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::autoscale::Autoscale;
 use crate::certificate::Thumbprint;
 use crate::egress::Egress;
+use crate::guest::{PLATFORM_SETTING, Platform};
 use crate::limits;
 use crate::name::{ImageName, ReservedName, RoleName};
 use crate::requirements::{Requirements, Spread};
@@ -42,6 +43,29 @@ pub const EGRESS_SETTING: &str = "Mayfly.Egress";
 /// The setting that says how many milliseconds lie between two questions of the role's probes, 100 to 60000, in place of
 /// what the definition says.
 pub const PROBE_INTERVAL_SETTING: &str = "Mayfly.ProbeIntervalMilliseconds";
+
+/// The setting that says what a guest sees its network card as: one of [`NetworkCard::ALL`].
+pub const CARD_SETTING: &str = "Mayfly.NetworkCard";
+
+/// What a guest sees its network card as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetworkCard {
+    /// virtio: the quickest.
+    #[default]
+    Virtio,
+    /// An Intel card, for guests that know no virtio.
+    E1000e,
+}
+
+impl NetworkCard {
+    /// All cards, by the names that settings use.
+    pub const ALL: [(&str, NetworkCard); 2] = [("virtio", NetworkCard::Virtio), ("e1000e", NetworkCard::E1000e)];
+
+    /// The card of that name.
+    pub fn named(name: &str) -> Option<NetworkCard> {
+        NetworkCard::ALL.into_iter().find(|(known, _)| *known == name).map(|(_, card)| card)
+    }
+}
 
 /// What a guest sees its disk as, and how the hypervisor reaches it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,6 +159,23 @@ impl RoleConfiguration {
     /// The value of a setting.
     pub fn setting(&self, name: &str) -> Option<&str> {
         self.settings.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// What its guests find themselves on.
+    pub fn platform(&self) -> Platform {
+        self.setting(PLATFORM_SETTING).and_then(Platform::named).unwrap_or_default()
+    }
+
+    /// What its guests see their disk as. Windows knows no virtio by itself.
+    pub fn disk(&self) -> DiskModel {
+        let usual = || if self.platform() == Platform::Windows { DiskModel::Sata } else { DiskModel::Virtio };
+        self.setting(DISK_SETTING).and_then(DiskModel::named).unwrap_or_else(usual)
+    }
+
+    /// What its guests see their network card as, likewise.
+    pub fn card(&self) -> NetworkCard {
+        let usual = || if self.platform() == Platform::Windows { NetworkCard::E1000e } else { NetworkCard::Virtio };
+        self.setting(CARD_SETTING).and_then(NetworkCard::named).unwrap_or_else(usual)
     }
 
     /// What it asks of hosts. What cannot be read was refused before it got here.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::certificate::GuestCertificate;
-use crate::configuration::RoleConfiguration;
+use crate::configuration::{NetworkCard, RoleConfiguration};
 use crate::definition::{LocalStorage, RoleDefinition};
 use crate::limits;
 
@@ -169,6 +169,8 @@ pub struct GuestGoal {
     pub certificates: Vec<GuestCertificate>,
     /// The user for remote access.
     pub remote_access: Option<RemoteAccess>,
+    /// What it sees its network card as.
+    pub card: NetworkCard,
 }
 
 impl GuestGoal {
@@ -179,7 +181,7 @@ impl GuestGoal {
         let keys = text(SSH_KEYS_SETTING).unwrap_or_default();
         let keys = keys.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let ssh_keys: Vec<String> = keys.map(str::to_owned).collect();
-        let platform = text(PLATFORM_SETTING).and_then(|name| Platform::named(&name)).unwrap_or_default();
+        let platform = configuration.platform();
         GuestGoal {
             platform,
             admin: text(ADMIN_USER_SETTING).map(|name| Admin {
@@ -204,6 +206,7 @@ impl GuestGoal {
             template: configuration.setting(TEMPLATE_SETTING) == Some("on"),
             certificates: certificates(role, configuration),
             remote_access: RemoteAccess::of(configuration),
+            card: configuration.card(),
         }
     }
 

@@ -33,7 +33,8 @@ pub use autoscale::Autoscale;
 pub use breaker::{Breaker, Scope, Trip};
 pub use certificate::{CertificateDefinition, GuestCertificate, ServiceCertificate, Thumbprint, ThumbprintError};
 pub use configuration::{
-    AccessRule, DISK_SETTING, DiskModel, EndpointAcl, RoleConfiguration, ServiceConfiguration, USER_DATA_SETTING,
+    AccessRule, DISK_SETTING, DiskModel, EndpointAcl, NetworkCard, RoleConfiguration, ServiceConfiguration,
+    USER_DATA_SETTING,
 };
 pub use definition::{
     Distribution, Endpoint, EndpointProtocol, LoadBalancerProbe, LocalStorage, PortRange, ProbeProtocol,

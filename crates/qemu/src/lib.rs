@@ -9,4 +9,4 @@ mod spec;
 pub use accelerator::{Accelerator, Verdict};
 pub use process::{Exit, Machine, MachineError, PROGRAM};
 pub use qmp::{Qmp, QmpError, QmpEvent};
-pub use spec::{DiskDevice, DiskSpec, Firmware, LocalDisk, Maker, Memory, Network, SATA_LOCAL_DISKS_MAX, VmSpec};
+pub use spec::{Card, DiskDevice, DiskSpec, Firmware, LocalDisk, Maker, Memory, Network, SATA_LOCAL_DISKS_MAX, VmSpec};

@@ -72,6 +72,15 @@ pub enum Network {
     Nowhere,
 }
 
+/// What a guest sees its network card as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Card {
+    /// virtio-net.
+    Virtio,
+    /// An Intel 82574L, which systems know by themselves.
+    E1000e,
+}
+
 /// A VM's disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskSpec {
@@ -106,6 +115,8 @@ pub struct VmSpec {
     pub identity: Option<PathBuf>,
     /// What its card leads to.
     pub network: Network,
+    /// What the guest sees it as.
+    pub card: Card,
     /// The hardware address of the guest's card.
     pub mac: [u8; 6],
     /// What the guest reads in its firmware tables.
@@ -170,7 +181,11 @@ impl VmSpec {
             }
             Network::Nowhere => arguments.pair("-netdev", "hubport,id=n0,hubid=0"),
         }
-        arguments.pair("-device", &format!("virtio-net-pci,netdev=n0,mac={mac},romfile="));
+        let card = match self.card {
+            Card::Virtio => "virtio-net-pci",
+            Card::E1000e => "e1000e",
+        };
+        arguments.pair("-device", &format!("{card},netdev=n0,mac={mac},romfile="));
         arguments.pair("-device", "virtio-rng-pci");
         // A picture of its screen can be taken. Four MiB are 1024 by 768 points.
         arguments.pair("-device", "VGA,vgamem_mb=4");
@@ -324,6 +339,7 @@ mod tests {
             memory: Memory::Own,
             identity: None,
             network: Network::Tap("mft7".to_owned()),
+            card: Card::Virtio,
             mac: [2, 0, 10, 80, 0, 2],
             local_disks: vec![],
             cdrom: None,
@@ -333,6 +349,14 @@ mod tests {
             },
             folder: "/run/vm7".into(),
         }
+    }
+
+    #[test]
+    fn another_card_is_another_device() {
+        let spec = VmSpec { card: Card::E1000e, ..spec() };
+        let arguments: Vec<String> =
+            spec.arguments().iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
+        assert!(arguments.contains(&"e1000e,netdev=n0,mac=02:00:0a:50:00:02,romfile=".to_owned()), "{arguments:?}");
     }
 
     #[test]

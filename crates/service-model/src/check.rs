@@ -191,12 +191,12 @@ fn check_disks(reader: &mut Reader<'_>, node: Node<'_, '_>, defined: &RoleDefini
     const SATA_MOST: usize = 4;
     const NTFS_LEAST_MB: u64 = 4;
     let count = defined.local_storage.len();
-    if count > SATA_MOST && role.setting(DISK_SETTING).and_then(DiskModel::named) == Some(DiskModel::Sata) {
+    if count > SATA_MOST && role.disk() == DiskModel::Sata {
         let message =
             format!("{count} of <LocalStorage> do not fit beside a SATA disk, which leaves room for {SATA_MOST}");
         reader.error_at(node, &message, Some(&format!("use another `{DISK_SETTING}`, or fewer and larger ones")));
     }
-    let windows = role.setting(PLATFORM_SETTING).and_then(Platform::named) == Some(Platform::Windows);
+    let windows = role.platform() == Platform::Windows;
     for storage in defined.local_storage.iter().filter(|one| windows && one.size_mb < NTFS_LEAST_MB) {
         let message = format!("the local storage `{}` is too small for NTFS, which Windows guests get", storage.name);
         reader.error_at(node, &message, Some(&format!("give it a sizeInMB of at least {NTFS_LEAST_MB}")));

@@ -2,8 +2,8 @@
 
 use mayfly_model::USER_DATA_SETTING;
 use mayfly_model::configuration::{
-    APPLY_SETTING, AUTOSCALE_SETTING, DRAIN_SETTING, EGRESS_SETTING, PROBE_INTERVAL_SETTING, REQUIRE_SETTING,
-    SPREAD_SETTING, START_TIMEOUT_SETTING, UNRESPONSIVE_SETTING,
+    APPLY_SETTING, AUTOSCALE_SETTING, CARD_SETTING, DRAIN_SETTING, EGRESS_SETTING, NetworkCard, PROBE_INTERVAL_SETTING,
+    REQUIRE_SETTING, SPREAD_SETTING, START_TIMEOUT_SETTING, UNRESPONSIVE_SETTING,
 };
 use mayfly_model::guest::{
     ADMIN_USER_SETTING, ENCRYPTED_PASSWORD_SETTING, LOCALE_SETTING, PASSWORD_HASH_SETTING, PLATFORM_SETTING, Platform,
@@ -13,10 +13,11 @@ use mayfly_model::guest::{
 use mayfly_model::{Autoscale, DISK_SETTING, DiskModel, Egress, Requirements, Spread};
 
 /// The settings that Mayfly itself understands.
-pub(crate) const SETTINGS: [&str; 24] = [
+pub(crate) const SETTINGS: [&str; 25] = [
     USER_DATA_SETTING,
     START_TIMEOUT_SETTING,
     DISK_SETTING,
+    CARD_SETTING,
     SPREAD_SETTING,
     REQUIRE_SETTING,
     APPLY_SETTING,
@@ -48,6 +49,7 @@ pub(crate) fn check_value(name: &str, value: &str) -> Result<(), String> {
         }
         DRAIN_SETTING | SHUTDOWN_SETTING => number(value, 0, 600, " of seconds"),
         SCRIPT_TRIES_SETTING => number(value, 1, 100, ""),
+        CARD_SETTING => one_of(value, NetworkCard::ALL.map(|(name, _)| name)),
         DISK_SETTING if DiskModel::named(value).is_none() => {
             let known = DiskModel::ALL.map(|(name, _)| name).join(", ");
             Err(format!("`{value}` is none of {known}"))

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
+use crate::run::{output, run};
 use crate::setup;
 
 /// What the benches compare Mayfly with.
@@ -24,10 +25,22 @@ fn peers(name: &str) -> &'static [(&'static str, &'static str)] {
     }
 }
 
+/// libvirt's driver does not start without the user that Debian makes with the whole of libvirt, daemons and all.
+fn make_user(name: &str) -> anyhow::Result<()> {
+    if output("id", &[name]).is_ok() {
+        return Ok(());
+    }
+    let nologin = "/usr/sbin/nologin";
+    run("useradd", &["--system", "--no-create-home", "--shell", nologin, "--user-group", name])
+}
+
 /// Runs a bench and writes its section of `docs/benchmarks.md`.
 pub fn bench(root: &Path, name: &str, arguments: &[String]) -> anyhow::Result<()> {
     setup::install()?;
     setup::install_all(peers(name))?;
+    if name == "guest" {
+        make_user("libvirt-qemu")?;
+    }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let build = ["build", "--release", "--quiet", "--locked", "-p", "mayfly-cli", "-p", "mayfly-bench"];
     println!("building mayfly and the benchmarks, optimised");

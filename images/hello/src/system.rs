@@ -101,12 +101,34 @@ pub fn reboot() -> anyhow::Result<()> {
 /// What has to be another in each guest, as JSON.
 pub fn identity() -> serde_json::Value {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    let mut random = [0; 16];
-    let drawn = File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut random));
     serde_json::json!({
         "mac": read("/sys/class/net/eth0/address"),
         "boot_id": read("/proc/sys/kernel/random/boot_id"),
-        "random": drawn.map(|()| random.iter().map(|byte| format!("{byte:02x}")).collect::<String>()).unwrap_or_default(),
+        "random": draw().unwrap_or_default(),
+        "machine_id": own("machine-id"),
+        "host_key": own("host-key"),
         "time": std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs()),
     })
+}
+
+/// Sixteen random bytes.
+fn draw() -> std::io::Result<String> {
+    let mut random = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut random)?;
+    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// What a system draws at its first boot and then keeps on its disk, such as the key by which others know it.
+fn own(name: &str) -> String {
+    if let Some(known) = crate::disk::read(name) {
+        return known;
+    }
+    let drawn = draw().unwrap_or_default();
+    match crate::disk::write(name, drawn.as_bytes()) {
+        Ok(()) => drawn,
+        Err(error) => {
+            say(&format!("mayfly hello: {name} cannot be kept: {error:#}"));
+            String::new()
+        }
+    }
 }

@@ -356,6 +356,8 @@ fn a_hundred_copies_of_a_template_are_a_hundred_machines() {
             ("hardware address", &page["identity"]["mac"]),
             ("boot id", &page["identity"]["boot_id"]),
             ("random bytes", &page["identity"]["random"]),
+            ("machine id", &page["identity"]["machine_id"]),
+            ("host key", &page["identity"]["host_key"]),
         ] {
             let value = value.as_str().unwrap().to_owned();
             assert!(!value.is_empty(), "{name} of {index}");

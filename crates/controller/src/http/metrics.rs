@@ -12,10 +12,12 @@ use mayfly_net::plan::endpoint_name;
 
 use super::Shared;
 use super::error::Failure;
+use crate::invariants::Sample;
 use crate::usage::Usage;
 
 pub(super) async fn show(State(shared): State<Arc<Shared>>) -> Result<Response, Failure> {
-    let text = shared.driver.read(|core| metrics(core, &shared.usage)).await?;
+    let mut text = shared.driver.read(|core| metrics(core, &shared.usage)).await?;
+    invariants(&mut text, &shared.invariants.last());
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
 }
 
@@ -29,6 +31,23 @@ fn metrics(core: &Core, usage: &Usage) -> String {
 
 fn head(text: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+/// Whether the records are as they have to be.
+fn invariants(text: &mut String, sample: &Sample) {
+    let name = "mayfly_invariant_samples_total";
+    head(text, name, "counter", "How often the records were looked at, in fabrics of up to 50,000 instances.");
+    let _ = writeln!(text, "{name} {}", sample.count);
+    let name = "mayfly_invariant_violations";
+    head(
+        text,
+        name,
+        "gauge",
+        "How often the design's invariants were broken in the last sample; always 0, or it is a bug.",
+    );
+    for (number, count) in &sample.broken {
+        let _ = writeln!(text, "{name}{{invariant=\"{number}\"}} {count}");
+    }
 }
 
 /// How many instances and hosts are in which state.

@@ -38,6 +38,7 @@ use crate::config::ControllerConfig;
 use crate::driver::{Driver, DriverError};
 use crate::identity::Identity;
 use crate::images::{Holders, ImageStore};
+use crate::invariants::Invariants;
 use crate::usage::Usage;
 
 /// What all handlers share.
@@ -52,6 +53,8 @@ pub struct Shared {
     pub usage: Usage,
     /// Calls from users to hosts.
     pub calls: Calls,
+    /// Whether the records are as they have to be.
+    pub invariants: Invariants,
     /// What is shown to hosts, and made for them.
     pub identity: Arc<Identity>,
     /// The configuration.

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use mayfly_model::{DiskModel, Platform, VmGoal};
+use mayfly_model::{DiskModel, NetworkCard, Platform, VmGoal};
 use mayfly_net::address::tap_name;
-use mayfly_qemu::{DiskDevice, DiskSpec, Firmware, LocalDisk, Maker, Memory, Network, VmSpec};
+use mayfly_qemu::{Card, DiskDevice, DiskSpec, Firmware, LocalDisk, Maker, Memory, Network, VmSpec};
 
 use super::prepare;
 use crate::agent::Agent;
@@ -39,6 +39,10 @@ pub(super) fn spec(agent: &Agent, goal: &VmGoal, local_disks: Vec<LocalDisk>, cd
         memory: Memory::Own,
         identity: None,
         network: Network::Tap(tap_name(goal.vm)),
+        card: match goal.guest.card {
+            NetworkCard::Virtio => Card::Virtio,
+            NetworkCard::E1000e => Card::E1000e,
+        },
         mac: goal.mac(),
         firmware: Firmware { uuid: mayfly_wire::system_uuid(goal), maker },
         folder: agent.ledger.vm_folder(goal.vm),

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use mayfly_disk::{Base, Export, FileSystem, Transport, make_formatted};
-use mayfly_model::{DiskModel, Platform, VmGoal};
+use mayfly_model::{DiskModel, NetworkCard, Platform, VmGoal};
 use mayfly_qemu::{LocalDisk, Machine, Memory, Network, PROGRAM, VmSpec};
 
 use super::{console, prepare, spec};
@@ -72,7 +72,8 @@ impl Template {
 
 /// What the templates of a VM have in common: everything that has to be the same. Nothing for a VM that cannot have one.
 fn key(agent: &Agent, goal: &VmGoal) -> Option<String> {
-    let can = goal.guest.platform == Platform::NoCloud && prepare::model(agent, goal) == DiskModel::Virtio;
+    let virtio = prepare::model(agent, goal) == DiskModel::Virtio && goal.guest.card == NetworkCard::Virtio;
+    let can = goal.guest.platform == Platform::NoCloud && virtio;
     if !goal.guest.template || !can {
         return None;
     }
