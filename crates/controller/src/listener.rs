@@ -70,10 +70,7 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, connected: mpsc::S
 /// Has the system find out that whoever was at the other end is gone without a word: what it holds is free again then.
 pub fn keep_alive(stream: &TcpStream) {
     let every = TcpKeepalive::new().with_time(IDLE).with_interval(IDLE / 3).with_retries(3);
-    let socket = SockRef::from(stream);
-    // The one while nothing is said, the other while what was said is not acknowledged.
-    let watched = socket.set_tcp_keepalive(&every).and_then(|()| socket.set_tcp_user_timeout(Some(IDLE * 2)));
-    if let Err(error) = watched {
+    if let Err(error) = SockRef::from(stream).set_tcp_keepalive(&every) {
         tracing::debug!(%error, "a connection's other end is not watched");
     }
 }
@@ -82,6 +79,8 @@ async fn shake(acceptor: TlsAcceptor, stream: TcpStream) -> io::Result<(TlsStrea
     // Reports are small, and each is waited for.
     stream.set_nodelay(true)?;
     keep_alive(&stream);
+    // A host reads what it is sent; a user may pause.
+    SockRef::from(&stream).set_tcp_user_timeout(Some(IDLE * 2))?;
     let stream = acceptor.accept(stream).await?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let enrolled = certificate.map(Enrolled::of).transpose().map_err(io::Error::other)?;

@@ -169,7 +169,7 @@ pub(crate) fn vm_gone(step: &mut Step<'_>, instance: &Instance) {
             let (reason, prefer) = ("its new VM is being placed".to_owned(), prefer.clone());
             let heals = instance.health.is_some();
             let state = InstanceState::Waiting { reason, prefer, since: step.now, heals };
-            step.put_instance(Instance { state, ..instance.clone() });
+            step.put_instance(Instance { state, dip: Some(vm.dip), ..instance.clone() });
         }
     }
 }
@@ -353,9 +353,7 @@ pub(crate) fn may_disturb(step: &Step<'_>, instance: &Instance) -> bool {
     !well(instance) || others.all(|one| well(one))
 }
 
-/// The address that the instance's VM had last, or else a new one. An instance that is placed has no VM any more that could
-/// be on the network: its host has said so, or its lease is over by everybody's clock. So what allows the identity to go to
-/// another host allows its address to go along; who was told the address before is still right.
+/// The address that the instance's VM had last, if its host has said that nothing of that VM is left; or else a new one.
 fn private_address(step: &mut Step<'_>, instance: &Instance) -> Option<Ipv4Addr> {
     let (range, used) = (step.config.dips, &step.state.index.dips);
     if let Some(last) = instance.dip.filter(|dip| range.contains(*dip) && !used.contains(dip)) {
@@ -381,7 +379,7 @@ fn place(step: &mut Step<'_>, instance: &Instance, host: HostName) -> Option<Str
     let vm = Vm { id, host, computer_name, dip, size, reboots: 0, restarts: 0, placed: step.now, started: step.now };
     let phase = VmPhase::Creating { detail: "waiting for its host".to_owned() };
     let state = InstanceState::Placed { vm, phase, since: step.now };
-    step.put_instance(Instance { generation, local_generation, state, dip: Some(dip), ..instance.clone() });
+    step.put_instance(Instance { generation, local_generation, state, dip: None, ..instance.clone() });
     Some(message)
 }
 

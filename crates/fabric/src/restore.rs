@@ -5,6 +5,8 @@
 //! every host that may be serving has applied a goal state made from the restored records, and so has dropped what those
 //! do not know of.
 
+use std::sync::Arc;
+
 use mayfly_model::{EventKind, Incarnation};
 
 use crate::hosts;
@@ -15,14 +17,23 @@ use crate::step::Step;
 /// How far the counters jump: more than they can have grown since any backup.
 const JUMP: u64 = 1 << 32;
 
+/// How far the place where private addresses are looked for jumps: past those that were given out since the backup.
+const DIPS: u32 = 8192;
+
 /// Makes a backup's records such that a fabric can go on from them.
 pub fn restored(records: &mut [Record]) {
     for record in records {
-        if let Record::Meta(meta) = record {
-            meta.revision = Incarnation(meta.revision.0 + JUMP);
-            meta.next_vm += JUMP;
-            meta.next_event += 1_000_000;
-            meta.restored = Some(meta.revision);
+        match record {
+            Record::Meta(meta) => {
+                meta.revision = Incarnation(meta.revision.0 + JUMP);
+                meta.next_vm += JUMP;
+                meta.next_event += 1_000_000;
+                meta.next_dip = meta.next_dip.wrapping_add(DIPS);
+                meta.restored = Some(meta.revision);
+            }
+            // A later VM of the identity may have it.
+            Record::Instance(instance) if instance.dip.is_some() => Arc::make_mut(instance).dip = None,
+            _ => {}
         }
     }
 }

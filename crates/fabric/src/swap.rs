@@ -54,7 +54,12 @@ fn inputs(deployment: &Deployment) -> usize {
     endpoints.filter(|endpoint| matches!(endpoint, Endpoint::Input { .. })).count()
 }
 
-fn exchange(step: &mut Step<'_>, production: Option<Deployment>, staging: Deployment) {
+fn exchange(step: &mut Step<'_>, mut production: Option<Deployment>, mut staging: Deployment) {
+    if let Some(production) = &mut production {
+        // The names of reserved addresses stay with the addresses.
+        let (front, back) = (&mut production.version.configuration, &mut staging.version.configuration);
+        std::mem::swap(&mut front.reserved_address, &mut back.reserved_address);
+    }
     let (front, back) = (production.as_ref().map_or(staging.vip, |one| one.vip), staging.vip);
     breaker::exchange_slots(step, &staging.key.service);
     let rising = take_out(step, &staging);

@@ -269,7 +269,7 @@ fn a_lost_host_is_healed_within_seconds_and_comes_back_clean() {
     fabric.run(1500);
     let after = fabric.instance("shop/web_IN_0");
     let (old, new) = (before.vm().unwrap(), after.vm().unwrap());
-    assert!(old.host != new.host && old.computer_name != new.computer_name && old.dip == new.dip && old.id != new.id);
+    assert!(old.host != new.host && old.computer_name != new.computer_name && old.dip != new.dip && old.id != new.id);
     assert_eq!(after.generation, before.generation + 1);
     fabric.dead.clear();
     fabric.run(1000);

@@ -1,5 +1,6 @@
 //! The guard: asks the lease whether the host may serve, and acts on it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -28,7 +29,9 @@ pub(crate) async fn run(agent: Arc<Agent>) {
 
 /// Looks once: renews what the kernel lets pass, or ends it.
 pub(crate) fn check(agent: &Agent) {
-    let dips: Vec<_> = agent.statuses().guests().iter().map(|guest| guest.dip).collect();
+    // Each once: the kernel refuses a whole transaction that names one twice.
+    let dips: BTreeSet<_> = agent.statuses().guests().iter().map(|guest| guest.dip).collect();
+    let dips: Vec<_> = dips.into_iter().collect();
     let mut nft = lock(&agent.nft);
     // After the lock: whoever waits for it must not hand out time that has passed.
     let now = clock::now();

@@ -10,6 +10,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::serve::Listener;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{KeepAlive, TcpKeepCount, TcpKeepIdle, TcpKeepInterval};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -17,6 +19,8 @@ use crate::agent::lock;
 
 /// Connections that a guest may have open at a time to one server.
 const EACH: usize = 48;
+/// Seconds of silence after which a guest is asked whether it is still there.
+const IDLE_SECONDS: u32 = 15;
 /// Between two tries when the system is out of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -68,6 +72,14 @@ impl Listener for Limited {
                 }
             };
             let address = from.ip();
+            // A guest that was killed says no farewell, and the next one at its address shall not find its connections counted.
+            let watched = setsockopt(&stream, KeepAlive, &true)
+                .and_then(|()| setsockopt(&stream, TcpKeepIdle, &IDLE_SECONDS))
+                .and_then(|()| setsockopt(&stream, TcpKeepInterval, &(IDLE_SECONDS / 3)))
+                .and_then(|()| setsockopt(&stream, TcpKeepCount, &3));
+            if let Err(error) = watched {
+                tracing::debug!(%error, "a guest's connection is not watched");
+            }
             let admitted = {
                 let mut open = lock(&self.open);
                 let count = open.entry(address).or_default();

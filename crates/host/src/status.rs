@@ -324,6 +324,12 @@ impl Statuses {
 
     /// The VM with this address.
     pub(crate) fn at(&mut self, address: Ipv4Addr) -> Option<&mut VmStatus> {
-        self.vms.values_mut().find(|status| status.goal.dip == address)
+        // One that is going may have had it before.
+        let has = |status: &VmStatus| status.goal.dip == address;
+        let on_network = self.vms.values().find(|status| has(status) && status.has_tap).map(|status| status.goal.vm);
+        match on_network {
+            Some(vm) => self.vms.get_mut(&vm),
+            None => self.vms.values_mut().find(|status| has(status)),
+        }
     }
 }

@@ -166,16 +166,27 @@ impl RoleConfiguration {
         self.setting(PLATFORM_SETTING).and_then(Platform::named).unwrap_or_default()
     }
 
-    /// What its guests see their disk as. Windows knows no virtio by itself.
+    /// What its guests see their disk as.
     pub fn disk(&self) -> DiskModel {
-        let usual = || if self.platform() == Platform::Windows { DiskModel::Sata } else { DiskModel::Virtio };
-        self.setting(DISK_SETTING).and_then(DiskModel::named).unwrap_or_else(usual)
+        self.setting(DISK_SETTING).and_then(DiskModel::named).unwrap_or_default()
     }
 
-    /// What its guests see their network card as, likewise.
+    /// What its guests see their network card as.
     pub fn card(&self) -> NetworkCard {
-        let usual = || if self.platform() == Platform::Windows { NetworkCard::E1000e } else { NetworkCard::Virtio };
-        self.setting(CARD_SETTING).and_then(NetworkCard::named).unwrap_or_else(usual)
+        self.setting(CARD_SETTING).and_then(NetworkCard::named).unwrap_or_default()
+    }
+
+    /// Says what hardware Windows guests find where nobody has: it knows no virtio by itself. What is said is stored, so that a
+    /// guest that is there already finds what it found before.
+    pub fn say_hardware(&mut self) {
+        if self.platform() != Platform::Windows {
+            return;
+        }
+        for (name, value) in [(DISK_SETTING, "sata"), (CARD_SETTING, "e1000e")] {
+            if self.setting(name).is_none() {
+                self.settings.push((name.to_owned(), value.to_owned()));
+            }
+        }
     }
 
     /// What it asks of hosts. What cannot be read was refused before it got here.

@@ -52,7 +52,8 @@ pub struct Instance {
     /// Whether its own guest shall not run, though its deployment does.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stopped: bool,
-    /// The address that its VM has or had last: the next one gets it again.
+    /// The address of its last VM, of which nothing is left by the word of its host: the next one gets it again. After a loss
+    /// of the host there is none: what is left of that VM there could answer at the same address when the host is back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dip: Option<Ipv4Addr>,
     /// Its state.

@@ -24,6 +24,10 @@ impl Links {
     /// # Errors
     /// [`NetError`].
     pub async fn create_overlay(&self, own: Ipv4Addr, mac: [u8; 6], underlay: Ipv4Addr) -> Result<(), NetError> {
+        // A host that has joined again has another number, and so another address there.
+        if self.get(OVERLAY_DEVICE).await?.is_some() && self.mac(OVERLAY_DEVICE).await? != mac {
+            self.delete(OVERLAY_DEVICE).await?;
+        }
         if self.get(OVERLAY_DEVICE).await?.is_none() {
             let below = self.index(UNDERLAY_DEVICE).await?;
             // The device below bounds the size of packets (by `dev`), so that none has to be cut. The kernel is told

@@ -229,6 +229,11 @@ fn check_dependent(reader: &mut Reader<'_>, settings: &[Node<'_, '_>]) {
         let message = format!("Windows guests take one of `{SCRIPT_SETTING}` and `{USER_DATA_SETTING}`");
         reader.error_in(node, "name", &message, Some("put both into one"));
     }
+    if let Some(node) = find(ADMIN_USER_SETTING).filter(|_| windows)
+        && let Err(message) = windows_user_name(&value(ADMIN_USER_SETTING))
+    {
+        reader.error_in(node, "value", &message, None);
+    }
     // The two name time zones differently; `UTC` is a name of both.
     let (strange, whose, example) = match windows {
         true => ('/', "Windows", "W. Europe Standard Time"),

@@ -31,7 +31,9 @@ pub fn parse_configuration(source: &Source) -> Result<ServiceConfiguration, Diag
     let (mut endpoint_acls, mut reserved_address) = (Vec::new(), None);
     for node in reader.children(root, &["Role", "NetworkConfiguration"]) {
         if node.tag_name().name() == "Role" {
-            roles.extend(read_role(&mut reader, node, &mut seen));
+            let mut role = read_role(&mut reader, node, &mut seen);
+            role.iter_mut().for_each(RoleConfiguration::say_hardware);
+            roles.extend(role);
         } else {
             endpoint_acls.extend(read_acls(&mut reader, node));
             reserved_address = read_reserved(&mut reader, node).or(reserved_address);

@@ -62,7 +62,7 @@ impl Told {
             ("Microsoft.WindowsAzure.Plugins.RemoteAccess.Enabled", "true"),
             ("Microsoft.WindowsAzure.Plugins.RemoteAccess.AccountUsername", "ada"),
             ("Microsoft.WindowsAzure.Plugins.RemoteAccess.AccountEncryptedPassword", &self.encrypted),
-            ("Microsoft.WindowsAzure.Plugins.RemoteAccess.AccountExpiration", "2039-12-31T23:59:59.0000000-08:00"),
+            ("Microsoft.WindowsAzure.Plugins.RemoteAccess.AccountExpiration", "2039-06-30T23:59:59.0000000-08:00"),
         ];
         let (azure, nocloud) = ([&common[..], &own].concat(), [&common[..], &remote].concat());
         let certificates = ["Site", "Microsoft.WindowsAzure.Plugins.RemoteAccess.PasswordEncryption"].map(|name| {

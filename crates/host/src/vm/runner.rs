@@ -25,8 +25,8 @@ use crate::ledger::VmNote;
 use crate::servers::domain;
 use crate::status::{Stage, VmStatus};
 
-/// Between two looks at whether a disk has been captured.
-const CAPTURED: Duration = Duration::from_millis(500);
+/// Between two looks at whether what holds up a guest's start is over.
+const HELD_UP: Duration = Duration::from_millis(500);
 /// Pauses before another try grow from the first to the last.
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
 const PAUSE_LAST: Duration = Duration::from_secs(30);
@@ -93,9 +93,14 @@ impl Runner {
         if !self.adopted {
             // Said first, so that whoever wants to read the disk from now on is refused.
             self.set(Stage::Preparing("making its disk".to_owned()));
-            if lock(&self.agent.captures).contains(&self.goal.vm) {
-                self.set(Stage::Preparing("waiting until its disk has been captured".to_owned()));
-                self.wait(CAPTURED).await;
+            let reason = match lock(&self.agent.captures).contains(&self.goal.vm) {
+                true => Some("waiting until its disk has been captured"),
+                false if self.is_preceded() => Some("waiting until nothing is left of the VM before it"),
+                false => None,
+            };
+            if let Some(reason) = reason {
+                self.set(Stage::Preparing(reason.to_owned()));
+                self.wait(HELD_UP).await;
                 return true;
             }
         }
@@ -143,6 +148,16 @@ impl Runner {
             }
         }
         true
+    }
+
+    /// Whether another VM of this host has the same address, or carried the same identity, and is not gone yet.
+    fn is_preceded(&self) -> bool {
+        let same = |other: &VmGoal| {
+            let identity =
+                (&other.deployment_id, other.instance.name()) == (&self.goal.deployment_id, self.goal.instance.name());
+            other.vm < self.goal.vm && (identity || other.dip == self.goal.dip)
+        };
+        self.agent.statuses().vms.values().any(|status| same(&status.goal))
     }
 
     /// Sees that there is no guest, and waits until something else is wanted. Returns whether the VM still is.

@@ -101,8 +101,20 @@ impl Runner {
         if self.agent.boots.available_permits() == 0 {
             self.set(Stage::Preparing("waiting for its turn to boot".to_owned()));
         }
-        self.turn = Some(Arc::clone(&self.agent.boots).acquire_owned().await?);
-        Ok(())
+        let boots = Arc::clone(&self.agent.boots);
+        loop {
+            tokio::select! {
+                turn = Arc::clone(&boots).acquire_owned() => {
+                    self.turn = Some(turn?);
+                    return Ok(());
+                }
+                _ = self.desired.changed() => {}
+                _ = self.serving.changed() => {}
+            }
+            if self.desired.borrow().is_none() || !*self.serving.borrow() {
+                bail!("it is not wanted here any more");
+            }
+        }
     }
 
     /// Takes up a guest that an earlier agent started. What it said to that one still holds.
