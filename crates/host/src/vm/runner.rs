@@ -93,7 +93,8 @@ impl Runner {
         if !self.adopted {
             // Said first, so that whoever wants to read the disk from now on is refused.
             self.set(Stage::Preparing("making its disk".to_owned()));
-            let reason = match lock(&self.agent.captures).contains(&self.goal.vm) {
+            let captured = lock(&self.agent.captures).contains(&self.goal.vm);
+            let reason = match captured {
                 true => Some("waiting until its disk has been captured"),
                 false if self.is_preceded() => Some("waiting until nothing is left of the VM before it"),
                 false => None,
@@ -150,14 +151,13 @@ impl Runner {
         true
     }
 
-    /// Whether another VM of this host has the same address, or carried the same identity, and is not gone yet.
+    /// Whether another VM of this host that is not wanted any more has the same address, or carried the same identity.
     fn is_preceded(&self) -> bool {
-        let same = |other: &VmGoal| {
-            let identity =
-                (&other.deployment_id, other.instance.name()) == (&self.goal.deployment_id, self.goal.instance.name());
-            other.vm < self.goal.vm && (identity || other.dip == self.goal.dip)
-        };
-        self.agent.statuses().vms.values().any(|status| same(&status.goal))
+        let (own, wanted) = (&self.goal, self.agent.goal.borrow().clone());
+        let going = |other: &VmGoal| other.vm != own.vm && wanted.vms.iter().all(|vm| vm.vm != other.vm);
+        let identity = |goal: &VmGoal| (goal.deployment_id.clone(), goal.instance.name());
+        let same = |other: &VmGoal| other.dip == own.dip || identity(other) == identity(own);
+        self.agent.statuses().vms.values().any(|status| going(&status.goal) && same(&status.goal))
     }
 
     /// Sees that there is no guest, and waits until something else is wanted. Returns whether the VM still is.
