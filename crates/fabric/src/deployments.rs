@@ -36,7 +36,7 @@ fn public_address(
     }
     let last = service.vips.get(&slot).copied();
     let range = step.config.vips;
-    let taken = |vip: &Ipv4Addr| step.state.index.vips.contains(vip) || step.state.index.reserved.contains(vip);
+    let taken = |vip: &Ipv4Addr| step.state.has_given_out(vip);
     if let Some(last) = last.filter(|vip| range.contains(*vip) && !taken(vip)) {
         return Ok(last);
     }

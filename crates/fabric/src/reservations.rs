@@ -15,7 +15,7 @@ pub(crate) fn reserve(step: &mut Step<'_>, name: ReservedName) -> Result<(), Rej
     if step.state.reservations.contains_key(&name) {
         return Err(Rejected::AlreadyExists { kind: "reserved address", name: name.to_string() });
     }
-    let taken = |vip: &Ipv4Addr| step.state.index.vips.contains(vip) || step.state.index.reserved.contains(vip);
+    let taken = |vip: &Ipv4Addr| step.state.has_given_out(vip);
     let (address, next) = next_free(taken, step.config.vips, step.state.meta.next_vip)
         .ok_or_else(|| Rejected::NoRoom("no public address is free; release one, or delete a deployment".to_owned()))?;
     step.state.meta.next_vip = next;

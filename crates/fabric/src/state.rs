@@ -182,6 +182,11 @@ impl State {
         &self.reservations
     }
 
+    /// Whether a public address is a deployment's, or reserved.
+    pub(crate) fn has_given_out(&self, vip: &Ipv4Addr) -> bool {
+        self.index.vips.contains(vip) || self.index.reserved.contains(vip)
+    }
+
     /// The certificates of all services.
     pub fn certificates(&self) -> &BTreeMap<(ServiceName, Thumbprint), Arc<ServiceCertificate>> {
         &self.certificates
