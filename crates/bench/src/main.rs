@@ -21,6 +21,10 @@ use clap::Parser;
 
 use report::Report;
 
+/// The same as the program that is measured.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Measures Mayfly beside its peers.
 #[derive(Parser)]
 #[command(name = "mayfly-bench")]
@@ -60,6 +64,9 @@ enum Bench {
         /// Where records are kept; what is durable is so only on a disk
         #[arg(long, default_value = "/var/tmp")]
         folder: PathBuf,
+        /// Measures one part, and writes nothing
+        #[arg(long)]
+        only: Option<fabric::Part>,
     },
     /// The data plane, beside HAProxy, dnsmasq and Knot
     Net {
@@ -127,11 +134,12 @@ fn run(bench: Bench) -> anyhow::Result<()> {
             boot::measure(&mut report, &mayfly)?;
             (report, write)
         }
-        Bench::Fabric { mayfly, write, pairs, seconds, folder } => {
+        Bench::Fabric { mayfly, write, pairs, seconds, folder, only } => {
             let work = work(&folder)?;
             let mut report = Report::new("fabric");
-            fabric::measure(&mut report, work.path(), &mayfly, pairs, seconds)?;
-            (report, write)
+            let plan = fabric::Plan { work: work.path(), mayfly: &mayfly, pairs, seconds, only };
+            fabric::measure(&mut report, &plan)?;
+            (report, write.filter(|_| only.is_none()))
         }
         Bench::Net { mayfly, write, pairs, seconds, folder } => {
             let work = work(&folder)?;

@@ -15,6 +15,7 @@ use mayfly_store::{Election, EmbeddedStore, EtcdConfig, EtcdStore, Store, Write 
 use serde::{Deserialize, Serialize};
 
 use crate::http::rfc3339;
+use crate::stored;
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -105,11 +106,10 @@ pub fn migrate(from: &Place, into: &Place, replace: bool) -> anyhow::Result<usiz
         ensure!(path.exists(), "there is no {}", path.display());
     }
     let mut source = open(from).context("the store to move from")?;
-    let stored = source.load()?;
-    ensure!(!stored.is_empty(), "the store to move from is empty");
+    let has_any = stored::read(source.as_mut(), |records| records.next().is_some())?;
+    ensure!(has_any, "the store to move from is empty");
     let epoch = source.take_over(0)?;
-    let decode = |(key, bytes): &(String, Vec<u8>)| Record::decode(bytes).with_context(|| format!("the record {key}"));
-    let records: Vec<Record> = source.load()?.iter().map(decode).collect::<anyhow::Result<_>>()?;
+    let records: Vec<Record> = stored::read(source.as_mut(), |records| records.collect())?;
     fill(into, &records, epoch + 1, replace)
 }
 
@@ -191,7 +191,7 @@ mod tests {
         };
         let meta = Meta { epoch: 7, next_vm: 40, ..Meta::default() };
         let services = ["shop", "blog"].map(|name| Record::Service(std::sync::Arc::new(service(name))));
-        [Record::Meta(meta)].into_iter().chain(services).collect()
+        [Record::Meta(Box::new(meta))].into_iter().chain(services).collect()
     }
 
     fn text() -> String {

@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mayfly_fabric::{Change, Record};
-use mayfly_store::{Store, StoreError, Write};
+use mayfly_fabric::Change;
+use mayfly_store::{Store, StoreError};
+
+use crate::stored::commit;
 
 /// Decisions that may wait for the store; who decides more waits.
 const WAITING: usize = 2;
@@ -87,29 +89,4 @@ fn write(store: &Mutex<Box<dyn Store>>, decisions: Vec<Decision>) {
     for then in then {
         then(done.clone());
     }
-}
-
-/// Commits changes as one transaction.
-///
-/// # Errors
-/// [`StoreError`]; nothing was changed then.
-pub fn commit(store: &mut dyn Store, epoch: u64, changes: &[Change]) -> Result<(), StoreError> {
-    // The counters change with every step, and only the last of a transaction count.
-    let last = changes.iter().rposition(is_meta);
-    let counts = |(at, change): &(usize, &Change)| !is_meta(change) || Some(*at) == last;
-    let writes: Result<Vec<Write>, serde_json::Error> = changes
-        .iter()
-        .enumerate()
-        .filter(counts)
-        .map(|(_, change)| match change {
-            Change::Put(record) => Ok(Write::Put(record.key(), record.encode()?)),
-            Change::Delete(id) => Ok(Write::Delete(id.to_string())),
-        })
-        .collect();
-    let writes = writes.map_err(|source| StoreError::Engine { action: "write a record", source: source.into() })?;
-    store.commit(epoch, &writes)
-}
-
-fn is_meta(change: &Change) -> bool {
-    matches!(change, Change::Put(Record::Meta(_)))
 }

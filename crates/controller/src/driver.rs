@@ -10,12 +10,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use mayfly_fabric::{Config, Core, Input, Outcome, Record, Rejected};
+use mayfly_fabric::{Config, Core, Input, Outcome, Rejected};
 use mayfly_model::{Incarnation, Time};
 use mayfly_store::{Leadership, Store, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::committer::{Committer, Decision, commit};
+use crate::committer::{Committer, Decision};
+use crate::stored::{commit, read};
 
 /// Between two ticks of the core.
 const TICK: Duration = Duration::from_millis(100);
@@ -259,13 +260,7 @@ impl Drop for EndWithThread {
 fn start_core(store: &mut dyn Store, config: &Config, clock: Clock) -> anyhow::Result<Core> {
     // First the store is taken over, then it is read: what another controller still writes in between would be lost.
     let epoch = store.take_over(0)?;
-    let (core, changes) = Core::start(records(store)?, epoch, config.clone(), clock.now());
+    let (core, changes) = read(store, |records| Core::start(records, epoch, config.clone(), clock.now()))?;
     commit(store, epoch, &changes)?;
     Ok(core)
-}
-
-fn records(store: &dyn Store) -> anyhow::Result<Vec<Record>> {
-    let stored = store.load()?;
-    let decode = |(key, bytes): &(String, Vec<u8>)| Record::decode(bytes).with_context(|| format!("the record {key}"));
-    stored.iter().map(decode).collect()
 }

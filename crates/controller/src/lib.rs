@@ -13,6 +13,7 @@ mod images;
 mod invariants;
 mod listener;
 mod names;
+pub mod stored;
 mod usage;
 
 pub use config::{ControllerConfig, FabricConfig, StoreConfig};

@@ -104,7 +104,7 @@ impl Core {
     ) -> (Core, Vec<Change>) {
         let mut state = State::load(records);
         state.meta.epoch = epoch;
-        let changes = vec![Change::Put(Record::Meta(state.meta.clone()))];
+        let changes = vec![Change::Put(Record::Meta(Box::new(state.meta.clone())))];
         let leases = Leases::new(config.timings, state.meta.epoch, state.hosts.keys().cloned(), now);
         (Core { state, leases, config, planted: Planted::default() }, changes)
     }

@@ -18,7 +18,8 @@ impl Entropy {
     pub fn computer_name(&mut self) -> String {
         const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
         let mut bits = self.bits();
-        let mut name = "mf".to_owned();
+        let mut name = String::with_capacity(12);
+        name.push_str("mf");
         for _ in 0..10 {
             name.push(char::from(ALPHABET[(bits % 36) as usize]));
             bits /= 36;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use arcstr::{ArcStr, literal};
 use mayfly_model::{
     Deployment, EventKind, Health, HostName, Incarnation, Instance, InstanceKey, InstanceState, Scope, Spread, Then,
     Vm, VmId, VmPhase,
@@ -15,7 +16,7 @@ use crate::inventory::RoleRef;
 use crate::meter;
 use crate::mutant::Mutant;
 use crate::placement::{Ask, NoRoom};
-use crate::record::RecordId;
+use crate::record::{Record, RecordId};
 use crate::state::State;
 use crate::step::Step;
 
@@ -23,6 +24,8 @@ use crate::step::Step;
 /// of a surprise than those of instances that had a VM before.
 const TOLD: usize = 20;
 const TOLD_OF_NEW: usize = 4;
+/// What a VM does whose host has not said anything of it yet.
+const WAITING_FOR_HOST: ArcStr = literal!("waiting for its host");
 
 /// Asks for a restart of the guest that keeps its disk.
 pub(crate) fn reboot(step: &mut Step<'_>, key: &InstanceKey) -> Result<(), Rejected> {
@@ -217,7 +220,7 @@ fn place_waiting(step: &mut Step<'_>) {
     }
     let waiting: Vec<InstanceKey> = step.state.index.waiting.iter().cloned().collect();
     let mut healed = being_healed(step);
-    let mut placed: BTreeMap<RoleRef, Vec<String>> = BTreeMap::new();
+    let mut placed: BTreeMap<RoleRef, Untold> = BTreeMap::new();
     let mut refused: BTreeMap<(RoleRef, u32, bool), String> = BTreeMap::new();
     let (mut told, few) = (0, waiting.len() <= TOLD_OF_NEW);
     for key in waiting {
@@ -236,13 +239,13 @@ fn place_waiting(step: &mut Step<'_>) {
         };
         match chosen {
             Ok(host) => match place(step, &instance, host) {
-                Some(message) => {
+                Some(placement) => {
                     healed += usize::from(*heals);
                     told += 1;
                     if told <= TOLD && (few || instance.generation > 0) {
-                        step.event(EventKind::Placed, &key, message);
+                        step.event(EventKind::Placed, &key, placement_told(&placement));
                     } else {
-                        placed.entry(role).or_default().push(key.name());
+                        placed.entry(role).or_default().add(key.index);
                     }
                 }
                 None => wait(step, &instance, "no private address is free".to_owned()),
@@ -253,11 +256,29 @@ fn place_waiting(step: &mut Step<'_>) {
             }
         }
     }
-    for ((deployment, _), names) in placed {
-        let message = format!("{} placed, from {} to {}", names.len(), names[0], names[names.len() - 1]);
+    for ((deployment, role), Untold { count, first, last }) in placed {
+        let message = format!("{count} placed, from {role}_IN_{first} to {role}_IN_{last}");
         step.event(EventKind::Placed, deployment, message);
     }
     step.state.index.tried = Some(step.state.index.inventory.gains);
+}
+
+/// Placements of a role of which one event tells.
+#[derive(Default)]
+struct Untold {
+    count: u32,
+    first: u32,
+    last: u32,
+}
+
+impl Untold {
+    fn add(&mut self, index: u32) {
+        if self.count == 0 {
+            self.first = index;
+        }
+        self.count += 1;
+        self.last = index;
+    }
 }
 
 /// Why an instance must not be placed now even if there is room.
@@ -364,8 +385,8 @@ fn private_address(step: &mut Step<'_>, instance: &Instance) -> Option<Ipv4Addr>
     Some(dip)
 }
 
-/// Gives an instance a VM on a host. The text tells of it; without a free address there is none.
-fn place(step: &mut Step<'_>, instance: &Instance, host: HostName) -> Option<String> {
+/// Gives an instance a VM on a host, unless there is no free address.
+fn place(step: &mut Step<'_>, instance: &Instance, host: HostName) -> Option<Arc<Instance>> {
     let size = step.state.role_of(instance)?.0.size;
     let dip = private_address(step, instance)?;
     let id = VmId(step.state.meta.next_vm);
@@ -375,12 +396,29 @@ fn place(step: &mut Step<'_>, instance: &Instance, host: HostName) -> Option<Str
     let generation = if same { instance.generation } else { instance.generation + 1 };
     let stays = matches!(&instance.state, InstanceState::Waiting { prefer, .. } if prefer.as_ref() == Some(&host));
     let local_generation = if stays && instance.local_generation > 0 { instance.local_generation } else { generation };
-    let message = format!("{id} on {host} as {computer_name} at {dip}, disk generation {generation}");
     let vm = Vm { id, host, computer_name, dip, size, reboots: 0, restarts: 0, placed: step.now, started: step.now };
-    let phase = VmPhase::Creating { detail: "waiting for its host".to_owned() };
+    let phase = VmPhase::Creating { detail: WAITING_FOR_HOST };
     let state = InstanceState::Placed { vm, phase, since: step.now };
-    step.put_instance(Instance { generation, local_generation, state, dip: None, ..instance.clone() });
-    Some(message)
+    let Instance { key, update_domain, version, stopped, health, .. } = instance;
+    let placed = Arc::new(Instance {
+        key: key.clone(),
+        update_domain: *update_domain,
+        generation,
+        version: *version,
+        local_generation,
+        stopped: *stopped,
+        dip: None,
+        state,
+        health: health.clone(),
+    });
+    step.put(Record::Instance(Arc::clone(&placed)));
+    Some(placed)
+}
+
+/// What an event tells of a placement.
+fn placement_told(instance: &Instance) -> String {
+    let Some(Vm { id, host, computer_name, dip, .. }) = instance.vm() else { return String::new() };
+    format!("{id} on {host} as {computer_name} at {dip}, disk generation {}", instance.generation)
 }
 
 fn wait(step: &mut Step<'_>, instance: &Instance, why: String) {

@@ -1,12 +1,15 @@
 //! The hosts as placement sees them: kept up to date with each record, so that a choice among 100,000 hosts costs little
 //! more than one among 1,000.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use mayfly_model::{
-    Admission, DeploymentKey, Digest, Host, HostCondition, HostName, Requirements, Resources, RoleName,
+    Admission, DeploymentKey, Digest, Host, HostCondition, HostName, Instance, InstanceKey, Requirements, Resources,
+    RoleName, Vm,
 };
 use std::sync::Arc;
+
+use crate::counts::Counts;
 
 /// A role of a deployment.
 pub(crate) type RoleRef = (DeploymentKey, RoleName);
@@ -15,6 +18,8 @@ pub(crate) type RoleRef = (DeploymentKey, RoleName);
 pub(crate) type HostId = usize;
 /// A fault domain's place in the inventory.
 pub(crate) type DomainId = usize;
+/// A room's.
+pub(crate) type RoomId = usize;
 
 /// All hosts, their free room, and where each role stands.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +28,7 @@ pub(crate) struct Inventory {
     hosts: Vec<Option<HostRoom>>,
     domain_ids: HashMap<String, DomainId>,
     domains: Vec<Domain>,
+    rooms: HashMap<String, RoomId>,
     /// Domains with at least one open host.
     open_domains: Vec<DomainId>,
     roles: HashMap<RoleRef, RoleCount>,
@@ -31,6 +37,8 @@ pub(crate) struct Inventory {
     taken: u64,
     /// Grows whenever an instance that found no place might find one now.
     pub(crate) gains: u64,
+    /// Records are being loaded: what is free on open hosts is put in order when all are there.
+    loading: bool,
 }
 
 /// One host.
@@ -40,6 +48,8 @@ pub(crate) struct HostRoom {
     pub(crate) domain: DomainId,
     pub(crate) used: Resources,
     pub(crate) free: Resources,
+    /// The instances whose VM is on it, wanted or going.
+    pub(crate) carried: BTreeSet<InstanceKey>,
 }
 
 /// One fault domain.
@@ -47,7 +57,7 @@ pub(crate) struct HostRoom {
 pub(crate) struct Domain {
     pub(crate) name: String,
     /// What it is a part of, `room-1` of `room-1/rack-7`.
-    pub(crate) room: String,
+    pub(crate) room: RoomId,
     /// Open hosts by what is free on them: thousandths of a core, MiB, host.
     pub(crate) free: BTreeSet<(u64, u64, HostId)>,
     /// Where it stands in the list of open domains.
@@ -57,8 +67,9 @@ pub(crate) struct Domain {
 /// Where a role's wanted VMs stand.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RoleCount {
-    pub(crate) by_domain: BTreeMap<DomainId, u32>,
-    pub(crate) by_host: BTreeMap<HostId, u32>,
+    pub(crate) by_room: Counts,
+    pub(crate) by_domain: Counts,
+    pub(crate) by_host: Counts,
 }
 
 impl Inventory {
@@ -73,16 +84,15 @@ impl Inventory {
                 self.hosts.len() - 1
             }
         };
-        let before = self.hosts[id].take();
-        let used = before.as_ref().map_or_else(Resources::default, |room| room.used);
-        if let Some(before) = &before {
-            self.close(id, before);
+        let (mut used, mut carried) = (Resources::default(), BTreeSet::new());
+        if let Some(before) = self.hosts[id].take() {
+            self.close(id, &before);
+            if before.domain != domain {
+                self.move_counts(id, before.domain, domain);
+            }
+            (used, carried) = (before.used, before.carried);
         }
-        let room = HostRoom { host: Arc::clone(host), domain, used, free: host.capacity.minus(used) };
-        let moved = before.as_ref().filter(|before| before.domain != domain).map(|before| before.domain);
-        if let Some(from) = moved {
-            self.move_counts(id, from, domain);
-        }
+        let room = HostRoom { host: Arc::clone(host), domain, used, free: host.capacity.minus(used), carried };
         self.open(id, &room);
         self.hosts[id] = Some(room);
         self.gains += 1;
@@ -97,9 +107,59 @@ impl Inventory {
         }
     }
 
+    /// Takes an instance that has a VM to its host, if that is known; its VM takes room there, unless `takes` says that it
+    /// does not.
+    pub(crate) fn carry(&mut self, instance: &Instance, vm: &Vm, takes: bool) -> bool {
+        let Some(id) = self.ids.get(&vm.host).copied() else { return false };
+        if let Some(room) = &mut self.hosts[id] {
+            room.carried.insert(instance.key.clone());
+        }
+        if takes {
+            self.occupy(id, vm.size.resources(), false);
+        }
+        if instance.wanted_vm().is_some() {
+            self.count(instance, id, false);
+        }
+        true
+    }
+
+    /// The reverse of [`Inventory::carry`].
+    pub(crate) fn let_go(&mut self, instance: &Instance, vm: &Vm, takes: bool) {
+        let Some(id) = self.ids.get(&vm.host).copied() else { return };
+        if let Some(room) = &mut self.hosts[id] {
+            room.carried.remove(&instance.key);
+        }
+        if takes {
+            self.occupy(id, vm.size.resources(), true);
+        }
+        if instance.wanted_vm().is_some() {
+            self.count(instance, id, true);
+        }
+    }
+
+    /// The instances whose VM is on a host, wanted or going.
+    pub(crate) fn carried(&self, name: &HostName) -> impl Iterator<Item = &InstanceKey> {
+        self.host_named(name).into_iter().flat_map(|(_, room)| &room.carried)
+    }
+
+    /// Does without what is only needed to choose, until [`Inventory::end_loading`].
+    pub(crate) fn begin_loading(&mut self) {
+        self.loading = true;
+    }
+
+    /// Everything is there.
+    pub(crate) fn end_loading(&mut self) {
+        self.loading = false;
+        for id in 0..self.hosts.len() {
+            if let Some(room) = self.hosts[id].take() {
+                self.open(id, &room);
+                self.hosts[id] = Some(room);
+            }
+        }
+    }
+
     /// A VM takes room on a host, or with `frees` gives it back.
-    pub(crate) fn occupy(&mut self, name: &HostName, needed: Resources, frees: bool) {
-        let Some(id) = self.ids.get(name).copied() else { return };
+    fn occupy(&mut self, id: HostId, needed: Resources, frees: bool) {
         let Some(mut room) = self.hosts[id].take() else { return };
         self.close(id, &room);
         room.used = if frees { room.used.minus(needed) } else { room.used.plus(needed) };
@@ -112,24 +172,24 @@ impl Inventory {
     }
 
     /// A role has one more wanted VM on a host, or with `leaves` one fewer.
-    pub(crate) fn count(&mut self, role: &RoleRef, name: &HostName, leaves: bool) {
-        let Some(id) = self.ids.get(name).copied() else { return };
+    fn count(&mut self, instance: &Instance, id: HostId, leaves: bool) {
+        let role = (instance.key.deployment.clone(), instance.key.role.clone());
         let Some(domain) = self.hosts[id].as_ref().map(|room| room.domain) else { return };
+        let room = self.domains[domain].room;
         if leaves {
-            let Some(count) = self.roles.get_mut(role) else { return };
-            decrease(&mut count.by_domain, domain, 1);
-            decrease(&mut count.by_host, id, 1);
-            if count.by_host.is_empty() {
-                self.roles.remove(role);
+            let Some(count) = self.roles.get_mut(&role) else { return };
+            count.by_room.take(room, 1);
+            count.by_domain.take(domain, 1);
+            count.by_host.take(id, 1);
+            if count.by_host.places() == 0 {
+                self.roles.remove(&role);
             }
             self.gains += 1;
         } else {
-            if !self.roles.contains_key(role) {
-                self.roles.insert(role.clone(), RoleCount::default());
-            }
-            let Some(count) = self.roles.get_mut(role) else { return };
-            *count.by_domain.entry(domain).or_default() += 1;
-            *count.by_host.entry(id).or_default() += 1;
+            let count = self.roles.entry(role).or_default();
+            count.by_room.add(room, 1);
+            count.by_domain.add(domain, 1);
+            count.by_host.add(id, 1);
         }
     }
 
@@ -188,13 +248,15 @@ impl Inventory {
             return *id;
         }
         let room = name.rsplit_once('/').map_or("", |(room, _)| room).to_owned();
+        let next = self.rooms.len();
+        let room = *self.rooms.entry(room).or_insert(next);
         self.domains.push(Domain { name: name.to_owned(), room, free: BTreeSet::new(), open_at: None });
         self.domain_ids.insert(name.to_owned(), self.domains.len() - 1);
         self.domains.len() - 1
     }
 
     fn open(&mut self, id: HostId, room: &HostRoom) {
-        if !room.host.is_open() {
+        if self.loading || !room.host.is_open() {
             return;
         }
         self.offered += room.host.capacity.cpu_milli;
@@ -208,7 +270,7 @@ impl Inventory {
     }
 
     fn close(&mut self, id: HostId, room: &HostRoom) {
-        if !room.host.is_open() {
+        if self.loading || !room.host.is_open() {
             return;
         }
         self.offered -= room.host.capacity.cpu_milli;
@@ -227,19 +289,14 @@ impl Inventory {
 
     fn move_counts(&mut self, id: HostId, from: DomainId, to: DomainId) {
         for count in self.roles.values_mut() {
-            if let Some(moved) = count.by_host.get(&id).copied() {
-                decrease(&mut count.by_domain, from, moved);
-                *count.by_domain.entry(to).or_default() += moved;
+            let moved = count.by_host.at(id);
+            if moved > 0 {
+                let (left, entered) = (self.domains[from].room, self.domains[to].room);
+                count.by_room.take(left, moved);
+                count.by_room.add(entered, moved);
+                count.by_domain.take(from, moved);
+                count.by_domain.add(to, moved);
             }
-        }
-    }
-}
-
-fn decrease(counts: &mut BTreeMap<usize, u32>, key: usize, by: u32) {
-    if let Some(count) = counts.get_mut(&key) {
-        *count = count.saturating_sub(by);
-        if *count == 0 {
-            counts.remove(&key);
         }
     }
 }

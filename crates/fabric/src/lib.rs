@@ -15,6 +15,7 @@ mod certificates;
 pub mod check;
 mod command;
 mod core;
+mod counts;
 mod deployments;
 mod drain;
 mod enrolment;

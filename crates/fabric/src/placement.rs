@@ -117,17 +117,16 @@ impl Inventory {
         }
         let none = RoleCount::default();
         let counts = self.role(ask.role).unwrap_or(&none);
-        let rooms = self.rooms(counts);
         for level in levels(counts, &eligible, ask) {
             if ask.spread == Spread::Strict && level > 0 && eligible.len() == 1 {
                 break;
             }
             let best = if level == 0 {
-                self.sample(ask, &eligible, counts, &rooms, entropy)
+                self.sample(ask, &eligible, counts, entropy)
             } else {
-                let at_level = |domain: &&DomainId| counts.by_domain.get(domain) == Some(&level);
+                let at_level = |domain: &&DomainId| counts.by_domain.at(**domain) == level;
                 let allowed = eligible.iter().filter(at_level);
-                allowed.filter_map(|domain| self.best_in(*domain, ask, counts, &rooms)).min()
+                allowed.filter_map(|domain| self.best_in(*domain, ask, counts)).min()
             };
             if let Some(room) = best.and_then(|(_, host)| self.host(host)) {
                 return Ok(room.host.name.clone());
@@ -139,7 +138,7 @@ impl Inventory {
     /// Instances of a role in each fault domain that has an open host with what it requires.
     pub(crate) fn spread(&self, role: &RoleRef, requirements: &Requirements) -> BTreeMap<&str, u32> {
         let counts = self.role(role);
-        let count = |domain: DomainId| counts.and_then(|counts| counts.by_domain.get(&domain)).copied().unwrap_or(0);
+        let count = |domain: DomainId| counts.map_or(0, |counts| counts.by_domain.at(domain));
         let domains = match requirements.is_empty() {
             true => self.open_domains().to_vec(),
             false => self.domains_with(requirements, &[]),
@@ -153,11 +152,10 @@ impl Inventory {
         ask: &Ask<'_>,
         eligible: &[DomainId],
         counts: &RoleCount,
-        rooms: &BTreeMap<&str, u32>,
         entropy: &mut Entropy,
     ) -> Option<(Score, HostId)> {
-        let free = |domain: &DomainId| !counts.by_domain.contains_key(domain);
-        let in_domain = |domain: &DomainId| self.best_in(*domain, ask, counts, rooms);
+        let free = |domain: &DomainId| !counts.by_domain.has(*domain);
+        let in_domain = |domain: &DomainId| self.best_in(*domain, ask, counts);
         if eligible.len() > ALL_DOMAINS {
             if let Some(wanted) = ask.prefer.and_then(|host| self.host_named(host))
                 && free(&wanted.1.domain)
@@ -175,18 +173,12 @@ impl Inventory {
     }
 
     /// The best host of a domain.
-    fn best_in(
-        &self,
-        domain: DomainId,
-        ask: &Ask<'_>,
-        counts: &RoleCount,
-        rooms: &BTreeMap<&str, u32>,
-    ) -> Option<(Score, HostId)> {
+    fn best_in(&self, domain: DomainId, ask: &Ask<'_>, counts: &RoleCount) -> Option<(Score, HostId)> {
         let scarce = self.is_scarce();
         let place = self.domain_at(domain);
-        let room_count = rooms.get(place.room.as_str()).copied().unwrap_or(0);
+        let room_count = counts.by_room.at(place.room);
         let score = |id: HostId, room: &HostRoom| {
-            let of_role = counts.by_host.get(&id).copied().unwrap_or(0);
+            let of_role = counts.by_host.at(id);
             let left = room.free.minus(ask.needed).cpu_milli;
             let fit = if scarce { left } else { u64::MAX - left };
             let preferred = ask.prefer == Some(&room.host.name);
@@ -201,7 +193,7 @@ impl Inventory {
         {
             return Some(found);
         }
-        let compared = if counts.by_domain.contains_key(&domain) { HOSTS_OF_ROLE } else { HOSTS };
+        let compared = if counts.by_domain.has(domain) { HOSTS_OF_ROLE } else { HOSTS };
         let range = place.free.range((ask.needed.cpu_milli, 0, 0)..);
         if scarce {
             range.filter_map(|(_, _, id)| suits(*id)).take(compared).min()
@@ -210,20 +202,12 @@ impl Inventory {
         }
     }
 
-    fn rooms(&self, counts: &RoleCount) -> BTreeMap<&str, u32> {
-        let mut rooms = BTreeMap::new();
-        for (domain, count) in &counts.by_domain {
-            *rooms.entry(self.domain_at(*domain).room.as_str()).or_default() += count;
-        }
-        rooms
-    }
-
     fn why_not(&self, ask: &Ask<'_>, eligible: &[DomainId], counts: &RoleCount) -> NoRoom {
         let (up, down) = self.up_and_down();
         let mut why = NoRoom {
             up,
             down,
-            alone: eligible.len() == 1 && !counts.by_domain.is_empty() && ask.spread == Spread::Strict,
+            alone: eligible.len() == 1 && counts.by_domain.places() > 0 && ask.spread == Spread::Strict,
             needed: ask.needed,
             requirements: ask.requirements.clone(),
             ..NoRoom::default()
@@ -257,13 +241,12 @@ fn suits(room: &HostRoom, ask: &Ask<'_>) -> bool {
 
 /// Counts that the chosen domain may have already, best first: the least there is, and for a soft role those above it.
 fn levels(counts: &RoleCount, eligible: &[DomainId], ask: &Ask<'_>) -> Vec<u32> {
-    let standing = counts.by_domain.len();
+    let standing = counts.by_domain.places();
     // Most roles are small beside the number of domains.
     if ask.spread == Spread::Strict && standing < eligible.len() {
         return vec![0];
     }
-    let mut levels: Vec<u32> =
-        eligible.iter().map(|domain| counts.by_domain.get(domain).copied().unwrap_or(0)).collect();
+    let mut levels: Vec<u32> = eligible.iter().map(|domain| counts.by_domain.at(*domain)).collect();
     levels.sort_unstable();
     levels.dedup();
     if ask.spread == Spread::Strict {

@@ -44,7 +44,7 @@ fn choose(step: &mut Step<'_>, deployment: &DeploymentKey, role: &RoleName) -> O
     let reference = (deployment.clone(), role.clone());
     let (count, standing) = {
         let counts = step.state.index.inventory.role(&reference)?;
-        (counts.by_domain.len(), counts.by_domain.values().sum::<u32>() as usize)
+        (counts.by_domain.places(), counts.by_domain.total() as usize)
     };
     // One in each domain at the most is as even as it gets.
     if standing < 2 || count == standing {

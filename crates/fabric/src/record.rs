@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use mayfly_model::{
     Breaker, Deployment, DeploymentKey, Enrolment, Event, Host, HostName, HostToken, Image, ImageName, Incarnation,
-    Instance, InstanceKey, Reservation, ReservedName, Service, ServiceCertificate, ServiceName, Thumbprint, Time,
-    Usage,
+    Instance, InstanceKey, InstanceState, NamePool, Reservation, ReservedName, Service, ServiceCertificate,
+    ServiceName, Thumbprint, Time, Usage,
 };
 use serde::{Deserialize, Serialize};
 
@@ -49,11 +49,11 @@ pub struct Answered {
     pub at: Time,
 }
 
-/// One record. Large ones are shared: a record that is being committed is the one that the state holds.
+/// One record. They are shared: a record that is being committed is the one that the state holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Record {
     /// The counters.
-    Meta(Meta),
+    Meta(Box<Meta>),
     /// A base image.
     Image(Arc<Image>),
     /// A hosted service.
@@ -122,8 +122,13 @@ impl fmt::Display for RecordId {
             RecordId::Image(name) => write!(f, "image/{name}"),
             RecordId::Service(name) => write!(f, "service/{name}"),
             RecordId::Deployment(key) => write!(f, "deployment/{}/{}", key.service, key.slot),
-            RecordId::Instance(key) => {
-                write!(f, "instance/{}/{}/{}/{}", key.deployment.service, key.deployment.slot, key.role, key.index)
+            RecordId::Instance(InstanceKey { deployment, role, index }) => {
+                // There are so many of these that the plain way counts.
+                for part in ["instance/", deployment.service.as_str(), "/", deployment.slot.as_str(), "/"] {
+                    f.write_str(part)?;
+                }
+                f.write_str(role.as_str())?;
+                write!(f, "/{index}")
             }
             RecordId::Host(name) => write!(f, "host/{name}"),
             RecordId::Event(number) => write!(f, "event/{number:020}"),
@@ -135,6 +140,16 @@ impl fmt::Display for RecordId {
             RecordId::Reservation(name) => write!(f, "address/{name}"),
             RecordId::Certificate(service, thumbprint) => write!(f, "certificate/{service}/{thumbprint}"),
         }
+    }
+}
+
+impl RecordId {
+    /// The key it is stored under.
+    pub fn key(&self) -> String {
+        let mut key = String::with_capacity(64);
+        // Writing to a text does not fail.
+        let _ = fmt::Write::write_fmt(&mut key, format_args!("{self}"));
+        key
     }
 }
 
@@ -161,25 +176,58 @@ impl Record {
 
     /// The key it is stored under.
     pub fn key(&self) -> String {
-        self.id().to_string()
+        self.id().key()
     }
 
-    /// The bytes it is stored as.
+    /// The bytes it is stored as: MessagePack with the names of fields, so that a later version can have more of them.
     ///
     /// # Errors
-    /// When it cannot be written as JSON, which no record should cause.
-    pub fn encode(&self) -> serde_json::Result<Vec<u8>> {
-        serde_json::to_vec(self)
+    /// When it cannot be written so, which no record should cause.
+    pub fn encode(&self) -> Result<Vec<u8>, NotARecord> {
+        let mut bytes = Vec::with_capacity(TYPICAL);
+        let written = self.serialize(&mut rmp_serde::Serializer::new(&mut bytes).with_struct_map());
+        written.map_err(|error| NotARecord(error.to_string()))?;
+        Ok(bytes)
     }
 
-    /// The record that `bytes` were made of.
+    /// The record that `bytes` were made of, be it by an earlier version, which wrote JSON.
     ///
     /// # Errors
-    /// When they are not a record of this version.
-    pub fn decode(bytes: &[u8]) -> serde_json::Result<Record> {
-        serde_json::from_slice(bytes)
+    /// When they are not a record.
+    pub fn decode(bytes: &[u8]) -> Result<Record, NotARecord> {
+        match bytes.first() {
+            // No record begins so in MessagePack, where it is the number 123.
+            Some(b'{') => serde_json::from_slice(bytes).map_err(|error| NotARecord(error.to_string())),
+            _ => rmp_serde::from_slice(bytes).map_err(|error| NotARecord(error.to_string())),
+        }
+    }
+
+    /// The same record with its names in the memory of `pool`: a million instances of a thousand services have a
+    /// thousand names.
+    #[must_use]
+    pub fn pooled(mut self, pool: &mut NamePool) -> Record {
+        if let Record::Instance(instance) = &mut self {
+            let one = Arc::make_mut(instance);
+            one.key.deployment.service = one.key.deployment.service.pooled(pool);
+            one.key.role = one.key.role.pooled(pool);
+            if let InstanceState::Placed { vm, .. } | InstanceState::Retiring { vm, .. } = &mut one.state {
+                vm.host = vm.host.pooled(pool);
+            }
+            if let InstanceState::Placed { phase, .. } = &mut one.state {
+                *phase = phase.clone().pooled(pool);
+            }
+        }
+        self
     }
 }
+
+/// Bytes that are not a record, or a record that cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("not a record: {0}")]
+pub struct NotARecord(String);
+
+/// Room for most records, in bytes.
+const TYPICAL: usize = 384;
 
 /// A change to one record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,4 +236,39 @@ pub enum Change {
     Put(Record),
     /// The record is gone.
     Delete(RecordId),
+}
+
+impl Change {
+    /// The key of the record that changes.
+    pub fn key(&self) -> String {
+        match self {
+            Change::Put(record) => record.key(),
+            Change::Delete(id) => id.key(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_both_versions_are_read_and_nothing_else_is() {
+        let event = Event {
+            number: 7,
+            time: Time(1),
+            kind: mayfly_model::EventKind::Command,
+            subject: "shop".to_owned(),
+            message: "made".to_owned(),
+        };
+        for record in [Record::Event(Arc::new(event)), Record::Meta(Box::new(Meta { epoch: 3, ..Meta::default() }))] {
+            let bytes = record.encode().unwrap();
+            assert_eq!(Record::decode(&bytes).unwrap(), record);
+            assert_eq!(Record::decode(&serde_json::to_vec(&record).unwrap()).unwrap(), record);
+            for length in 0..bytes.len() {
+                assert!(Record::decode(&bytes[..length]).is_err(), "{length}");
+            }
+        }
+        assert!(Record::decode(b"{}").is_err());
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use mayfly_model::configuration::START_TIMEOUT_SETTING;
 use mayfly_model::{
     Breaker, Deployment, DeploymentKey, DeploymentStatus, Enrolment, Event, Host, HostName, HostToken, Image,
-    ImageName, Instance, InstanceKey, InstanceState, NamePool, Reservation, ReservedName, Resources, RoleConfiguration,
+    ImageName, Instance, InstanceKey, InstanceState, Reservation, ReservedName, Resources, RoleConfiguration,
     RoleDefinition, RoleName, Service, ServiceCertificate, ServiceName, Thumbprint, Usage, Version, limits,
 };
 
@@ -38,8 +38,6 @@ pub struct State {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Index {
     pub(crate) inventory: Inventory,
-    /// The instances whose VM is on a host, wanted or going.
-    pub(crate) by_host: BTreeMap<HostName, BTreeSet<InstanceKey>>,
     /// Instances that have no VM.
     pub(crate) waiting: BTreeSet<InstanceKey>,
     /// Instances that look sick, or have lately.
@@ -87,24 +85,32 @@ impl State {
     /// The state that these records make.
     pub fn load(records: impl IntoIterator<Item = Record>) -> State {
         let mut state = State::default();
-        let mut pool = NamePool::default();
-        let mut instances = Vec::new();
+        state.index.inventory.begin_loading();
+        let (mut instances, mut unplaced) = (Vec::new(), Vec::new());
         for record in records {
             match record {
-                // Their hosts have to be known first.
-                Record::Instance(instance) => instances.push(pooled(instance, &mut pool)),
+                Record::Instance(instance) => {
+                    // Their hosts have to be known first; a store has those in front.
+                    if !state.learn(&instance) {
+                        unplaced.push(Arc::clone(&instance));
+                    }
+                    instances.push(instance);
+                }
                 other => drop(state.insert(other)),
             }
         }
-        for instance in instances {
-            state.insert(Record::Instance(instance));
+        for instance in &unplaced {
+            state.learn(instance);
         }
+        // All at once, and so in as little memory as there can be.
+        state.instances = instances.into_iter().map(|instance| (instance.key.clone(), instance)).collect();
+        state.index.inventory.end_loading();
         state
     }
 
     /// All records, as the store has them.
     pub fn records(&self) -> impl Iterator<Item = Record> {
-        let meta = [Record::Meta(self.meta.clone()), Record::Breaker(Arc::clone(&self.breaker))];
+        let meta = [Record::Meta(Box::new(self.meta.clone())), Record::Breaker(Arc::clone(&self.breaker))];
         let hosts = self.hosts.values().cloned().map(Record::Host);
         let images = self.images.values().cloned().map(Record::Image);
         let services = self.services.values().cloned().map(Record::Service);
@@ -233,7 +239,7 @@ impl State {
 
     /// The instances whose VM is on a host, wanted or going.
     pub fn instances_on<'a>(&'a self, host: &HostName) -> impl Iterator<Item = &'a Arc<Instance>> {
-        self.index.by_host.get(host).into_iter().flatten().filter_map(|key| self.instances.get(key))
+        self.index.inventory.carried(host).filter_map(|key| self.instances.get(key))
     }
 
     /// What the VMs on a host take, those that are going included.
@@ -262,7 +268,7 @@ impl State {
     /// Puts a record in its place, and returns the one that was there.
     pub(crate) fn insert(&mut self, record: Record) -> Option<Record> {
         match record {
-            Record::Meta(meta) => Some(Record::Meta(std::mem::replace(&mut self.meta, meta))),
+            Record::Meta(meta) => Some(Record::Meta(Box::new(std::mem::replace(&mut self.meta, *meta)))),
             Record::Image(image) => self.images.insert(image.name.clone(), image).map(Record::Image),
             Record::Service(service) => {
                 set(&mut self.index.dying, &service.name, service.deleting);
@@ -320,7 +326,6 @@ impl State {
             }
             RecordId::Host(name) => {
                 self.index.inventory.remove_host(name);
-                self.index.by_host.remove(name);
                 self.index.draining.remove(name);
                 self.hosts.remove(name).map(Record::Host)
             }
@@ -368,25 +373,21 @@ impl State {
     }
 
     fn insert_instance(&mut self, instance: Arc<Instance>) -> Option<Arc<Instance>> {
-        if let Some(before) = self.instances.get(&instance.key).cloned() {
-            self.forget(&before);
+        let before = self.instances.insert(instance.key.clone(), Arc::clone(&instance));
+        if let Some(before) = &before {
+            self.forget(before);
         }
         self.learn(&instance);
-        self.instances.insert(instance.key.clone(), instance)
+        before
     }
 
-    fn learn(&mut self, instance: &Arc<Instance>) {
-        let index = &mut self.index;
+    /// Takes an instance into the index; not wholly if its host is not known.
+    fn learn(&mut self, instance: &Arc<Instance>) -> bool {
+        let (index, mut knows_host) = (&mut self.index, true);
         if let Some(vm) = instance.vm() {
-            index.by_host.entry(vm.host.clone()).or_default().insert(instance.key.clone());
             index.dips.insert(vm.dip);
-            if !(index.forget_retiring && instance.wanted_vm().is_none()) {
-                index.inventory.occupy(&vm.host, vm.size.resources(), false);
-            }
-        }
-        if let Some(vm) = instance.wanted_vm() {
-            let role = (instance.key.deployment.clone(), instance.key.role.clone());
-            index.inventory.count(&role, &vm.host, false);
+            knows_host =
+                index.inventory.carry(instance, vm, !(index.forget_retiring && instance.wanted_vm().is_none()));
         }
         let sick = instance.health.is_some()
             || matches!(&instance.state, InstanceState::Placed { phase, .. } if phase.is_sick());
@@ -397,22 +398,14 @@ impl State {
             index.waiting.insert(instance.key.clone());
             index.inventory.gains += 1;
         }
+        knows_host
     }
 
     fn forget(&mut self, instance: &Instance) {
         let index = &mut self.index;
         if let Some(vm) = instance.vm() {
-            if let Some(keys) = index.by_host.get_mut(&vm.host) {
-                keys.remove(&instance.key);
-            }
             index.dips.remove(&vm.dip);
-            if !(index.forget_retiring && instance.wanted_vm().is_none()) {
-                index.inventory.occupy(&vm.host, vm.size.resources(), true);
-            }
-        }
-        if let Some(vm) = instance.wanted_vm() {
-            let role = (instance.key.deployment.clone(), instance.key.role.clone());
-            index.inventory.count(&role, &vm.host, true);
+            index.inventory.let_go(instance, vm, !(index.forget_retiring && instance.wanted_vm().is_none()));
         }
         index.sick.remove(&instance.key);
         index.waiting.remove(&instance.key);
@@ -425,15 +418,4 @@ fn set<T: Ord + Clone>(keys: &mut BTreeSet<T>, key: &T, is_in: bool) {
     } else {
         keys.remove(key);
     }
-}
-
-/// The instance with its names taken from the pool: a million instances of a thousand services have a thousand names.
-fn pooled(mut instance: Arc<Instance>, pool: &mut NamePool) -> Arc<Instance> {
-    let one = Arc::make_mut(&mut instance);
-    one.key.deployment.service = one.key.deployment.service.pooled(pool);
-    one.key.role = one.key.role.pooled(pool);
-    if let InstanceState::Placed { vm, .. } | InstanceState::Retiring { vm, .. } = &mut one.state {
-        vm.host = vm.host.pooled(pool);
-    }
-    instance
 }

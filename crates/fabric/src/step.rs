@@ -43,7 +43,7 @@ impl<'s> Step<'s> {
     /// The step's changes, with the counters last.
     pub(crate) fn finish(mut self) -> Vec<Change> {
         if !self.changes.is_empty() {
-            self.changes.push(Change::Put(Record::Meta(self.state.meta.clone())));
+            self.changes.push(Change::Put(Record::Meta(Box::new(self.state.meta.clone()))));
         }
         self.changes
     }
@@ -56,11 +56,11 @@ impl<'s> Step<'s> {
     }
 
     pub(crate) fn put(&mut self, record: Record) {
-        if self.shows_in_goals(&record) {
-            self.state.meta.revision.0 += 1;
-        }
         let id = record.id();
         let before = self.state.insert(record.clone());
+        if shows_in_goals(before.as_ref(), &record) {
+            self.state.meta.revision.0 += 1;
+        }
         self.undo.push((id, before));
         self.changes.push(Change::Put(record));
     }
@@ -143,24 +143,25 @@ impl<'s> Step<'s> {
         trips.contains_key(&mayfly_model::Scope::Fleet)
             || trips.contains_key(&mayfly_model::Scope::Deployment(service.clone(), slot))
     }
+}
 
-    /// Whether a goal state can look different after this.
-    fn shows_in_goals(&self, record: &Record) -> bool {
-        let visible = |instance: &Instance| {
-            let vm = instance.wanted_vm()?;
-            Some((vm.id, vm.host.clone(), vm.reboots, instance.version, instance.stopped))
-        };
-        match record {
-            Record::Deployment(new) => self.state.deployments.get(&new.key).is_none_or(|old| {
-                (&old.version, &old.older, old.vip, old.is_on(), old.is_deleting())
-                    != (&new.version, &new.older, new.vip, new.is_on(), new.is_deleting())
-            }),
-            Record::Instance(new) => self.state.instances.get(&new.key).and_then(|old| visible(old)) != visible(new),
-            Record::Host(new) => self.state.hosts.get(&new.name).is_none_or(|old| {
-                let is_open = |host: &Host| host.admission == Admission::Open;
-                (old.address, old.number, &old.fault_domain, old.reboot(), old.voter, is_open(old))
-                    != (new.address, new.number, &new.fault_domain, new.reboot(), new.voter, is_open(new))
-            }),
+/// Whether a goal state can look different with `now` in the place of `before`.
+fn shows_in_goals(before: Option<&Record>, now: &Record) -> bool {
+    match (before, now) {
+        (Some(Record::Instance(old)), Record::Instance(new)) => visible(old) != visible(new),
+        (_, Record::Instance(new)) => visible(new).is_some(),
+        (Some(Record::Deployment(old)), Record::Deployment(new)) => {
+            (&old.version, &old.older, old.vip, old.is_on(), old.is_deleting())
+                != (&new.version, &new.older, new.vip, new.is_on(), new.is_deleting())
+        }
+        (Some(Record::Host(old)), Record::Host(new)) => {
+            let is_open = |host: &Host| host.admission == Admission::Open;
+            (old.address, old.number, &old.fault_domain, old.reboot(), old.voter, is_open(old))
+                != (new.address, new.number, &new.fault_domain, new.reboot(), new.voter, is_open(new))
+        }
+        (_, Record::Deployment(_) | Record::Host(_)) => true,
+        (
+            _,
             Record::Meta(_)
             | Record::Image(_)
             | Record::Service(_)
@@ -171,7 +172,13 @@ impl<'s> Step<'s> {
             | Record::HostToken(_)
             | Record::Enrolment(_)
             | Record::Certificate(_)
-            | Record::Reservation(_) => false,
-        }
+            | Record::Reservation(_),
+        ) => false,
     }
+}
+
+/// What a goal state shows of an instance.
+fn visible(instance: &Instance) -> Option<impl PartialEq + '_> {
+    let vm = instance.wanted_vm()?;
+    Some((vm.id, &vm.host, vm.reboots, instance.version, instance.stopped))
 }

@@ -2,9 +2,10 @@
 
 use std::net::Ipv4Addr;
 
+use arcstr::ArcStr;
 use serde::{Deserialize, Serialize};
 
-use crate::name::{HostName, InstanceKey};
+use crate::name::{HostName, InstanceKey, NamePool};
 use crate::report::{Observed, Readiness, VmReport};
 use crate::size::VmSize;
 use crate::time::Time;
@@ -201,7 +202,7 @@ pub enum VmPhase {
     /// The host makes disks and network.
     Creating {
         /// What is under way.
-        detail: String,
+        detail: ArcStr,
     },
     /// The guest boots and has said nothing yet.
     Starting,
@@ -210,36 +211,36 @@ pub enum VmPhase {
     /// The guest reports, but never was ready.
     StartingRole {
         /// What the guest says.
-        detail: String,
+        detail: ArcStr,
     },
     /// It serves.
     Ready,
     /// It was ready and says that it is not.
     Busy {
         /// What the guest says.
-        detail: String,
+        detail: ArcStr,
     },
     /// It is being started again, or is about to be.
     Restarting {
         /// Why, if its host has said.
-        detail: Option<String>,
+        detail: Option<ArcStr>,
     },
     /// It restarts by itself again and again.
     Cycling {
         /// What is known.
-        detail: String,
+        detail: ArcStr,
     },
     /// It was heard and has fallen silent.
     Unresponsive,
     /// The host cannot start it.
     FailedStartingVm {
         /// Why.
-        reason: String,
+        reason: ArcStr,
     },
     /// It runs, and did not become ready in time.
     FailedStartingRole {
         /// What is known.
-        reason: String,
+        reason: ArcStr,
     },
     /// The guest is being stopped, as its deployment is suspended.
     StoppingRole,
@@ -272,7 +273,7 @@ impl VmPhase {
             return match &report.observed {
                 Observed::Off => VmPhase::Stopped,
                 Observed::Stopped(_) => VmPhase::StoppingVm,
-                Observed::Failed(reason) => VmPhase::FailedStartingVm { reason: reason.clone() },
+                Observed::Failed(reason) => VmPhase::FailedStartingVm { reason: reason.into() },
                 Observed::Preparing(_) | Observed::Starting | Observed::Booting | Observed::Running(_) => {
                     VmPhase::StoppingRole
                 }
@@ -286,19 +287,21 @@ impl VmPhase {
         match &report.observed {
             Observed::Running(Readiness::Ready) => VmPhase::Ready,
             Observed::Running(Readiness::Silent) => VmPhase::Unresponsive,
-            Observed::Failed(reason) => VmPhase::FailedStartingVm { reason: reason.clone() },
-            observed if expected.cycling => VmPhase::Cycling { detail: cycling_reason(observed) },
+            Observed::Failed(reason) => VmPhase::FailedStartingVm { reason: reason.into() },
+            observed if expected.cycling => VmPhase::Cycling { detail: cycling_reason(observed).into() },
             observed @ (Observed::Preparing(_) | Observed::Off) if again => self.restarting(observed),
-            Observed::Preparing(detail) => VmPhase::Creating { detail: detail.clone() },
-            observed if late => VmPhase::FailedStartingRole { reason: late_reason(observed, expected.start_timeout) },
+            Observed::Preparing(detail) => VmPhase::Creating { detail: detail.into() },
+            observed if late => {
+                VmPhase::FailedStartingRole { reason: late_reason(observed, expected.start_timeout).into() }
+            }
             observed @ (Observed::Starting | Observed::Booting) if again => self.restarting(observed),
             Observed::Starting => VmPhase::Starting,
             Observed::Booting => VmPhase::CreatingRole,
             observed @ (Observed::Stopped(_) | Observed::Off) => self.restarting(observed),
             Observed::Running(Readiness::NotReady(detail)) => match self {
-                VmPhase::Ready | VmPhase::Busy { .. } => VmPhase::Busy { detail: detail.clone() },
+                VmPhase::Ready | VmPhase::Busy { .. } => VmPhase::Busy { detail: detail.into() },
                 _ if self.is_restarting() => self.restarting(&report.observed),
-                _ => VmPhase::StartingRole { detail: detail.clone() },
+                _ => VmPhase::StartingRole { detail: detail.into() },
             },
         }
     }
@@ -306,8 +309,8 @@ impl VmPhase {
     /// What it is when it is started again: why, is remembered until it is ready.
     fn restarting(&self, observed: &Observed) -> VmPhase {
         let detail = match (observed, self) {
-            (Observed::Stopped(reason), _) => Some(reason.clone()),
-            (Observed::Running(Readiness::NotReady(detail)), _) if !detail.is_empty() => Some(detail.clone()),
+            (Observed::Stopped(reason), _) => Some(reason.into()),
+            (Observed::Running(Readiness::NotReady(detail)), _) if !detail.is_empty() => Some(detail.into()),
             (_, VmPhase::Restarting { detail }) => detail.clone(),
             _ => None,
         };
@@ -359,6 +362,15 @@ impl VmPhase {
             VmPhase::StoppingVm => InstanceStatus::StoppingVM,
             VmPhase::Stopped => InstanceStatus::StoppedVM,
         }
+    }
+
+    /// The same with its text in the memory of `pool`.
+    #[must_use]
+    pub fn pooled(mut self, pool: &mut NamePool) -> VmPhase {
+        if let VmPhase::Creating { detail } | VmPhase::StartingRole { detail } | VmPhase::Busy { detail } = &mut self {
+            *detail = pool.take(detail);
+        }
+        self
     }
 
     /// More about the state, where there is more.

@@ -1,11 +1,13 @@
 //! Validated names and the keys made of them.
 
+use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::fmt;
+use std::marker::PhantomData;
 use std::str::FromStr;
-use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use arcstr::ArcStr;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Why a text is not a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,33 +43,73 @@ fn is_role(text: &str) -> bool {
 /// Keeps each text once. A clone of a name shares its memory; names that were read apart from each other do not, until
 /// they have gone through a pool.
 #[derive(Debug, Default)]
-pub struct NamePool(HashSet<Arc<str>>);
+pub struct NamePool(HashSet<ArcStr>);
 
 impl NamePool {
-    fn take(&mut self, text: &Arc<str>) -> Arc<str> {
+    /// The same text, in the memory that the pool has for it.
+    pub fn take(&mut self, text: &ArcStr) -> ArcStr {
         if let Some(known) = self.0.get(text) {
-            return Arc::clone(known);
+            return known.clone();
         }
-        self.0.insert(Arc::clone(text));
-        Arc::clone(text)
+        self.0.insert(text.clone());
+        text.clone()
+    }
+}
+
+/// Reads a text as what it names.
+struct TextOf<T>(PhantomData<T>);
+
+impl<T: FromStr<Err = NameError>> serde::de::Visitor<'_> for TextOf<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
     }
 }
 
 macro_rules! name_type {
     ($(#[$doc:meta])* $name:ident, $kind:literal, $check:ident, $rule:ident) => {
         $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $name(Arc<str>);
+        #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+        pub struct $name(ArcStr);
+
+        // Most names that are compared are clones of each other.
+        impl Ord for $name {
+            fn cmp(&self, other: &Self) -> Ordering {
+                if ArcStr::ptr_eq(&self.0, &other.0) { Ordering::Equal } else { self.0.cmp(&other.0) }
+            }
+        }
+
+        impl PartialOrd for $name {
+            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+                Some(self.cmp(other))
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_str(TextOf(PhantomData))
+            }
+        }
 
         impl $name {
             /// Checks `text` and makes a name of it.
-            pub fn new(text: impl Into<String>) -> Result<Self, NameError> {
-                let text = text.into();
-                if $check(&text) {
+            pub fn new(text: impl AsRef<str>) -> Result<Self, NameError> {
+                let text = text.as_ref();
+                if $check(text) {
                     Ok(Self(text.into()))
                 } else {
-                    Err(NameError { kind: $kind, text, rule: $rule })
+                    Err(NameError { kind: $kind, text: text.to_owned(), rule: $rule })
                 }
             }
 
@@ -96,18 +138,6 @@ macro_rules! name_type {
             }
         }
 
-        impl TryFrom<String> for $name {
-            type Error = NameError;
-            fn try_from(text: String) -> Result<Self, NameError> {
-                Self::new(text)
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(name: $name) -> String {
-                name.0.to_string()
-            }
-        }
     };
 }
 
@@ -211,7 +241,7 @@ impl InstanceKey {
 
     /// A key that is less than or equal to every key of the deployment, for looking up a range.
     pub fn first_of(deployment: &DeploymentKey) -> InstanceKey {
-        InstanceKey { deployment: deployment.clone(), role: RoleName(Arc::from("")), index: 0 }
+        InstanceKey { deployment: deployment.clone(), role: RoleName(ArcStr::new()), index: 0 }
     }
 
     /// The host label of the identity in DNS, `web-in-0`.

@@ -14,8 +14,10 @@ const JOURNAL: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("journal")
 const FENCE: TableDefinition<'_, &str, u64> = TableDefinition::new("fence");
 const EPOCH: &str = "epoch";
 /// Bytes and entries of the journal at which it is folded into the records.
-const JOURNAL_BYTES: usize = 16 << 20;
+const JOURNAL_BYTES: usize = 8 << 20;
 const JOURNAL_ENTRIES: u64 = 4096;
+/// What the engine may keep of the file in memory: the core has the records, so that they are read once, at the start.
+const CACHE_BYTES: usize = 32 << 20;
 
 /// Records in one file.
 pub struct EmbeddedStore {
@@ -39,7 +41,7 @@ impl EmbeddedStore {
     /// # Errors
     /// [`StoreError::InUse`] while another process has it open, [`StoreError::Engine`].
     pub fn open(path: &Path) -> Result<EmbeddedStore, StoreError> {
-        let database = Database::create(path).map_err(|error| match error {
+        let database = Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(|error| match error {
             DatabaseError::DatabaseAlreadyOpen => StoreError::InUse(path.display().to_string()),
             other => engine("open")(other),
         })?;
@@ -95,20 +97,26 @@ impl Store for EmbeddedStore {
         })
     }
 
-    fn load(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+    fn scan(&self, see: &mut dyn FnMut(&str, &[u8])) -> Result<(), StoreError> {
         let transaction = self.database.begin_read().map_err(engine("begin a transaction"))?;
+        let journal = transaction.open_table(JOURNAL).map_err(engine("open its journal"))?;
+        let changes = folded(&journal)?;
+        // What the journal has of a record is newer.
+        let mut newer = changes.iter().peekable();
+        let mut show = |key: &str, value: Option<&[u8]>| value.into_iter().for_each(|value| see(key, value));
         let table = transaction.open_table(RECORDS).map_err(engine("open its records"))?;
-        let mut records = BTreeMap::new();
         for entry in table.iter().map_err(engine("read its records"))? {
             let (key, value) = entry.map_err(engine("read its records"))?;
-            records.insert(key.value().to_owned(), Some(value.value().to_vec()));
+            while let Some((before, value)) = newer.next_if(|(changed, _)| changed.as_str() < key.value()) {
+                show(before, value.as_deref());
+            }
+            match newer.next_if(|(changed, _)| changed.as_str() == key.value()) {
+                Some((_, instead)) => show(key.value(), instead.as_deref()),
+                None => show(key.value(), Some(value.value())),
+            }
         }
-        let journal = transaction.open_table(JOURNAL).map_err(engine("open its journal"))?;
-        for entry in journal.iter().map_err(engine("read its journal"))? {
-            let (_, value) = entry.map_err(engine("read its journal"))?;
-            journal::fold(&mut records, journal::decode(value.value()).map_err(engine("read its journal"))?);
-        }
-        Ok(records.into_iter().filter_map(|(key, value)| Some((key, value?))).collect())
+        newer.for_each(|(key, value)| show(key, value.as_deref()));
+        Ok(())
     }
 
     fn commit(&mut self, epoch: u64, writes: &[Write]) -> Result<(), StoreError> {
@@ -126,14 +134,19 @@ impl Store for EmbeddedStore {
     }
 }
 
-/// Folds the whole journal into the records.
-fn fold(tables: &mut Tables<'_>) -> Result<(), StoreError> {
+/// What the whole journal makes of the records that it changes.
+fn folded(journal: &impl ReadableTable<u64, &'static [u8]>) -> Result<BTreeMap<String, Option<Vec<u8>>>, StoreError> {
     let mut changes = BTreeMap::new();
-    for entry in tables.journal.iter().map_err(engine("read its journal"))? {
+    for entry in journal.iter().map_err(engine("read its journal"))? {
         let (_, value) = entry.map_err(engine("read its journal"))?;
         journal::fold(&mut changes, journal::decode(value.value()).map_err(engine("read its journal"))?);
     }
-    for (key, value) in changes {
+    Ok(changes)
+}
+
+/// Folds the whole journal into the records.
+fn fold(tables: &mut Tables<'_>) -> Result<(), StoreError> {
+    for (key, value) in folded(&tables.journal)? {
         match value {
             Some(value) => {
                 tables.records.insert(key.as_str(), value.as_slice()).map_err(engine("write a record"))?;

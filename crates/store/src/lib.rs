@@ -53,11 +53,21 @@ pub trait Store: Send {
     /// [`StoreError`].
     fn take_over(&mut self, least: u64) -> Result<u64, StoreError>;
 
+    /// Shows each key and its value to `see`, in the order of the keys, and holds no more of them than it has to.
+    ///
+    /// # Errors
+    /// [`StoreError::Engine`]; some may have been shown then.
+    fn scan(&self, see: &mut dyn FnMut(&str, &[u8])) -> Result<(), StoreError>;
+
     /// All keys and values, in the order of the keys.
     ///
     /// # Errors
     /// [`StoreError::Engine`].
-    fn load(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError>;
+    fn load(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        let mut all = Vec::new();
+        self.scan(&mut |key, value| all.push((key.to_owned(), value.to_vec())))?;
+        Ok(all)
+    }
 
     /// Does all of `writes`, in order, or nothing. Durable when it returns.
     ///

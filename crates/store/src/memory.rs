@@ -17,8 +17,9 @@ impl Store for MemoryStore {
         Ok(self.epoch)
     }
 
-    fn load(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
-        Ok(self.records.iter().map(|(key, value)| (key.clone(), value.clone())).collect())
+    fn scan(&self, see: &mut dyn FnMut(&str, &[u8])) -> Result<(), StoreError> {
+        self.records.iter().for_each(|(key, value)| see(key, value));
+        Ok(())
     }
 
     fn commit(&mut self, epoch: u64, writes: &[Write]) -> Result<(), StoreError> {

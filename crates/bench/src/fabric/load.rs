@@ -5,9 +5,10 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::Context;
-use mayfly_fabric::{Core, Record};
+use mayfly_controller::stored::read;
+use mayfly_fabric::Core;
 use mayfly_model::{Time, VmSize};
-use mayfly_store::{EmbeddedStore, Store};
+use mayfly_store::EmbeddedStore;
 
 use super::region::{Region, config};
 use crate::report::Report;
@@ -41,10 +42,8 @@ pub fn measure(report: &mut Report, work: &Path) -> anyhow::Result<()> {
 /// Loads a store as a controller does, and prints the seconds and the MiB that it took.
 pub fn load(file: &Path) -> anyhow::Result<()> {
     let began = Instant::now();
-    let store = EmbeddedStore::open(file)?;
-    let stored = store.load()?;
-    let records = stored.into_iter().map(|(_, bytes)| Record::decode(&bytes)).collect::<Result<Vec<_>, _>>()?;
-    let (core, _) = Core::start(records, 1, config(), Time(1));
+    let mut store = EmbeddedStore::open(file)?;
+    let (core, _) = read(&mut store, |records| Core::start(records, 1, config(), Time(1)))?;
     let took = began.elapsed().as_secs_f64();
     let status = std::fs::read_to_string("/proc/self/status")?;
     let resident =

@@ -235,7 +235,7 @@ impl Store for EtcdStore {
         }
     }
 
-    fn load(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+    fn scan(&self, see: &mut dyn FnMut(&str, &[u8])) -> Result<(), StoreError> {
         // The journal after the records: what is folded in between is in both, which does no harm.
         let records = self.all("record/")?;
         let mut records = records.into_iter().map(|(key, value)| (key, Some(value))).collect();
@@ -243,7 +243,8 @@ impl Store for EtcdStore {
             let number = key.parse().unwrap_or(0);
             journal::fold(&mut records, self.read_entry(number, &value)?);
         }
-        Ok(records.into_iter().filter_map(|(key, value)| Some((key, value?))).collect())
+        records.iter().for_each(|(key, value)| value.iter().for_each(|value| see(key, value)));
+        Ok(())
     }
 
     fn commit(&mut self, epoch: u64, writes: &[Write]) -> Result<(), StoreError> {
