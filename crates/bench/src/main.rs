@@ -21,10 +21,6 @@ use clap::Parser;
 
 use report::Report;
 
-/// The same as the program that is measured.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Measures Mayfly beside its peers.
 #[derive(Parser)]
 #[command(name = "mayfly-bench")]

@@ -13,6 +13,7 @@ use mayfly_model::{
 };
 
 use crate::core::Core;
+use crate::mutant::Mutant;
 use crate::names;
 use crate::state::State;
 
@@ -23,10 +24,16 @@ pub fn goal_state(core: &Core, host: &HostName) -> GoalState {
     GoalState {
         incarnation: state.meta.revision,
         vms: vms(state, host),
+        restored: is_held(core),
         kept: kept(state, host),
         network: network(core),
         reboot,
     }
+}
+
+/// Whether hosts may make no VM that they do not have.
+pub fn is_held(core: &Core) -> bool {
+    core.state().meta.restored.is_some() && !core.planted().is(Mutant::HastyRestore)
 }
 
 /// Local disks that wait on a host for the next VM of their instance.

@@ -393,7 +393,8 @@ fn place(step: &mut Step<'_>, instance: &Instance, host: HostName) -> Option<Arc
     step.state.meta.next_vm += 1;
     let computer_name = step.entropy.computer_name();
     let same = step.planted.is(Mutant::SameGeneration) && instance.generation > 0;
-    let generation = if same { instance.generation } else { instance.generation + 1 };
+    let last = instance.generation.max(step.state.meta.least_generation);
+    let generation = if same { last } else { last + 1 };
     let stays = matches!(&instance.state, InstanceState::Waiting { prefer, .. } if prefer.as_ref() == Some(&host));
     let local_generation = if stays && instance.local_generation > 0 { instance.local_generation } else { generation };
     let vm = Vm { id, host, computer_name, dip, size, reboots: 0, restarts: 0, placed: step.now, started: step.now };

@@ -10,6 +10,8 @@ pub enum Mutant {
     IgnoreMajority,
     /// Invariant 1: newcomers vote before the others know of them.
     HastyVoters,
+    /// Invariant 1: after a backup was restored, hosts make at once what the records say.
+    HastyRestore,
     /// Invariant 2: fault domains do not matter.
     IgnoreDomains,
     /// Invariant 3: an update takes the next domain before the one before is back.
@@ -34,10 +36,11 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Mutant; 13] = [
+    pub const ALL: [Mutant; 14] = [
         Mutant::ForgetLeases,
         Mutant::IgnoreMajority,
         Mutant::HastyVoters,
+        Mutant::HastyRestore,
         Mutant::IgnoreDomains,
         Mutant::HastyWalk,
         Mutant::SameGeneration,

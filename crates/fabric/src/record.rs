@@ -28,6 +28,9 @@ pub struct Meta {
     pub next_host: u32,
     /// The next event's number.
     pub next_event: u64,
+    /// Disks that are made have higher numbers than this: the records of those of before may have been lost.
+    #[serde(default)]
+    pub least_generation: u64,
     /// The goal state from which on the present set of voters is known; the next change has to wait until all hosts
     /// that may be serving have applied it.
     #[serde(default)]

@@ -16,6 +16,9 @@ pub(crate) fn apply(step: &mut Step<'_>, report: &HostReport) {
     register(step, report);
     tell_incidents(step, report);
     let seen: HashMap<_, _> = report.vms.iter().map(|vm| (vm.vm, vm)).collect();
+    if step.state.meta.restored.is_some() {
+        step.state.index.listed.insert(report.host.clone(), seen.keys().copied().collect());
+    }
     let instances: Vec<_> = step.state.instances_on(&report.host).cloned().collect();
     for instance in instances {
         let seen = instance.vm().and_then(|vm| seen.get(&vm.id));
@@ -114,7 +117,7 @@ fn observe(step: &mut Step<'_>, instance: &Instance, seen: &VmReport) {
         start_timeout: step.state.start_timeout(instance),
     };
     let next = phase.apply(seen, expected);
-    if next == *phase && vm.restarts == seen.restarts {
+    if next == *phase && vm.restarts == seen.restarts && seen.reboots <= vm.reboots {
         return;
     }
     if next.status() != phase.status() {
@@ -130,7 +133,9 @@ fn observe(step: &mut Step<'_>, instance: &Instance, seen: &VmReport) {
     }
     let since = if next.status() == phase.status() { *since } else { step.now };
     let started = if phase.has_been_up() && !next.has_been_up() { step.now } else { vm.started };
-    let vm = Vm { started, restarts: seen.restarts, ..vm.clone() };
+    // Records of a backup do not know of the last reboots; the next one has to be one more than those.
+    let reboots = vm.reboots.max(seen.reboots);
+    let vm = Vm { started, restarts: seen.restarts, reboots, ..vm.clone() };
     let health = health.map(Box::new).or_else(|| instance.health.clone());
     let state = InstanceState::Placed { vm, phase: next, since };
     step.put_instance(Instance { state, health, ..instance.clone() });

@@ -1,21 +1,27 @@
 //! Records that come from a backup: older than what hosts have seen since.
 //!
 //! Hosts refuse goal states with lower numbers than they have applied, and VMs that were made after the backup may still
-//! run on them, with addresses that the records think free. So the counters jump far ahead, and nothing is placed until
-//! every host that may be serving has applied a goal state made from the restored records, and so has dropped what those
-//! do not know of.
+//! run on them, with addresses that the records think free, and with identities whose earlier VMs the records have
+//! elsewhere. So the counters jump far ahead, and no VM is made, neither a new one nor one that the records have and its
+//! host has not, until every host that may be serving has applied a goal state made from the restored records, and lists
+//! nothing that those do not know of. What the records have and no host has then gets a new VM.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use mayfly_model::{EventKind, Incarnation};
+use mayfly_model::{EventKind, Host, HostCondition, Incarnation, Instance, Then, Vm, VmId};
 
-use crate::hosts;
 use crate::lease::Leases;
 use crate::record::Record;
+use crate::state::State;
 use crate::step::Step;
+use crate::{hosts, instances};
 
 /// How far the counters jump: more than they can have grown since any backup.
 const JUMP: u64 = 1 << 32;
+
+/// How far disks' numbers jump, likewise.
+pub const GENERATIONS: u64 = 1_000_000;
 
 /// How far the place where private addresses are looked for jumps: past those that were given out since the backup.
 const DIPS: u32 = 8192;
@@ -28,6 +34,7 @@ pub fn restored(records: &mut [Record]) {
                 meta.revision = Incarnation(meta.revision.0 + JUMP);
                 meta.next_vm += JUMP;
                 meta.next_event += 1_000_000;
+                meta.least_generation += GENERATIONS;
                 meta.next_dip = meta.next_dip.wrapping_add(DIPS);
                 meta.restored = Some(meta.revision);
             }
@@ -47,14 +54,45 @@ pub(crate) fn hold(step: &Step<'_>) -> Option<String> {
     })
 }
 
-/// Lets placements go on when every host that may be serving follows the restored records.
+/// Lets placements go on when every host that may be serving follows the restored records, and has nothing else.
 pub(crate) fn settle(step: &mut Step<'_>, leases: &Leases) {
     let Some(since) = step.state.meta.restored else { return };
     // The lease that a host has from before, and of which these records know nothing, is over by then too.
     let leases_are_over = leases.has_steady_majority(step.state, step.now);
-    if leases_are_over && hosts::all_have_applied(step, leases, since) {
-        step.state.meta.restored = None;
-        step.state.index.inventory.gains += 1;
-        step.event(EventKind::State, "fabric", "every host follows the restored records");
+    if !leases_are_over || !hosts::all_have_applied(step, leases, since) || has_strangers(step.state) {
+        return;
     }
+    for instance in missing(step.state) {
+        step.event(EventKind::State, &instance.key, "its VM was replaced after the backup, and gets a new one");
+        let prefer = instance.wanted_vm().map(|vm| vm.host.clone());
+        // Its local disks may have been on another host since.
+        let instance = Instance { local_generation: 0, ..Instance::clone(&instance) };
+        instances::retire(step, instance, Then::Replace { prefer });
+    }
+    step.state.index.listed.clear();
+    step.state.meta.restored = None;
+    // Goal states say that guests may be started again.
+    step.state.meta.revision.0 += 1;
+    step.state.index.inventory.gains += 1;
+    step.event(EventKind::State, "fabric", "every host follows the restored records");
+}
+
+fn is_serving(host: &Host) -> bool {
+    !matches!(host.condition, HostCondition::Lost { .. })
+}
+
+/// Whether a host that may be serving lists a VM that the records do not have there.
+fn has_strangers(state: &State) -> bool {
+    state.hosts.values().filter(|host| is_serving(host)).any(|host| {
+        let Some(listed) = state.index.listed.get(&host.name) else { return true };
+        let known: BTreeSet<VmId> = state.instances_on(&host.name).filter_map(|one| one.vm()).map(|vm| vm.id).collect();
+        !listed.is_subset(&known)
+    })
+}
+
+/// Instances whose VM their host does not have.
+fn missing(state: &State) -> Vec<Arc<Instance>> {
+    let has = |vm: &Vm| state.index.listed.get(&vm.host).is_none_or(|listed| listed.contains(&vm.id));
+    let missing = state.instances.values().filter(|one| one.wanted_vm().is_some_and(|vm| !has(vm)));
+    missing.cloned().collect()
 }

@@ -8,7 +8,7 @@ use mayfly_model::configuration::START_TIMEOUT_SETTING;
 use mayfly_model::{
     Breaker, Deployment, DeploymentKey, DeploymentStatus, Enrolment, Event, Host, HostName, HostToken, Image,
     ImageName, Instance, InstanceKey, InstanceState, Reservation, ReservedName, Resources, RoleConfiguration,
-    RoleDefinition, RoleName, Service, ServiceCertificate, ServiceName, Thumbprint, Usage, Version, limits,
+    RoleDefinition, RoleName, Service, ServiceCertificate, ServiceName, Thumbprint, Usage, Version, VmId, limits,
 };
 
 use crate::inventory::Inventory;
@@ -58,6 +58,8 @@ pub(crate) struct Index {
     pub(crate) reserved: HashSet<Ipv4Addr>,
     /// What the hosts said of processors, in thousandths of a core; a hint for scaling, not a record.
     pub(crate) cpu: BTreeMap<InstanceKey, u64>,
+    /// The VMs that each host listed last, while the records are those of a backup.
+    pub(crate) listed: BTreeMap<HostName, BTreeSet<VmId>>,
     /// The inventory as it was when all that wait were tried last.
     pub(crate) tried: Option<u64>,
     /// The last deployment whose spread was looked at.
@@ -327,6 +329,7 @@ impl State {
             RecordId::Host(name) => {
                 self.index.inventory.remove_host(name);
                 self.index.draining.remove(name);
+                self.index.listed.remove(name);
                 self.hosts.remove(name).map(Record::Host)
             }
             RecordId::Event(number) => self.events.remove(number).map(Record::Event),

@@ -6,7 +6,8 @@ use std::net::Ipv4Addr;
 use mayfly_model::{
     DeploymentKey, Digest, Endpoint, EndpointProtocol, HostFacts, HostName, HostReport, Image, Incarnation, Instance,
     InstanceKey, InstanceState, InstanceStatus, LeaseTimings, Observed, Readiness, Resources, RoleConfiguration,
-    RoleDefinition, RoleKind, ServiceConfiguration, ServiceDefinition, Slot, Time, Version, VmGoal, VmReport, VmSize,
+    RoleDefinition, RoleKind, ServiceConfiguration, ServiceDefinition, Slot, Time, Version, VmGoal, VmId, VmReport,
+    VmSize,
 };
 
 use crate::address::AddressRange;
@@ -23,6 +24,8 @@ struct Fabric {
     /// What hosts see of guests other than that they are ready.
     sick: BTreeMap<InstanceKey, Observed>,
     cpu: u64,
+    /// The VMs that each host has.
+    has: BTreeMap<HostName, BTreeSet<VmId>>,
     committed: BTreeMap<String, Record>,
 }
 
@@ -128,6 +131,7 @@ impl Fabric {
             dead: vec![],
             sick: BTreeMap::new(),
             cpu: 0,
+            has: BTreeMap::new(),
             committed: BTreeMap::new(),
         };
         fabric.commit(changes);
@@ -173,7 +177,10 @@ impl Fabric {
 
     fn report(&mut self, host: &HostName) {
         let goal = goal::goal_state(&self.core, host);
-        let vms = goal.vms.iter().map(|vm| VmReport {
+        let has = self.has.remove(host).unwrap_or_default();
+        let made = goal.vms.iter().filter(|vm| !goal.restored || has.contains(&vm.vm));
+        self.has.insert(host.clone(), made.clone().map(|vm| vm.vm).collect());
+        let vms = made.map(|vm| VmReport {
             vm: vm.vm,
             reboots: vm.reboots,
             restarts: 0,

@@ -21,6 +21,10 @@ pub struct GoalState {
     pub incarnation: Incarnation,
     /// The VMs of this host.
     pub vms: Vec<VmGoal>,
+    /// The records come from a backup, and another host may have a later VM of the same identity, of which they do not know:
+    /// guests that run go on, and none is made or started.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restored: bool,
     /// Local disks that wait here for the next VM of their instance.
     #[serde(default)]
     pub kept: Vec<KeptDisks>,

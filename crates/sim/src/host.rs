@@ -74,6 +74,8 @@ pub(crate) struct SimHost {
     /// Disks that were thrown away; they must never come back.
     pub(crate) destroyed: BTreeSet<VmId>,
     pub(crate) disk_full: bool,
+    /// The goal state is made of a backup: no guest is started.
+    holds: bool,
     /// Planted mistakes.
     pub(crate) ignores_lease: bool,
     pub(crate) reuses_disks: bool,
@@ -102,6 +104,7 @@ impl SimHost {
             vms: BTreeMap::new(),
             destroyed: BTreeSet::new(),
             disk_full: false,
+            holds: false,
             ignores_lease: false,
             reuses_disks: false,
         }
@@ -161,7 +164,7 @@ impl SimHost {
     }
 
     fn observed(&self, vm: &SimVm, now: u64) -> Observed {
-        let runs = vm.gone_at.is_none() && self.serving && vm.read.is_some();
+        let runs = vm.gone_at.is_none() && vm.running && vm.read.is_some();
         match vm.guest {
             _ if vm.failed => Observed::Failed("the disk is full".to_owned()),
             _ if vm.gone_at.is_some() => Observed::Stopped("it is being thrown away".to_owned()),
@@ -189,6 +192,7 @@ impl SimHost {
     fn follow(&mut self, now: u64, goal: &GoalState, delay: u64) {
         self.applied = goal.incarnation;
         self.voters = voters(&goal.network);
+        self.holds = goal.restored;
         for vm in self.vms.values_mut() {
             match goal.vms.iter().find(|wanted| wanted.vm == vm.goal.vm) {
                 None => drop(vm.gone_at.get_or_insert(now + delay)),
@@ -200,7 +204,7 @@ impl SimHost {
                 }
             }
         }
-        for wanted in &goal.vms {
+        for wanted in goal.vms.iter().filter(|_| !goal.restored) {
             if self.vms.contains_key(&wanted.vm) {
                 continue;
             }
@@ -259,7 +263,7 @@ impl SimHost {
         self.serving = may != MayServe::No || (self.ignores_lease && self.lease.number() > 0);
         for vm in self.vms.values_mut() {
             // What is going is not started again, and runs until it is gone; without a lease nothing runs.
-            vm.running = self.serving && (vm.running || vm.gone_at.is_none());
+            vm.running = self.serving && (vm.running || (vm.gone_at.is_none() && !self.holds));
         }
         self.kernel_until = match may {
             _ if self.ignores_lease => Time(u64::MAX),
@@ -307,7 +311,7 @@ impl SimHost {
     pub(crate) fn identities(&self, now: u64) -> impl Iterator<Item = &SimVm> {
         // A host that stands still serves nobody; its guests stand still too.
         let serves = self.is_awake(now) && self.serving && self.clock(now) < self.kernel_until;
-        self.vms.values().filter(move |vm| serves && vm.gone_at.is_none() && vm.goal.on)
+        self.vms.values().filter(move |vm| serves && vm.running && vm.gone_at.is_none() && vm.goal.on)
     }
 }
 

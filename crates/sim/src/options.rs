@@ -66,11 +66,13 @@ pub enum Fault {
     KillerImage,
     /// Hosts that were not there before join, all at once.
     Join,
+    /// The records go back to what they were at an earlier moment.
+    Restore,
 }
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Fault; 16] = [
+    pub const ALL: [Fault; 17] = [
         Fault::Crash,
         Fault::AgentRestart,
         Fault::Freeze,
@@ -87,6 +89,7 @@ impl Fault {
         Fault::BadChunks,
         Fault::KillerImage,
         Fault::Join,
+        Fault::Restore,
     ];
 
     /// A swarm: each seed has faults of some kinds and none of others, so that one kind does not hide another.

@@ -21,7 +21,7 @@ pub(crate) type Checked = Result<(), String>;
 type Identity = (String, RoleName, u32);
 
 /// What the oracle remembers.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Oracle {
     /// The newest generation and VM seen of each identity.
     generations: BTreeMap<Identity, (u64, Option<VmId>)>,
@@ -42,9 +42,14 @@ pub(crate) struct Oracle {
 /// Invariants 1, 4 and 5, as the network and the guests would see them.
 pub(crate) fn check_owners(hosts: &[SimHost], now: u64, images: &BTreeSet<Digest>) -> Checked {
     let mut owners: BTreeMap<Identity, (VmId, &HostName)> = BTreeMap::new();
+    let mut addresses: BTreeMap<Ipv4Addr, (VmId, &HostName)> = BTreeMap::new();
     for host in hosts {
         for vm in host.identities(now) {
             let (key, id) = (&vm.goal.instance, vm.goal.vm);
+            if let Some((other, there)) = addresses.insert(vm.goal.dip, (id, &host.name)) {
+                let dip = vm.goal.dip;
+                return Err(format!("invariant 1: {dip} is that of {other} on {there} and of {id} on {}", host.name));
+            }
             if let Some((other, there)) = owners.insert(identity(&vm.goal.deployment_id, key), (id, &host.name)) {
                 return Err(format!("invariant 1: {key} is served by {other} on {there} and {id} on {}", host.name));
             }
@@ -72,6 +77,17 @@ pub(crate) fn check_room(hosts: &[SimHost]) -> Checked {
 }
 
 impl Oracle {
+    /// The records are those of a backup, when the oracle was `then`; the breaker knows of no later losses. Disks' numbers
+    /// must not come again even so.
+    pub(crate) fn go_back(&mut self, then: Oracle) {
+        let now = std::mem::replace(self, then);
+        for (identity, (generation, _)) in now.generations {
+            let known = self.generations.entry(identity).or_default();
+            known.0 = known.0.max(generation);
+        }
+        (self.placed, self.hash) = (now.placed, now.hash);
+    }
+
     /// Everything that the records have to fulfil, after a commit at the controller's time `now`.
     pub(crate) fn check_state(&mut self, state: &State, now: Time, promises: &Promises) -> Checked {
         if let Some(violation) = check(state).first() {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use mayfly_fabric::{Command, State};
+use mayfly_model::configuration::{AUTOSCALE_SETTING, SPREAD_SETTING};
 use mayfly_model::{
     DeploymentKey, Digest, HostName, Image, InstanceKey, RoleConfiguration, RoleDefinition, RoleKind, RoleName,
     ServiceConfiguration, ServiceDefinition, ServiceName, Slot, Time, UpgradeMode, Version, VmSize,
@@ -15,8 +16,11 @@ pub(crate) const IMAGES: [&str; 2] = ["hello", "killer"];
 /// The service that is made of the latter.
 pub(crate) const KILLER: &str = "killer";
 
+/// How some roles scale by themselves.
+const RULES: &str = "min=1; max=6; cooldown=2; queue>60:+2; queue<20:-1; cpu>90:+1";
+
 /// What has been acknowledged to users: the wanted instances of each role. Deployments that were deleted are not in here.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Promises {
     counts: BTreeMap<DeploymentKey, BTreeMap<RoleName, u32>>,
 }
@@ -51,7 +55,7 @@ pub(crate) fn random_command(state: &State, rng: &mut ChaCha8Rng, killer: bool) 
     };
     let host = |rng: &mut ChaCha8Rng| pick(state.hosts().keys(), rng).cloned();
     let reserved = |rng: &mut ChaCha8Rng| valid(format!("address-{}", rng.random_range(0..3)).parse());
-    match rng.random_range(0..42) {
+    match rng.random_range(0..47) {
         0..=5 => otherwise,
         6..=12 => Command::Deploy { key, version: version(rng, IMAGES[0], 8) },
         13..=19 => {
@@ -85,6 +89,10 @@ pub(crate) fn random_command(state: &State, rng: &mut ChaCha8Rng, killer: bool) 
         38 => reset(state, rng).unwrap_or(otherwise),
         39 => Command::ReserveAddress(reserved(rng)),
         40 => Command::ReleaseAddress(reserved(rng)),
+        41..=44 => {
+            let (role, name) = (valid("web".parse()), "queue".to_owned());
+            Command::PushMetric { key, role, name, value: rng.random_range(0..100) }
+        }
         _ if killer => killer_command(state, rng),
         _ => lost(state, rng).map_or(otherwise, Command::ForgetHost),
     }
@@ -145,11 +153,15 @@ fn version(rng: &mut ChaCha8Rng, image: &str, most: u32) -> Version {
         traffic_rules: vec![],
     };
     let spread = if rng.random_ratio(1, 5) { "soft" } else { "strict" };
+    let rules = (image != KILLER && rng.random_ratio(1, 4)).then_some(RULES);
     let configured = roles.iter().map(|(name, _)| RoleConfiguration {
         name: valid(name.parse()),
         instances: rng.random_range(0..most),
         image: Some(valid(image.parse())),
-        settings: vec![(mayfly_model::configuration::SPREAD_SETTING.to_owned(), spread.to_owned())],
+        settings: [(SPREAD_SETTING, Some(spread)), (AUTOSCALE_SETTING, rules.filter(|_| *name == "web"))]
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())))
+            .collect(),
         certificates: vec![],
     });
     let configuration = ServiceConfiguration {
@@ -233,8 +245,16 @@ impl Promises {
     /// What was promised and is not so.
     pub(crate) fn broken(&self, state: &State) -> Option<String> {
         for (key, promised) in &self.counts {
-            let kept = state.deployments().get(key).map(|one| counts(&one.version));
-            if kept.as_ref() != Some(promised) {
+            let deployment = state.deployments().get(key);
+            let kept = deployment.map(|one| counts(&one.version));
+            let keeps = |role: &RoleConfiguration| {
+                let ruled = role.autoscale().is_some_and(|rules| (rules.min..=rules.max).contains(&role.instances));
+                ruled || promised.get(&role.name) == Some(&role.instances)
+            };
+            if !deployment.is_some_and(|one| {
+                let roles = &one.version.configuration.roles;
+                roles.len() == promised.len() && roles.iter().all(keeps)
+            }) {
                 return Some(format!("{key}: {promised:?} was acknowledged, {kept:?} is recorded"));
             }
         }

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use mayfly_fabric::address::AddressRange;
+use mayfly_fabric::restore::GENERATIONS;
 use mayfly_fabric::{Change, Command, Config, Core, HealingPolicy, Input, Overcommit, Record, goal};
 use mayfly_model::{Digest, GoalState, HostCondition, HostReport, LeaseGrant, LeaseTimings, Time};
 use mayfly_store::{MemoryStore, Store, Write};
@@ -19,6 +20,9 @@ use crate::oracle::{self, Checked, Oracle};
 use crate::workload::{self, Promises};
 
 mod faults;
+mod restore;
+
+use restore::Backup;
 
 enum Event {
     HostRenews(usize),
@@ -71,6 +75,8 @@ struct World {
     store: MemoryStore,
     /// The controller, while it runs.
     core: Option<Core>,
+    /// The last backup, and whether the records are to become it.
+    backup: Option<Backup>,
     /// What the controller's wall clock is ahead of the truth since its last start.
     clock_ahead: i64,
     stalled_until: u64,
@@ -128,6 +134,7 @@ impl World {
             network: Network::default(),
             store: MemoryStore::default(),
             core: None,
+            backup: None,
             clock_ahead: 0,
             stalled_until: 0,
             stalled: Vec::new(),
@@ -296,7 +303,8 @@ impl World {
         };
         let mut booted = sim.vms.values().filter(|vm| vm.gone_at.is_none() && now + 500 >= vm.ready_at && sim.serving);
         let Some(vm) = booted.find(killer) else { return };
-        if vm.goal.generation > 1 {
+        // The first disk after the restore of a backup has the next million's first number.
+        if vm.goal.generation % GENERATIONS > 1 {
             let id = (vm.goal.deployment_id.clone(), vm.goal.vm.0);
             self.oracle.killed.insert(id);
         }
@@ -520,6 +528,7 @@ fn small_goal(core: &Core, host: &SimHost) -> GoalState {
     GoalState {
         incarnation: state.meta().revision,
         vms: goal::vms(state, &host.name),
+        restored: goal::is_held(core),
         kept: Vec::new(),
         network,
         reboot: state.hosts().get(&host.name).and_then(|host| host.reboot()),

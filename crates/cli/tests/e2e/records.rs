@@ -49,6 +49,7 @@ fn records_are_backed_up_restored_and_moved() {
     .unwrap();
     let after = stage.names_when("bank", 2);
     assert!(after.contains(&before[0]), "a guest that the backup knows of runs on: {before:?}, then {after:?}");
+    assert!(!after.contains(&before[1]), "one whose VM was gone since has another: {before:?}, then {after:?}");
     assert!(!fabric.run(&["service", "list"]).unwrap().contains("late"));
     // A guest that it does not know of is gone, and what is placed now does not meet it.
     stage.deploy("later", &[("web", 1)]);

@@ -356,6 +356,9 @@ fn restored_records_place_nothing_until_hosts_follow_them() {
     let before = fabric.core.state().meta().clone();
     // Since the backup: another VM, which the records do not know of.
     fabric.command(Command::Scale { key: production("shop"), counts: [(name("web"), 4)].into() }).unwrap();
+    // And one that the records have is another by now.
+    let reimaged = fabric.instance("shop/web_IN_0").vm().unwrap().id;
+    fabric.command(Command::Reimage("shop/web_IN_0".parse().unwrap())).unwrap();
     fabric.run(2000);
     crate::restore::restored(&mut records);
     let (core, changes) = Core::start(records, before.epoch + 10, config(), fabric.now);
@@ -370,6 +373,8 @@ fn restored_records_place_nothing_until_hosts_follow_them() {
     assert!(matches!(&refused, Err(Rejected::NoRoom(why)) if why.contains("restored from a backup")), "{refused:?}");
     fabric.run(8000);
     assert!(fabric.told("every host follows the restored records"));
+    let again = fabric.instance("shop/web_IN_0");
+    assert!(again.vm().is_some_and(|vm| vm.id != reimaged) && again.generation > 1_000_000, "{again:?}");
     fabric.command(more).unwrap();
     fabric.run(2000);
     assert_eq!(fabric.hosts_of("web").len(), 5);

@@ -93,7 +93,8 @@ pub(crate) async fn run(agent: Arc<Agent>, mut runners: Runners) {
             let wanted = goal.vms.iter().find(|goal| goal.vm == *vm).cloned();
             desired.send_if_modified(|before| std::mem::replace(before, wanted.clone()) != wanted);
         }
-        for wanted in &goal.vms {
+        // What a backup has and this host has not may be another host's by now.
+        for wanted in goal.vms.iter().filter(|_| !goal.restored) {
             runners.entry(wanted.vm).or_insert_with(|| {
                 agent.statuses().vms.insert(wanted.vm, VmStatus::new(wanted.clone()));
                 start(&agent, wanted.clone(), false)

@@ -90,22 +90,20 @@ impl Runner {
         if !self.goal.on {
             return self.stay_off().await;
         }
-        if !self.adopted {
-            // Said first, so that whoever wants to read the disk from now on is refused.
-            self.set(Stage::Preparing("making its disk".to_owned()));
-            let captured = lock(&self.agent.captures).contains(&self.goal.vm);
-            let reason = match captured {
-                true => Some("waiting until its disk has been captured"),
-                false if self.is_preceded() => Some("waiting until nothing is left of the VM before it"),
-                false => None,
-            };
-            if let Some(reason) = reason {
-                self.set(Stage::Preparing(reason.to_owned()));
-                self.wait(HELD_UP).await;
-                return true;
+        let machine = match self.take_up().await {
+            Some(machine) => Ok(machine),
+            None => {
+                // Said first, so that whoever wants to read the disk from now on is refused.
+                self.set(Stage::Preparing("making its disk".to_owned()));
+                if let Some(reason) = self.held_up() {
+                    self.set(Stage::Preparing(reason.to_owned()));
+                    self.wait(HELD_UP).await;
+                    return true;
+                }
+                self.start().await
             }
-        }
-        let machine = match self.start().await {
+        };
+        let machine = match machine {
             Ok(machine) => machine,
             Err(error) => {
                 self.turn = None;
@@ -149,6 +147,17 @@ impl Runner {
             }
         }
         true
+    }
+
+    /// Why the guest must not be started yet.
+    fn held_up(&self) -> Option<&'static str> {
+        if lock(&self.agent.captures).contains(&self.goal.vm) {
+            return Some("waiting until its disk has been captured");
+        }
+        if self.agent.goal.borrow().restored {
+            return Some("waiting, as the records come from a backup: another host may have a later VM of it");
+        }
+        self.is_preceded().then_some("waiting until nothing is left of the VM before it")
     }
 
     /// Whether another VM of this host that is not wanted any more has the same address, or carried the same identity.

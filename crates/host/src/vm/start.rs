@@ -14,13 +14,13 @@ use crate::status::Stage;
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 impl Runner {
-    /// Finds the guest running, or makes what is missing and starts it.
+    /// Finds the guest running, if an earlier agent has started it.
+    pub(super) async fn take_up(&mut self) -> Option<Machine> {
+        if std::mem::take(&mut self.adopted) { self.adopt().await } else { None }
+    }
+
+    /// Makes what is missing and starts the guest.
     pub(super) async fn start(&mut self) -> anyhow::Result<Machine> {
-        if std::mem::take(&mut self.adopted)
-            && let Some(machine) = self.adopt().await
-        {
-            return Ok(machine);
-        }
         let (agent, goal) = (Arc::clone(&self.agent), self.goal.clone());
         self.update_quietly(|status| {
             status.forget_guest();

@@ -24,11 +24,10 @@ impl World {
         self.summary.faults += 1;
         let kind = kinds[self.rng.faults.random_range(0..kinds.len())];
         let host = self.rng.faults.random_range(0..self.hosts.len());
-        self.inflict(kind, host);
-        Ok(())
+        self.inflict(kind, host)
     }
 
-    fn inflict(&mut self, kind: Fault, host: usize) {
+    fn inflict(&mut self, kind: Fault, host: usize) -> Checked {
         let now = self.now;
         let rng = &mut self.rng.faults;
         match kind {
@@ -81,7 +80,9 @@ impl World {
             }
             Fault::ControllerCrash | Fault::StoreStall => {}
             Fault::LostAnswers | Fault::BadChunks | Fault::KillerImage => {}
+            Fault::Restore => return self.back_up_or_restore(),
         }
+        Ok(())
     }
 
     fn power_off(&mut self, host: usize) {
