@@ -1,6 +1,7 @@
 //! A step in progress: a transaction in memory. What it changes is there at once, is noted for the store, and can be
 //! taken back as a whole.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use mayfly_model::{
@@ -42,10 +43,22 @@ impl<'s> Step<'s> {
 
     /// The step's changes, with the counters last.
     pub(crate) fn finish(mut self) -> Vec<Change> {
+        self.drop_what_is_superseded();
         if !self.changes.is_empty() {
             self.changes.push(Change::Put(Record::Meta(Box::new(self.state.meta.clone()))));
         }
         self.changes
+    }
+
+    /// A new instance waits and has its place in the same step. What nobody will ever see need not be written, nor be
+    /// freed by the thread that writes while this one waits for the allocator.
+    fn drop_what_is_superseded(&mut self) {
+        let superseded: HashSet<usize> =
+            self.undo.iter().filter_map(|(_, before)| place_of(before.as_ref()?)).collect();
+        self.changes.retain(|change| match change {
+            Change::Put(record) => place_of(record).is_none_or(|place| !superseded.contains(&place)),
+            Change::Delete(_) => true,
+        });
     }
 
     /// Takes everything back, and returns what would have changed.
@@ -142,6 +155,14 @@ impl<'s> Step<'s> {
         let trips = &self.state.breaker.trips;
         trips.contains_key(&mayfly_model::Scope::Fleet)
             || trips.contains_key(&mayfly_model::Scope::Deployment(service.clone(), slot))
+    }
+}
+
+/// Where in memory an instance is, which is the same for the state and a change.
+fn place_of(record: &Record) -> Option<usize> {
+    match record {
+        Record::Instance(instance) => Some(Arc::as_ptr(instance).addr()),
+        _ => None,
     }
 }
 
