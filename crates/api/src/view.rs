@@ -131,6 +131,10 @@ pub struct UsageView {
     pub day: String,
     /// Seconds that instances of each size existed.
     pub instance_seconds: BTreeMap<String, u64>,
+    /// Bytes that they sent.
+    pub sent_bytes: u64,
+    /// Bytes that they received.
+    pub received_bytes: u64,
 }
 
 /// A role of a deployment.

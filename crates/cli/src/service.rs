@@ -110,10 +110,12 @@ async fn change(connection: &Connection, command: ServiceCommand) -> anyhow::Res
         }
         ServiceCommand::Usage => {
             let usage = client.usage().await?;
-            output::list(connection.output, &usage, &["day", "service", "instance hours"], |one| {
+            output::list(connection.output, &usage, &["day", "service", "instance hours", "sent", "received"], |one| {
                 let hours = one.instance_seconds.iter();
                 let hours = hours.map(|(size, seconds)| format!("{size} {:.3}", *seconds as f64 / 3600.0));
-                vec![one.day.clone(), one.service.clone(), hours.collect::<Vec<_>>().join(", ")]
+                let hours = hours.collect::<Vec<_>>().join(", ");
+                let [sent, received] = [one.sent_bytes, one.received_bytes].map(output::mebibytes);
+                vec![one.day.clone(), one.service.clone(), hours, sent, received]
             })
         }
         ServiceCommand::Delete { name, slot: Some(slot), wait } => {

@@ -127,8 +127,9 @@ fn load(state: &State, deployment: &Deployment, role: &RoleName, metric: &str, n
     let ready = state.members(&deployment.key, role).filter(|one| one.is_ready());
     let (mut used, mut offered) = (0, 0);
     for instance in ready {
-        used += state.index.cpu.get(&instance.key).copied()?;
-        offered += instance.vm().map_or(0, |vm| vm.size.resources().cpu_milli);
+        let vm = instance.vm()?;
+        used += state.index.heard.get(&vm.id)?.cpu_milli;
+        offered += vm.size.resources().cpu_milli;
     }
     (offered > 0).then(|| i64::try_from(used * 100 / offered).unwrap_or(i64::MAX))
 }

@@ -78,7 +78,7 @@ fn vm(state: &State, instance: &Instance) -> Option<VmGoal> {
         instance: instance.key.clone(),
         deployment_id: deployment.id.clone(),
         generation: instance.generation,
-        computer_name: vm.computer_name.clone(),
+        computer_name: vm.computer_name.to_string(),
         fault_domain: state.hosts.get(&vm.host)?.fault_domain.clone(),
         update_domain: instance.update_domain,
         dip: vm.dip,

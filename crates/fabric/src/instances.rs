@@ -391,13 +391,14 @@ fn place(step: &mut Step<'_>, instance: &Instance, host: HostName) -> Option<Arc
     let dip = private_address(step, instance)?;
     let id = VmId(step.state.meta.next_vm);
     step.state.meta.next_vm += 1;
-    let computer_name = step.entropy.computer_name();
+    let computer_name = step.entropy.computer_name().into_boxed_str();
     let same = step.planted.is(Mutant::SameGeneration) && instance.generation > 0;
     let last = instance.generation.max(step.state.meta.least_generation);
     let generation = if same { last } else { last + 1 };
     let stays = matches!(&instance.state, InstanceState::Waiting { prefer, .. } if prefer.as_ref() == Some(&host));
     let local_generation = if stays && instance.local_generation > 0 { instance.local_generation } else { generation };
-    let vm = Vm { id, host, computer_name, dip, size, reboots: 0, restarts: 0, placed: step.now, started: step.now };
+    let (placed, started) = (step.now, step.now);
+    let vm = Vm { id, host, computer_name, dip, size, reboots: 0, restarts: 0, placed, started, booked: None };
     let phase = VmPhase::Creating { detail: WAITING_FOR_HOST };
     let state = InstanceState::Placed { vm, phase, since: step.now };
     let Instance { key, update_domain, version, stopped, health, .. } = instance;

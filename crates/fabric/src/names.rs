@@ -14,7 +14,7 @@ pub fn addresses(core: &Core) -> Vec<DnsRecord> {
         let shown = if keeps { instance.vm() } else { instance.wanted_vm() };
         let Some(vm) = shown else { continue };
         let suffix = internal_suffix(&instance.key.deployment, zone);
-        for (label, canonical) in [(instance.key.dns_label(), true), (vm.computer_name.clone(), false)] {
+        for (label, canonical) in [(instance.key.dns_label(), true), (vm.computer_name.to_string(), false)] {
             records.push(DnsRecord { name: format!("{label}.{suffix}"), address: vm.dip, canonical });
         }
     }

@@ -8,6 +8,7 @@ use mayfly_model::{
 };
 
 use crate::instances;
+use crate::meter;
 use crate::mutant::Mutant;
 use crate::step::Step;
 
@@ -22,6 +23,10 @@ pub(crate) fn apply(step: &mut Step<'_>, report: &HostReport) {
     let instances: Vec<_> = step.state.instances_on(&report.host).cloned().collect();
     for instance in instances {
         let seen = instance.vm().and_then(|vm| seen.get(&vm.id));
+        let instance = match seen {
+            Some(seen) => meter::hear(step, instance, seen),
+            None => instance,
+        };
         match (&instance.state, seen) {
             (InstanceState::Placed { .. }, Some(seen)) => observe(step, &instance, seen),
             (InstanceState::Retiring { since, .. }, None) if report.applied >= *since => {
@@ -102,7 +107,6 @@ fn tell_incidents(step: &mut Step<'_>, report: &HostReport) {
 
 fn observe(step: &mut Step<'_>, instance: &Instance, seen: &VmReport) {
     let InstanceState::Placed { vm, phase, since } = &instance.state else { return };
-    step.state.index.cpu.insert(instance.key.clone(), seen.cpu_milli);
     let health = crashes(step, instance, vm, seen);
     let window = step.config.healing.window;
     let recent = health

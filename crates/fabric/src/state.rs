@@ -1,6 +1,6 @@
 //! All records in memory, and what is derived from them to find things fast.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use mayfly_model::{
 };
 
 use crate::inventory::Inventory;
+use crate::meter::Heard;
 use crate::record::{Answered, Meta, Record, RecordId};
 
 /// The records.
@@ -56,8 +57,8 @@ pub(crate) struct Index {
     pub(crate) vips: HashSet<Ipv4Addr>,
     /// Public addresses that are reserved, whether or not a deployment has them.
     pub(crate) reserved: HashSet<Ipv4Addr>,
-    /// What the hosts said of processors, in thousandths of a core; a hint for scaling, not a record.
-    pub(crate) cpu: BTreeMap<InstanceKey, u64>,
+    /// What the hosts said of their VMs last.
+    pub(crate) heard: HashMap<VmId, Heard>,
     /// The VMs that each host listed last, while the records are those of a backup.
     pub(crate) listed: BTreeMap<HostName, BTreeSet<VmId>>,
     /// The inventory as it was when all that wait were tried last.
@@ -323,7 +324,6 @@ impl State {
             RecordId::Instance(key) => {
                 let instance = self.instances.remove(key)?;
                 self.forget(&instance);
-                self.index.cpu.remove(key);
                 Some(Record::Instance(instance))
             }
             RecordId::Host(name) => {

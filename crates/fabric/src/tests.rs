@@ -6,8 +6,8 @@ use std::net::Ipv4Addr;
 use mayfly_model::{
     DeploymentKey, Digest, Endpoint, EndpointProtocol, HostFacts, HostName, HostReport, Image, Incarnation, Instance,
     InstanceKey, InstanceState, InstanceStatus, LeaseTimings, Observed, Readiness, Resources, RoleConfiguration,
-    RoleDefinition, RoleKind, ServiceConfiguration, ServiceDefinition, Slot, Time, Version, VmGoal, VmId, VmReport,
-    VmSize,
+    RoleDefinition, RoleKind, ServiceConfiguration, ServiceDefinition, Slot, Time, Traffic, Version, VmGoal, VmId,
+    VmReport, VmSize,
 };
 
 use crate::address::AddressRange;
@@ -188,7 +188,7 @@ impl Fabric {
             disk_bytes: 0,
             image_bytes: 0,
             cpu_milli: self.cpu,
-            traffic: Default::default(),
+            traffic: Traffic { sent: self.now.0, received: 1 },
             steps: Vec::new(),
         });
         let report = report(host, self.now.0, self.acknowledged[host], goal.incarnation, vms.collect());

@@ -11,6 +11,8 @@ use mayfly_wire::ScriptReport;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::traffic::Counted;
+
 /// The ledger of a host.
 #[derive(Debug)]
 pub(crate) struct Ledger {
@@ -56,6 +58,9 @@ pub(crate) struct VmNote {
     /// How often it has been heard since it was ready.
     #[serde(default)]
     pub beats: u32,
+    /// What it has sent and received.
+    #[serde(default)]
+    pub traffic: Counted,
 }
 
 impl Ledger {

@@ -35,6 +35,7 @@ mod servers;
 mod status;
 pub mod supervise;
 mod topology;
+mod traffic;
 mod vm;
 
 pub use agent::run;

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use mayfly_model::{BootStep, Observed, ProbeGoal, Readiness, Time, Traffic, VmGoal, VmId, VmReport};
+use mayfly_model::{BootStep, Observed, ProbeGoal, Readiness, Time, VmGoal, VmId, VmReport};
 use mayfly_net::address::tap_name;
 use mayfly_net::plan::{Health, LocalGuest};
 use mayfly_wire::{HealthReport, Member, Planned, ScriptReport};
 
 use crate::clock;
+use crate::traffic::Counted;
 
 /// Milliseconds without a word after which a guest that has spoken counts as silent: more than three of the slowest
 /// agent's heartbeats of 25 seconds.
@@ -60,7 +62,7 @@ pub(crate) struct VmStatus {
     /// Processor time used lately, in thousandths of a core.
     pub cpu_milli: u64,
     /// What it has sent and received.
-    pub traffic: Traffic,
+    pub traffic: Counted,
     /// It is about to be stopped, so nobody new is sent to it.
     pub leaving: bool,
     /// The instances of its deployment, as it is told of them.
@@ -118,7 +120,7 @@ impl VmStatus {
             disk_bytes: 0,
             image_bytes: 0,
             cpu_milli: 0,
-            traffic: Traffic::default(),
+            traffic: Counted::default(),
             leaving: false,
             members: Arc::default(),
             beats: (Time(0), 0),
@@ -137,6 +139,12 @@ impl VmStatus {
         if self.steps.len() < STEPS_MAX && !self.steps.iter().any(|known| known.name == step) {
             self.steps.push(BootStep { name: step.to_owned(), at: clock::wall() });
         }
+    }
+
+    /// How long ago its host began with the present guest, or that guest restarted by itself.
+    pub(crate) fn age(&self) -> Duration {
+        let began = self.steps.first().map_or(Time(0), |step| step.at);
+        Duration::from_millis(clock::wall().since(began))
     }
 
     /// Forgets what the guest has said and answered: it is another guest now, or none.
@@ -290,7 +298,7 @@ impl Statuses {
                 disk_bytes: status.disk_bytes,
                 image_bytes: status.image_bytes,
                 cpu_milli: status.cpu_milli,
-                traffic: status.traffic,
+                traffic: status.traffic.total,
                 steps: status.steps.clone(),
             }
         };

@@ -6,7 +6,7 @@ use arcstr::ArcStr;
 use serde::{Deserialize, Serialize};
 
 use crate::name::{HostName, InstanceKey, NamePool};
-use crate::report::{Observed, Readiness, VmReport};
+use crate::report::{Observed, Readiness, Traffic, VmReport};
 use crate::size::VmSize;
 use crate::time::Time;
 use crate::{Incarnation, VmId};
@@ -19,7 +19,7 @@ pub struct Vm {
     /// The host that carries it.
     pub host: HostName,
     /// The guest's own name, random.
-    pub computer_name: String,
+    pub computer_name: Box<str>,
     /// Its private address.
     pub dip: Ipv4Addr,
     /// What it takes from its host.
@@ -33,6 +33,9 @@ pub struct Vm {
     pub placed: Time,
     /// Since when it has been trying to become ready: when it was placed, was asked to reboot, or was lost to sight.
     pub started: Time,
+    /// How much of what it has sent and received is in the ledger.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub booked: Option<Box<Traffic>>,
 }
 
 /// An instance of a role.
@@ -104,6 +107,15 @@ impl Rung {
 }
 
 impl Instance {
+    /// The same with `change` made to its VM, if it has one.
+    #[must_use]
+    pub fn with_vm(mut self, change: impl FnOnce(&mut Vm)) -> Instance {
+        if let InstanceState::Placed { vm, .. } | InstanceState::Retiring { vm, .. } = &mut self.state {
+            change(vm);
+        }
+        self
+    }
+
     /// The VM that exists or may exist.
     pub fn vm(&self) -> Option<&Vm> {
         match &self.state {

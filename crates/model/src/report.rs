@@ -102,13 +102,35 @@ pub struct BootStep {
     pub at: Time,
 }
 
-/// Bytes that a VM has sent and received since it was made.
+/// Bytes that a VM has sent and received since it was made. They only grow, but a host that has lost power may have
+/// forgotten the last of them, and reports overtake each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
     /// Sent.
     pub sent: u64,
     /// Received.
     pub received: u64,
+}
+
+impl Traffic {
+    /// What has been added to `other`; all of it, if it cannot have come after that, as another count has begun.
+    #[must_use]
+    pub fn since(self, other: Traffic) -> Traffic {
+        if self.sent < other.sent || self.received < other.received { self } else { self.beyond(other) }
+    }
+
+    /// What is more than in `other`.
+    #[must_use]
+    pub fn beyond(self, other: Traffic) -> Traffic {
+        let (sent, received) = (self.sent.saturating_sub(other.sent), self.received.saturating_sub(other.received));
+        Traffic { sent, received }
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Traffic) -> Traffic {
+        Traffic { sent: self.sent + other.sent, received: self.received + other.received }
+    }
 }
 
 /// The state of a VM as its host sees it.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::name::ServiceName;
+use crate::report::Traffic;
 use crate::size::VmSize;
 
 /// Milliseconds of a day.
@@ -20,6 +21,16 @@ pub struct Usage {
     pub day: u64,
     /// Milliseconds that instances of each size existed.
     pub millis: BTreeMap<VmSize, u64>,
+    /// What they sent and received. It is written down once an hour, and when a VM ends.
+    #[serde(default)]
+    pub traffic: Traffic,
+}
+
+impl Usage {
+    /// Nothing yet.
+    pub fn none(service: ServiceName, day: u64) -> Usage {
+        Usage { service, day, millis: BTreeMap::new(), traffic: Traffic::default() }
+    }
 }
 
 /// Divides the time from `from` to `to`, in milliseconds since the epoch, into days.

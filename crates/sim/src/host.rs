@@ -5,11 +5,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use mayfly_model::lease::MayServe;
 use mayfly_model::{
     Digest, GoalState, HostFacts, HostLease, HostName, HostReport, Incarnation, LeaseGrant, LeaseTimings, NetworkGoal,
-    Observed, Readiness, Resources, Time, VmGoal, VmId, VmReport,
+    Observed, Readiness, Resources, ServiceName, Time, Traffic, VmGoal, VmId, VmReport,
 };
 
 /// How long the kernel passes an orphan's packets between two looks; as the real guard has it.
 const ORPHAN_MILLIS: u64 = 600;
+
+/// Bytes that a guest sends between two reports.
+const SENT: u64 = 1000;
 
 /// What every host offers.
 pub(crate) const CAPACITY: Resources = Resources { cpu_milli: 4000, memory_mib: 8192 };
@@ -36,6 +39,9 @@ pub(crate) struct SimVm {
     pub(crate) guest: Guest,
     /// Whose disk it runs on.
     pub(crate) disk: VmId,
+    /// What it has sent and received, and how much of that is noted on the host's disk.
+    traffic: Traffic,
+    noted: Traffic,
     /// What the guest read as its base image; nothing while it is being fetched.
     pub(crate) read: Option<Digest>,
     /// Whether its guest has been started.
@@ -74,6 +80,8 @@ pub(crate) struct SimHost {
     /// Disks that were thrown away; they must never come back.
     pub(crate) destroyed: BTreeSet<VmId>,
     pub(crate) disk_full: bool,
+    /// Bytes that the guests of each service have sent.
+    pub(crate) carried: BTreeMap<ServiceName, u64>,
     /// The goal state is made of a backup: no guest is started.
     holds: bool,
     /// Planted mistakes.
@@ -104,6 +112,7 @@ impl SimHost {
             vms: BTreeMap::new(),
             destroyed: BTreeSet::new(),
             disk_full: false,
+            carried: BTreeMap::new(),
             holds: false,
             ignores_lease: false,
             reuses_disks: false,
@@ -130,6 +139,14 @@ impl SimHost {
             }
             stays
         });
+        for vm in self.vms.values_mut().filter(|vm| vm.running) {
+            let more = Traffic { sent: SENT, received: 1 };
+            vm.traffic = vm.traffic.plus(more);
+            if vm.traffic.sent.is_multiple_of(5 * SENT) {
+                vm.noted = vm.traffic;
+            }
+            *self.carried.entry(vm.goal.instance.deployment.service.clone()).or_default() += SENT;
+        }
         let vms = self.vms.values().map(|vm| VmReport {
             vm: vm.goal.vm,
             reboots: vm.reboots,
@@ -138,7 +155,7 @@ impl SimHost {
             disk_bytes: 0,
             image_bytes: 0,
             cpu_milli: 100,
-            traffic: Default::default(),
+            traffic: vm.traffic,
             steps: Vec::new(),
         });
         let vms = vms.collect();
@@ -217,6 +234,8 @@ impl SimHost {
                 restarts: 0,
                 guest: Guest::Well,
                 disk: last.unwrap_or(wanted.vm),
+                traffic: Traffic::default(),
+                noted: Traffic::default(),
                 read: None,
                 running: false,
                 failed: self.disk_full,
@@ -295,7 +314,7 @@ impl SimHost {
         self.lease = HostLease::default();
         self.said.clear();
         for vm in self.vms.values_mut() {
-            (vm.ready_at, vm.guest, vm.running) = (now + 2000, Guest::Well, false);
+            (vm.ready_at, vm.guest, vm.running, vm.traffic) = (now + 2000, Guest::Well, false, vm.noted);
         }
     }
 

@@ -8,7 +8,7 @@ use mayfly_fabric::{Core, State, goal, meter};
 use mayfly_model::usage::days;
 use mayfly_model::{
     Deployment, Digest, HostName, Instance, InstanceState, Resources, RoleName, ServiceName, Spread, Time, UpgradeMode,
-    VmId, VmPhase, VmSize,
+    Usage, VmId, VmPhase, VmSize,
 };
 
 use crate::host::{CAPACITY, SimHost};
@@ -190,7 +190,7 @@ impl Oracle {
     }
 
     /// Invariant 7: the ledger is the history.
-    pub(crate) fn check_ledger(&mut self, state: &State, now: Time) -> Checked {
+    pub(crate) fn check_ledger(&mut self, state: &State, hosts: &[SimHost], now: Time) -> Checked {
         let lives = self.lives.clone();
         let used = self.used.clone();
         for (service, size, from) in lives.into_values() {
@@ -198,6 +198,12 @@ impl Oracle {
         }
         let history = std::mem::replace(&mut self.used, used);
         let ledger = meter::ledger(state, now);
+        check_traffic(&ledger, hosts)?;
+        let ledger: BTreeMap<_, _> = ledger
+            .into_iter()
+            .filter(|(_, usage)| !usage.millis.is_empty())
+            .map(|(key, usage)| (key, usage.millis))
+            .collect();
         if history == ledger {
             return Ok(());
         }
@@ -205,6 +211,21 @@ impl Oracle {
         let other = other.map(|(key, millis)| format!("{key:?}: history {millis:?}, ledger {:?}", ledger.get(key)));
         Err(format!("invariant 7: {}", other.unwrap_or_else(|| "the ledger has more than the history".to_owned())))
     }
+}
+
+/// Invariant 7, for what was sent: no byte is in the ledger twice. Some may be missing, of hosts that were lost.
+fn check_traffic(ledger: &BTreeMap<(ServiceName, u64), Usage>, hosts: &[SimHost]) -> Checked {
+    let mut booked: BTreeMap<&ServiceName, u64> = BTreeMap::new();
+    for ((service, _), usage) in ledger {
+        *booked.entry(service).or_default() += usage.traffic.sent;
+    }
+    for (service, booked) in booked {
+        let carried: u64 = hosts.iter().filter_map(|host| host.carried.get(service)).sum();
+        if booked > carried {
+            return Err(format!("invariant 7: {service} has sent {carried} bytes, and {booked} are in the ledger"));
+        }
+    }
+    Ok(())
 }
 
 fn is_down_by_plan(state: &State, instance: &Instance, now: Time) -> bool {

@@ -266,7 +266,7 @@ impl World {
         match &self.core {
             Some(core) => {
                 oracle::check_routes(core)?;
-                self.oracle.check_ledger(core.state(), now)
+                self.oracle.check_ledger(core.state(), &self.hosts, now)
             }
             None => Ok(()),
         }

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use mayfly_controller::stored::read;
 use mayfly_fabric::Core;
 use mayfly_model::{Time, VmSize};
-use mayfly_store::EmbeddedStore;
+use mayfly_store::{EmbeddedStore, StoreError};
 
 use super::region::{Region, config};
 use crate::report::Report;
@@ -27,6 +27,10 @@ pub fn measure(report: &mut Report, work: &Path) -> anyhow::Result<()> {
                 region.commit()?;
             }
             region.settle()?;
+        }
+        // The thread that wrote closes the file when it ends, which takes its time.
+        while matches!(EmbeddedStore::open(&file), Err(StoreError::InUse(_))) {
+            std::thread::sleep(Duration::from_millis(10));
         }
         let output = Command::new(std::env::current_exe()?).arg("load").arg(&file).output()?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();

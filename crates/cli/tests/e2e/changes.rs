@@ -93,6 +93,12 @@ fn a_service_is_planned_updated_moved_and_swapped_behind_its_address() {
     assert_eq!(vms(&stage), before);
     let usage = stage.fabric.run(&["service", "usage"]).unwrap();
     assert!(usage.contains("ExtraSmall"), "{usage}");
+    let usage: Value =
+        serde_json::from_str(&stage.fabric.run(&["service", "usage", "--output", "json"]).unwrap()).unwrap();
+    assert!(
+        usage[0]["sent_bytes"].as_u64() > Some(1000) && usage[0]["received_bytes"].as_u64() > Some(1000),
+        "{usage}"
+    );
 }
 
 fn names(stage: &Stage) -> Vec<Value> {

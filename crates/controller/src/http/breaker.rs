@@ -1,6 +1,5 @@
 //! The breaker, and what services have used.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -8,6 +7,8 @@ use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use mayfly_api::{BreakerView, UsageView};
 use mayfly_fabric::{Command, meter};
+use mayfly_model::usage::DAY;
+use mayfly_model::{Time, Usage};
 
 use super::error::{Failure, invalid};
 use super::{Shared, events};
@@ -35,11 +36,12 @@ pub(super) async fn reset(
 pub(super) async fn usage(State(shared): State<Arc<Shared>>) -> Result<Json<Vec<UsageView>>, Failure> {
     let now = shared.driver.now();
     let ledger = shared.driver.read(|core| meter::ledger(core.state(), now)).await?;
-    let view =
-        |((service, day), millis): ((mayfly_model::ServiceName, u64), BTreeMap<mayfly_model::VmSize, u64>)| UsageView {
-            service: service.to_string(),
-            day: events::rfc3339(mayfly_model::Time(day * mayfly_model::usage::DAY)).chars().take(10).collect(),
-            instance_seconds: millis.into_iter().map(|(size, millis)| (size.to_string(), millis / 1000)).collect(),
-        };
-    Ok(Json(ledger.into_iter().map(view).collect()))
+    let view = |usage: Usage| UsageView {
+        service: usage.service.to_string(),
+        day: events::rfc3339(Time(usage.day * DAY)).chars().take(10).collect(),
+        instance_seconds: usage.millis.into_iter().map(|(size, millis)| (size.to_string(), millis / 1000)).collect(),
+        sent_bytes: usage.traffic.sent,
+        received_bytes: usage.traffic.received,
+    };
+    Ok(Json(ledger.into_values().map(view).collect()))
 }

@@ -105,7 +105,7 @@ fn view(shared: &Shared, state: &Records, instance: &Instance) -> InstanceView {
         host: vm.map(|vm| vm.host.to_string()),
         fault_domain: host.map(|host| host.fault_domain.clone()),
         update_domain: instance.update_domain,
-        computer_name: vm.map(|vm| vm.computer_name.clone()),
+        computer_name: vm.map(|vm| vm.computer_name.to_string()),
         dip: vm.map(|vm| vm.dip),
         generation: instance.generation,
         vm: vm.map(|vm| vm.id.to_string()),

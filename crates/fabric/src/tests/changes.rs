@@ -312,9 +312,40 @@ fn the_ledger_is_the_history() {
     let ended = fabric.core.state().usage().values().map(|usage| usage.millis[&VmSize::ExtraSmall]).sum::<u64>();
     let lived = fabric.now.since(placed);
     assert!(ended > 12_000 && ended < lived, "{ended} of {lived}");
-    let total: u64 =
-        crate::meter::ledger(fabric.core.state(), fabric.now).values().map(|one| one[&VmSize::ExtraSmall]).sum();
+    let ledger = |fabric: &Fabric| crate::meter::ledger(fabric.core.state(), fabric.now);
+    let total: u64 = ledger(&fabric).values().map(|one| one.millis[&VmSize::ExtraSmall]).sum();
     assert_eq!(total, ended + 3 * lived);
+}
+
+#[test]
+fn the_ledger_has_what_was_sent_each_byte_once() {
+    let mut fabric = Fabric::running(3);
+    // Of each VM, as many bytes as milliseconds of time itself; the fourth ends with what was said of it last.
+    let sent = |fabric: &Fabric| {
+        let ledger = crate::meter::ledger(fabric.core.state(), fabric.now);
+        ledger.values().map(|usage| usage.traffic.sent).sum::<u64>()
+    };
+    let written = |fabric: &Fabric| fabric.core.state().usage().values().map(|usage| usage.traffic.sent).sum::<u64>();
+    assert_eq!((sent(&fabric), written(&fabric)), (4 * fabric.now.0 / 500 * 500, 0));
+    let end = fabric.now.0;
+    fabric.scale("web", 3).unwrap();
+    fabric.run(2000);
+    let fourth = written(&fabric);
+    assert!((end..end + 1000).contains(&fourth), "{fourth}");
+    assert_eq!(sent(&fabric), fourth + 3 * fabric.now.0);
+    // An hour later it is written down, though all go on; a new controller does not write it down again.
+    fabric.now = fabric.now.plus(3_600_000);
+    let hosts: Vec<_> = fabric.acknowledged.keys().cloned().collect();
+    hosts.iter().for_each(|host| fabric.report(host));
+    assert_eq!(written(&fabric), fourth + 3 * fabric.now.0);
+    let records: Vec<Record> = fabric.core.state().records().collect();
+    let epoch = fabric.core.state().meta().epoch + 1;
+    let (core, changes) = Core::start(records, epoch, config(), fabric.now);
+    fabric.core = core;
+    fabric.commit(changes);
+    assert_eq!(sent(&fabric), fourth + 3 * fabric.now.0);
+    hosts.iter().for_each(|host| fabric.report(host));
+    assert_eq!(sent(&fabric), fourth + 3 * fabric.now.0);
 }
 
 #[test]

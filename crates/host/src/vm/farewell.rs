@@ -74,11 +74,12 @@ pub(super) async fn say(runner: &Runner, plan: Plan) -> bool {
     // The other hosts have to hear of it, and change their tables.
     tokio::time::sleep(HEARSAY.min(limit)).await;
     while began.elapsed() < limit && *runner.serving.borrow() {
-        let has_agreed = runner.update_quietly(|status| {
+        let said = runner.update_quietly(|status| {
             let acknowledged = status.planned.as_ref().is_none_or(|planned| planned.acknowledged);
-            acknowledged || !status.asks_for_events
+            (acknowledged || !status.asks_for_events, status.age())
         });
-        if has_agreed != Some(false) && !connections::are_open(runner.goal.dip) {
+        let (has_agreed, age) = said.unwrap_or((true, Duration::MAX));
+        if has_agreed && !connections::are_open(runner.goal.dip, age) {
             break;
         }
         tokio::time::sleep(LINGER).await;

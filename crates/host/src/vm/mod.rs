@@ -48,6 +48,7 @@ pub(crate) fn adopt_all(agent: &Arc<Agent>) -> anyhow::Result<Runners> {
             note.goal.egress = newer.egress.clone();
         }
         let mut status = VmStatus::new(note.goal.clone());
+        status.traffic = note.traffic;
         (status.reboots, status.restarts) = (note.reboots, note.restarts);
         (status.script_runs, status.steps) = (note.script_runs.clone(), note.steps.clone());
         (status.asked, status.cloud_init) = note.asked;

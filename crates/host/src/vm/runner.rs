@@ -337,6 +337,7 @@ impl Runner {
             steps: status.steps.clone(),
             asked: (status.asked, status.cloud_init),
             beats: status.beats.1,
+            traffic: status.traffic,
         });
         note.map_or(Ok(()), |note| self.agent.ledger.write_vm(&note))
     }
