@@ -19,18 +19,19 @@ pub fn read<T>(store: &mut dyn Store, take: impl FnOnce(&mut dyn Iterator<Item =
     std::thread::scope(|scope| {
         let (batches, received) = sync_channel::<Vec<Record>>(4);
         let reader = scope.spawn(move || hand_over(store, &batches));
-        let taken = take(&mut received.into_iter().flatten());
+        // Shared between the two threads, so that both have about as much to do.
+        let mut pool = NamePool::default();
+        let taken = take(&mut received.into_iter().flatten().map(|record| record.pooled(&mut pool)));
         reader.join().map_err(|_| anyhow::anyhow!("the store's reader has panicked"))??;
         Ok(taken)
     })
 }
 
 fn hand_over(store: &dyn Store, batches: &SyncSender<Vec<Record>>) -> anyhow::Result<()> {
-    let (mut pool, mut batch) = (NamePool::default(), Vec::with_capacity(BATCH));
-    let mut broken = None;
+    let (mut batch, mut broken) = (Vec::with_capacity(BATCH), None);
     store.scan(&mut |key, bytes| {
         match Record::decode(bytes) {
-            Ok(record) => batch.push(record.pooled(&mut pool)),
+            Ok(record) => batch.push(record),
             Err(error) => broken = broken.take().or(Some((key.to_owned(), error))),
         }
         if batch.len() == BATCH {
