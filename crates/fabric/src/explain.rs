@@ -1,6 +1,6 @@
 //! Why an instance is where it is, or waits.
 
-use mayfly_model::{Host, HostCondition, Instance, InstanceKey, InstanceState, Then, Time};
+use mayfly_model::{Admission, Host, HostCondition, Instance, InstanceKey, InstanceState, Then, Time};
 
 use crate::core::Core;
 use crate::entropy::Entropy;
@@ -42,6 +42,9 @@ fn whereabouts(core: &Core, instance: &Instance, now: Time) -> String {
             );
             if let Some(host) = host.filter(|host| !host.is_open()) {
                 text = format!("{text}; the host is {}{}", host.state(), silence(core, host, now));
+                if host.condition == HostCondition::Up && matches!(host.admission, Admission::Draining { .. }) {
+                    text = format!("{text}, and {}", departure(core, instance));
+                }
             }
             text
         }
@@ -56,6 +59,14 @@ fn whereabouts(core: &Core, instance: &Instance, now: Time) -> String {
                 vm.id, vm.host, vm.host
             )
         }
+    }
+}
+
+/// What becomes of an instance whose host is being drained.
+fn departure(core: &Core, instance: &Instance) -> String {
+    match choose_in(core.state(), instance, &mut Entropy(0), Rule::default()) {
+        Ok(host) => format!("it moves away when its update domain has its turn; there is room on {host}"),
+        Err(why) => format!("it cannot move away: {why}; `mayfly host undrain` opens a host again"),
     }
 }
 

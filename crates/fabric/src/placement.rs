@@ -73,6 +73,10 @@ impl fmt::Display for NoRoom {
         if self.up == 0 {
             return write!(f, "no host is up ({} are down)", self.down);
         }
+        if self.closed == self.up {
+            let down = if self.down > 0 { format!(", and {} more are down", self.down) } else { String::new() };
+            return write!(f, "no host takes instances: all {} that are up are draining or quarantined{down}", self.up);
+        }
         if self.alone {
             return write!(
                 f,

@@ -185,7 +185,15 @@ fn a_drained_host_is_emptied_domain_by_domain_and_takes_nothing() {
     assert!(!fabric.hosts_of("web").contains(&"host-1".to_owned()), "{:?}", fabric.hosts_of("web"));
     fabric.scale("web", 6).unwrap();
     assert!(!fabric.hosts_of("web").contains(&"host-1".to_owned()));
-    fabric.command(Command::Undrain(name("host-1"))).unwrap();
+    // With all hosts drained there is nowhere to go, and that is what one is told.
+    for host in ["host-2", "host-3"] {
+        fabric.command(Command::Drain { host: name(host), reboot: false }).unwrap();
+    }
+    let told = crate::explain::instance(&fabric.core, &name("shop/web_IN_0"), fabric.now).unwrap();
+    assert!(told[0].contains("it cannot move away: no host takes instances"), "{told:?}");
+    for host in ["host-1", "host-2", "host-3"] {
+        fabric.command(Command::Undrain(name(host))).unwrap();
+    }
     fabric.run(60_000);
     assert_eq!(check_quiet(fabric.core.state()), []);
     assert!(fabric.hosts_of("web").contains(&"host-1".to_owned()));
