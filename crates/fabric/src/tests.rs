@@ -148,7 +148,11 @@ impl Fabric {
     fn commit(&mut self, changes: Vec<Change>) {
         for change in changes {
             match change {
-                Change::Put(record) => drop(self.committed.insert(record.key(), record)),
+                Change::Put(record) => {
+                    assert_eq!(Record::decode(&record.encode().unwrap()).unwrap(), record);
+                    assert_eq!(Record::decode(&serde_json::to_vec(&record).unwrap()).unwrap(), record);
+                    self.committed.insert(record.key(), record);
+                }
                 Change::Delete(id) => drop(self.committed.remove(&id.to_string())),
             }
         }
