@@ -100,7 +100,7 @@ pub struct PlanStep {
     pub fault_domain: Option<String>,
     /// Its update domain.
     pub update_domain: Option<u32>,
-    /// Why it waits.
+    /// Why it stands there or waits, or when it is its turn.
     pub detail: Option<String>,
 }
 

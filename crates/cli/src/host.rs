@@ -1,5 +1,8 @@
 //! `mayfly host`.
 
+use mayfly_api::HostView;
+use mayfly_model::HostName;
+
 use crate::arguments::HostCommand;
 use crate::connection::Connection;
 use crate::output;
@@ -24,7 +27,7 @@ pub async fn run(connection: &Connection, command: HostCommand) -> anyhow::Resul
         }
         HostCommand::Drain { name } => {
             connection.client.host_act(&name, "drain").await?;
-            output::line(&format!("{name} is being drained; `mayfly host list` shows how many instances are left"))
+            output::line(&drained(&name, &connection.client.host_list().await?, ""))
         }
         HostCommand::Undrain { name } => {
             connection.client.host_act(&name, "undrain").await?;
@@ -32,11 +35,41 @@ pub async fn run(connection: &Connection, command: HostCommand) -> anyhow::Resul
         }
         HostCommand::Reboot { name } => {
             connection.client.host_act(&name, "reboot").await?;
-            output::line(&format!("{name} is being drained, and reboots when it is empty"))
+            output::line(&drained(&name, &connection.client.host_list().await?, "; it reboots when it is empty"))
         }
         HostCommand::Forget { name } => {
             connection.client.host_act(&name, "forget").await?;
             output::line(&format!("{name} will be forgotten"))
+        }
+    }
+}
+
+/// What to expect of a host that is being drained from now on.
+fn drained(name: &HostName, hosts: &[HostView], then: &str) -> String {
+    let carried = hosts.iter().find(|host| host.name == name.as_str()).map_or(0, |host| host.instances);
+    let open = hosts.iter().filter(|host| host.state == "Up" && host.name != name.as_str());
+    let domains: std::collections::BTreeSet<&str> = open.map(|host| host.fault_domain.as_str()).collect();
+    let instances = if carried == 1 { "instance".to_owned() } else { format!("{carried} instances") };
+    let stays = if carried == 1 { "stays" } else { "stay" };
+    let undo = format!("`mayfly host undrain {name}` opens it again");
+    match (carried, domains.len()) {
+        (0, 0) => {
+            format!("{name} takes no new instances, and no other host does: nothing can be placed now; {undo}{then}")
+        }
+        (_, 0) => format!(
+            "{name} takes no new instances, and no other host does: its {instances} {stays} until one does; {undo}{then}"
+        ),
+        (0, _) => format!("{name} takes no new instances, and carries none; {undo}{then}"),
+        (_, left) => {
+            let last = if left == 1 {
+                "; one fault domain is left, where roles of two or more instances do not go (`mayfly instance explain`)"
+            } else {
+                ""
+            };
+            format!(
+                "{name} takes no new instances; its {instances} will move to other hosts, one update domain of each \
+                 deployment at a time{last}; `mayfly host list` shows how many are left; {undo}{then}"
+            )
         }
     }
 }

@@ -148,12 +148,12 @@ fn show_plan(format: Output, plan: &PlanView) -> anyhow::Result<()> {
         return output::line(&serde_json::to_string_pretty(plan)?);
     }
     for line in &plan.summary {
-        output::line(&format!("would be: {line}"))?;
+        output::line(&format!("this would happen: {line}"))?;
     }
     if plan.steps.is_empty() {
         return output::line("no instance would be touched");
     }
-    let header = ["instance", "action", "host", "fault domain", "update domain", "detail"];
+    let header = ["instance", "action", "host", "fault domain", "update domain", "why, or when"];
     output::list(format, &plan.steps, &header, |step| {
         vec![
             step.instance.clone(),

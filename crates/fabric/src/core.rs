@@ -153,6 +153,7 @@ impl Core {
         let mut step = Step::new(&mut self.state, &self.config, Entropy(entropy), now, self.planted);
         let mut grant = None;
         let plans = matches!(input, Input::Plan(_));
+        step.plans = plans;
         let done = match input {
             Input::Command(command) | Input::Plan(command) => execute(&mut step, command),
             Input::Request(id, command) => request(&mut step, id, command),

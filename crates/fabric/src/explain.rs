@@ -1,17 +1,28 @@
 //! Why an instance is where it is, or waits.
 
-use mayfly_model::{Admission, Host, HostCondition, Instance, InstanceKey, InstanceState, Then, Time};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mayfly_model::{
+    Admission, Event, EventKind, Host, HostCondition, Instance, InstanceKey, InstanceState, Requirements, Then, Time,
+};
 
 use crate::core::Core;
 use crate::entropy::Entropy;
 use crate::instances::{Rule, choose_in};
+use crate::rebalance::{self, Stays};
+use crate::state::State;
+
+/// Fault domains and events that are told one by one.
+const DOMAINS_TOLD: usize = 12;
+const EVENTS_TOLD: usize = 5;
 
 /// An answer for people, line by line; nothing if there is no such instance.
 pub fn instance(core: &Core, key: &InstanceKey, now: Time) -> Option<Vec<String>> {
     let state = core.state();
     let instance = state.instances.get(key)?;
     let mut lines = vec![whereabouts(core, instance, now)];
-    lines.push(spread(core, instance));
+    lines.push(spread(core, instance, now));
     lines.extend(history(instance));
     if let Some(deployment) = state.deployments.get(&key.deployment)
         && instance.version != deployment.number
@@ -19,6 +30,7 @@ pub fn instance(core: &Core, key: &InstanceKey, now: Time) -> Option<Vec<String>
         let (own, wanted) = (instance.version, deployment.number);
         lines.push(format!("it has version {own} of its deployment, and version {wanted} is wanted: the update has not reached its update domain"));
     }
+    lines.extend(lately(state, key, now));
     Some(lines)
 }
 
@@ -41,7 +53,7 @@ fn whereabouts(core: &Core, instance: &Instance, now: Time) -> String {
                 vm.host, vm.id, instance.update_domain
             );
             if let Some(host) = host.filter(|host| !host.is_open()) {
-                text = format!("{text}; the host is {}{}", host.state(), silence(core, host, now));
+                text = format!("{text}; the host is {}{}", host.state().to_lowercase(), silence(core, host, now));
                 if host.condition == HostCondition::Up && matches!(host.admission, Admission::Draining { .. }) {
                     text = format!("{text}, and {}", departure(core, instance));
                 }
@@ -66,7 +78,7 @@ fn whereabouts(core: &Core, instance: &Instance, now: Time) -> String {
 fn departure(core: &Core, instance: &Instance) -> String {
     match choose_in(core.state(), instance, &mut Entropy(0), Rule::default()) {
         Ok(host) => format!("it moves away when its update domain has its turn; there is room on {host}"),
-        Err(why) => format!("it cannot move away: {why}; `mayfly host undrain` opens a host again"),
+        Err(why) => format!("it cannot move away: {why}"),
     }
 }
 
@@ -87,25 +99,91 @@ fn silence(core: &Core, host: &Host, now: Time) -> String {
     )
 }
 
-fn spread(core: &Core, instance: &Instance) -> String {
-    let requirements = core.state().role_of(instance).map(|(_, role)| role.requirements()).unwrap_or_default();
-    let role = (instance.key.deployment.clone(), instance.key.role.clone());
-    let spread = core.state().index.inventory.spread(&role, &requirements);
-    let most = 12;
-    let mut counts: Vec<String> =
-        spread.iter().take(most).map(|(domain, count)| format!("{domain}: {count}")).collect();
-    if spread.len() > most {
-        counts.push(format!("and {} more fault domains", spread.len() - most));
+/// How a role stands over the fault domains, those without an open host included, and whether that is going to change.
+fn spread(core: &Core, instance: &Instance, now: Time) -> String {
+    let state = core.state();
+    let requirements = state.role_of(instance).map(|(_, role)| role.requirements()).unwrap_or_default();
+    let (deployment, role) = (&instance.key.deployment, &instance.key.role);
+    let counts = state.index.inventory.role(&(deployment.clone(), role.clone()));
+    let mut domains: BTreeMap<&str, Place<'_>> = BTreeMap::new();
+    for (_, room) in state.index.inventory.hosts() {
+        let place = domains.entry(&room.host.fault_domain).or_default();
+        place.count = counts.map_or(0, |counts| counts.by_domain.at(room.domain));
+        match room.host.is_open() && requirements.met_by(&room.host) {
+            true => place.open += 1,
+            false => place.closed.push(&room.host),
+        }
     }
-    let asks = if requirements.is_empty() { String::new() } else { format!(" that has {requirements}") };
-    if counts.is_empty() {
-        return format!("no fault domain has a host{asks} that takes instances");
+    let mut told: Vec<String> =
+        domains.iter().take(DOMAINS_TOLD).map(|(name, place)| place.told(name, &requirements)).collect();
+    if domains.len() > DOMAINS_TOLD {
+        told.push(format!("and {} more fault domains", domains.len() - DOMAINS_TOLD));
     }
-    format!(
-        "instances of `{}` in each fault domain with a host{asks} that takes instances: {}; a new one goes where the fewest are",
-        instance.key.role,
-        counts.join(", ")
-    )
+    if domains.values().all(|place| place.open == 0) {
+        return format!("no fault domain takes instances of `{role}` now: {}", told.join(", "));
+    }
+    format!("instances of `{role}` in each fault domain: {}; {}", told.join(", "), outlook(state, now, &instance.key))
+}
+
+/// A fault domain as one role sees it.
+#[derive(Default)]
+struct Place<'h> {
+    count: u32,
+    /// Hosts that take instances of the role.
+    open: usize,
+    /// Hosts that do not.
+    closed: Vec<&'h Host>,
+}
+
+impl Place<'_> {
+    fn told(&self, name: &str, requirements: &Requirements) -> String {
+        if self.open > 0 {
+            return format!("{name}: {}", self.count);
+        }
+        let why = |host: &&Host| match host.is_open() {
+            true => format!("{} lacks {requirements}", host.name),
+            false => format!("{} is {}", host.name, host.state().to_lowercase()),
+        };
+        let why = match self.closed.len() {
+            ..=2 => self.closed.iter().map(why).collect::<Vec<_>>().join(", "),
+            many => format!("none of its {many} hosts does"),
+        };
+        format!("{name}: {} (takes none: {why})", self.count)
+    }
+}
+
+/// Whether one of a role's instances will be moved to another fault domain.
+fn outlook(state: &State, now: Time, key: &InstanceKey) -> String {
+    match rebalance::choose(state, now, &key.deployment, &key.role) {
+        Ok(moved) if moved == *key => "as one domain has two fewer, this one moves there now".to_owned(),
+        Ok(moved) => format!("as one domain has two fewer, {} moves there now", moved.name()),
+        Err(Stays::Even) => "that is even, so none is moved; a new one goes where the fewest are".to_owned(),
+        Err(Stays::Moving) => "one of them is on its way already".to_owned(),
+        Err(Stays::NotCalm) => "uneven; one is moved when all have been Ready for 10 s".to_owned(),
+        Err(Stays::NoRoom) => "uneven, but where fewer stand there is no room, so none is moved".to_owned(),
+    }
+}
+
+/// What happened to it lately, the newest last.
+fn lately(state: &State, key: &InstanceKey, now: Time) -> Vec<String> {
+    let subject = key.to_string();
+    let tells = |event: &&Arc<Event>| event.subject == subject && event.kind != EventKind::State;
+    let events: Vec<_> = state.events.values().rev().filter(tells).take(EVENTS_TOLD).collect();
+    let told = |event: &&Arc<Event>| {
+        let ago = std::time::Duration::from_secs(now.since(event.time) / 1000);
+        format!("{} ago: {}", spoken(ago), event.message)
+    };
+    events.iter().rev().map(told).collect()
+}
+
+/// A time to people's taste: `8 s`, `12 min`, `3 h`, `4 days`.
+fn spoken(time: std::time::Duration) -> String {
+    match time.as_secs() {
+        seconds @ ..120 => format!("{seconds} s"),
+        seconds @ 120..7200 => format!("{} min", seconds / 60),
+        seconds @ 7200..172_800 => format!("{} h", seconds / 3600),
+        seconds => format!("{} days", seconds / 86_400),
+    }
 }
 
 fn history(instance: &Instance) -> Vec<String> {

@@ -11,11 +11,13 @@ use mayfly_model::{
 };
 
 use crate::address::next_free;
+use crate::because::because;
 use crate::command::Rejected;
 use crate::inventory::RoleRef;
 use crate::meter;
 use crate::mutant::Mutant;
-use crate::placement::{Ask, NoRoom};
+use crate::no_room::NoRoom;
+use crate::placement::Ask;
 use crate::record::{Record, RecordId};
 use crate::state::State;
 use crate::step::Step;
@@ -24,6 +26,8 @@ use crate::step::Step;
 /// of a surprise than those of instances that had a VM before.
 const TOLD: usize = 20;
 const TOLD_OF_NEW: usize = 4;
+/// The same for a plan, which is made to be read.
+const TOLD_OF_PLAN: usize = 1000;
 /// What a VM does whose host has not said anything of it yet.
 const WAITING_FOR_HOST: ArcStr = literal!("waiting for its host");
 
@@ -190,14 +194,31 @@ pub(crate) fn refuse_what_waits(step: &Step<'_>, before: &BTreeSet<InstanceKey>)
     let Some(first) = new.first().and_then(|key| step.state.instances.get(*key)) else { return Ok(()) };
     let (why, name, waiting) = (first.state.detail().unwrap_or_default(), first.key.name(), new.len());
     let added = step.added_instances();
+    let size = step.state.role_of(first).map(|(role, _)| role.size);
+    let each = size.map_or_else(String::new, |size| {
+        let needed = size.resources();
+        format!(" (each needs {} cores and {} MiB)", needed.cpu_milli as f64 / 1000.0, needed.memory_mib)
+    });
     Err(Rejected::NoRoom(if added > waiting {
-        let placed = added - waiting;
-        format!("only {placed} of {added} new instances find a place, so none is made: after those, for {name}, {why}")
+        let (placed, fits) = (added - waiting, what_fits(step, &new));
+        format!(
+            "only {placed} of {added} new instances find a place{each}, so none is made{fits}: after those, for {name}, {why}"
+        )
     } else if added == waiting {
-        format!("none of {added} new instances finds a place, so none is made: for {name}, {why}")
+        format!("none of {added} new instances finds a place{each}, so none is made: for {name}, {why}")
     } else {
-        format!("{waiting} instances would find no place, so nothing is changed: for {name}, {why}")
+        format!("{waiting} instances would find no place{each}, so nothing is changed: for {name}, {why}")
     }))
+}
+
+/// How many instances of the role there is room for, if those that wait are of one role only.
+fn what_fits(step: &Step<'_>, waiting: &[&InstanceKey]) -> String {
+    let Some(first) = waiting.first() else { return String::new() };
+    if waiting.iter().any(|key| (&key.deployment, &key.role) != (&first.deployment, &first.role)) {
+        return String::new();
+    }
+    let members = step.state.members(&first.deployment, &first.role).count();
+    format!("; {}={} would fit", first.role, members - waiting.len())
 }
 
 /// Instances that healing is at work on: they are on their way, and neither sick again nor given up.
@@ -222,7 +243,8 @@ fn place_waiting(step: &mut Step<'_>) {
     let mut healed = being_healed(step);
     let mut placed: BTreeMap<RoleRef, Untold> = BTreeMap::new();
     let mut refused: BTreeMap<(RoleRef, u32, bool), String> = BTreeMap::new();
-    let (mut told, few) = (0, waiting.len() <= TOLD_OF_NEW);
+    let most_told = if step.plans { TOLD_OF_PLAN } else { TOLD };
+    let (mut told, few) = (0, step.plans || waiting.len() <= TOLD_OF_NEW);
     for key in waiting {
         let Some(instance) = step.instance(&key) else { continue };
         let InstanceState::Waiting { heals, .. } = &instance.state else { continue };
@@ -238,18 +260,17 @@ fn place_waiting(step: &mut Step<'_>) {
             None => choose(step, &instance).map_err(|why| why.to_string()),
         };
         match chosen {
-            Ok(host) => match place(step, &instance, host) {
-                Some(placement) => {
-                    healed += usize::from(*heals);
-                    told += 1;
-                    if told <= TOLD && (few || instance.generation > 0) {
-                        step.event(EventKind::Placed, &key, placement_told(&placement));
-                    } else {
-                        placed.entry(role).or_default().add(key.index);
-                    }
+            Ok(host) => {
+                let tells = told < most_told && (few || instance.generation > 0);
+                if !settle_on(step, &instance, host, tells) {
+                    continue;
                 }
-                None => wait(step, &instance, "no private address is free".to_owned()),
-            },
+                healed += usize::from(*heals);
+                match tells {
+                    true => told += 1,
+                    false => placed.entry(role).or_default().add(key.index),
+                }
+            }
             Err(why) => {
                 wait(step, &instance, why.clone());
                 refused.insert(asked, why);
@@ -261,6 +282,21 @@ fn place_waiting(step: &mut Step<'_>) {
         step.event(EventKind::Placed, deployment, message);
     }
     step.state.index.tried = Some(step.state.index.inventory.gains);
+}
+
+/// Places an instance on the chosen host, and tells of it alone if `tells`. Whether it has a place now.
+fn settle_on(step: &mut Step<'_>, instance: &Instance, host: HostName, tells: bool) -> bool {
+    let why = if tells { why_there(step.state, instance, &host) } else { String::new() };
+    let Some(placed) = place(step, instance, host) else {
+        wait(step, instance, "no private address is free".to_owned());
+        return false;
+    };
+    if tells {
+        // Of a plan, names and numbers mean nothing: they will be others.
+        let message = if step.plans { why } else { placement_told(&placed, &why) };
+        step.event(EventKind::Placed, &instance.key, message);
+    }
+    true
 }
 
 /// Placements of a role of which one event tells.
@@ -322,13 +358,32 @@ pub(crate) fn choose_in(
     entropy: &mut crate::Entropy,
     rule: Rule,
 ) -> Result<HostName, Box<NoRoom>> {
-    let Some((definition, configuration)) = state.role_of(instance) else { return Err(Box::default()) };
+    with_ask(state, instance, rule, |ask| {
+        let inventory = &state.index.inventory;
+        let chosen = inventory.choose(ask, entropy);
+        // A host where it has failed is better than none.
+        if chosen.is_err() && !ask.avoid.is_empty() && !rule.strict {
+            return inventory.choose(&Ask { avoid: &[], ..ask.clone() }, entropy);
+        }
+        chosen
+    })
+    .unwrap_or_else(|| Err(Box::default()))
+}
+
+/// Why placement chose a host for an instance that is not there yet.
+fn why_there(state: &State, instance: &Instance, host: &HostName) -> String {
+    with_ask(state, instance, Rule::default(), |ask| because(&state.index.inventory, ask, host)).unwrap_or_default()
+}
+
+/// What an instance asks of placement; nothing if its role is gone.
+fn with_ask<T>(state: &State, instance: &Instance, rule: Rule, ask: impl FnOnce(&Ask<'_>) -> T) -> Option<T> {
+    let (definition, configuration) = state.role_of(instance)?;
     let prefer = match &instance.state {
         InstanceState::Waiting { prefer, .. } => prefer.as_ref(),
         InstanceState::Placed { .. } | InstanceState::Retiring { .. } => None,
     };
     let image = configuration.image.as_ref().and_then(|name| state.images.get(name));
-    let ask = Ask {
+    Some(ask(&Ask {
         role: &(instance.key.deployment.clone(), instance.key.role.clone()),
         needed: definition.size.resources(),
         spread: if rule.strict { Spread::Strict } else { configuration.spread() },
@@ -337,14 +392,7 @@ pub(crate) fn choose_in(
         prefer,
         avoid: instance.health.as_ref().map_or(&[], |health| &health.failed_on),
         ignore_domains: rule.ignore_domains,
-    };
-    let inventory = &state.index.inventory;
-    let chosen = inventory.choose(&ask, entropy);
-    // A host where it has failed is better than none.
-    if chosen.is_err() && !ask.avoid.is_empty() && !rule.strict {
-        return inventory.choose(&Ask { avoid: &[], ..ask }, entropy);
-    }
-    chosen
+    }))
 }
 
 /// Takes an instance's VM away so that it gets one elsewhere, unless there is no place for it: the place that it has does
@@ -418,9 +466,9 @@ fn place(step: &mut Step<'_>, instance: &Instance, host: HostName) -> Option<Arc
 }
 
 /// What an event tells of a placement.
-fn placement_told(instance: &Instance) -> String {
+fn placement_told(instance: &Instance, why: &str) -> String {
     let Some(Vm { id, host, computer_name, dip, .. }) = instance.vm() else { return String::new() };
-    format!("{id} on {host} as {computer_name} at {dip}, disk generation {}", instance.generation)
+    format!("{id} on {host} as {computer_name} at {dip}, disk generation {}: {why}", instance.generation)
 }
 
 fn wait(step: &mut Step<'_>, instance: &Instance, why: String) {

@@ -4,8 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use mayfly_model::{
-    Admission, DeploymentKey, Digest, Host, HostCondition, HostName, Instance, InstanceKey, Requirements, Resources,
-    RoleName, Vm,
+    DeploymentKey, Digest, Host, HostName, Instance, InstanceKey, Requirements, Resources, RoleName, Vm,
 };
 use std::sync::Arc;
 
@@ -237,12 +236,6 @@ impl Inventory {
         self.taken * 4 > self.offered * 3
     }
 
-    /// Hosts that are up, and hosts that are not.
-    pub(crate) fn up_and_down(&self) -> (usize, usize) {
-        let up = self.hosts().filter(|(_, room)| room.host.condition == HostCondition::Up).count();
-        (up, self.hosts().count() - up)
-    }
-
     fn domain(&mut self, name: &str) -> DomainId {
         if let Some(id) = self.domain_ids.get(name) {
             return *id;
@@ -304,9 +297,4 @@ impl Inventory {
 /// Whether a host has a base image.
 pub(crate) fn has_image(host: &Host, image: Option<&Digest>) -> bool {
     image.is_some_and(|digest| host.images.contains(digest))
-}
-
-/// Whether a host takes no instances though it is up.
-pub(crate) fn is_closed(host: &Host) -> bool {
-    host.condition == HostCondition::Up && host.admission != Admission::Open
 }

@@ -10,6 +10,7 @@
 
 pub mod address;
 mod autoscale;
+mod because;
 mod breaker;
 mod certificates;
 pub mod check;
@@ -31,6 +32,7 @@ pub mod lease;
 pub mod meter;
 mod mutant;
 pub mod names;
+mod no_room;
 pub mod placement;
 mod rebalance;
 pub mod record;

@@ -13,12 +13,12 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
 
 use mayfly_model::{Digest, HostName, Requirements, Resources, Spread};
 
 use crate::entropy::Entropy;
-use crate::inventory::{DomainId, HostId, HostRoom, Inventory, RoleCount, RoleRef, has_image, is_closed};
+use crate::inventory::{DomainId, HostId, HostRoom, Inventory, RoleCount, RoleRef, has_image};
+use crate::no_room::NoRoom;
 
 /// Domains that are all looked at rather than sampled.
 const ALL_DOMAINS: usize = 16;
@@ -43,78 +43,13 @@ pub(crate) struct Ask<'a> {
     pub(crate) ignore_domains: bool,
 }
 
-/// Why no host was chosen: which rule ruled out how many.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NoRoom {
-    /// Hosts that are up.
-    up: usize,
-    /// Hosts that are not.
-    down: usize,
-    /// Up, but draining or quarantined.
-    closed: usize,
-    /// Open hosts that lack a label or feature.
-    unfit: usize,
-    /// Fit hosts on which it has failed before.
-    avoided: usize,
-    /// Fit hosts with room that the spread rules out, as their domain has more of the role than another.
-    spread: usize,
-    /// Fit hosts without enough processor.
-    no_cpu: usize,
-    /// Fit hosts with enough processor, and without enough memory.
-    no_memory: usize,
-    /// Whether the role has an instance and only one domain is left for it.
-    alone: bool,
-    needed: Resources,
-    requirements: Requirements,
-}
-
-impl fmt::Display for NoRoom {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.up == 0 {
-            return write!(f, "no host is up ({} are down)", self.down);
-        }
-        if self.closed == self.up {
-            let down = if self.down > 0 { format!(", and {} more are down", self.down) } else { String::new() };
-            return write!(f, "no host takes instances: all {} that are up are draining or quarantined{down}", self.up);
-        }
-        if self.alone {
-            return write!(
-                f,
-                "two instances of a role need two fault domains, and only one has a host that is up ({} down, {} draining or \
-                 quarantined); start a host in another fault domain, or let the role stand unevenly (Mayfly.Spread=soft)",
-                self.down, self.closed
-            );
-        }
-        let cores = self.needed.cpu_milli as f64 / 1000.0;
-        write!(f, "of {} {} up", self.up, if self.up == 1 { "host that is" } else { "hosts that are" })?;
-        let mut rules = Vec::new();
-        let mut rule = |count: usize, one: &str, many: &str, text: String| {
-            if count > 0 {
-                rules.push(format!("{count} {}{text}", if count == 1 { one } else { many }));
-            }
-        };
-        rule(self.closed, "is", "are", " draining or quarantined".to_owned());
-        rule(self.unfit, "lacks", "lack", format!(" {}", self.requirements));
-        rule(self.avoided, "is one", "are those", " where it has failed before".to_owned());
-        rule(self.no_cpu, "has", "have", format!(" fewer than {cores} cores free"));
-        rule(self.no_memory, "has", "have", format!(" less than {} MiB of memory free", self.needed.memory_mib));
-        let spread = " room, but in a fault domain that has more of this role than others".to_owned();
-        rule(self.spread, "has", "have", spread);
-        rule(self.down, "more is", "more are", " down".to_owned());
-        write!(f, ", {}", rules.join(", "))
-    }
-}
-
 /// How good a host is; the least is the best.
 type Score = (bool, u32, u32, bool, u64);
 
 impl Inventory {
     /// Chooses the host for the next instance of a role.
     pub(crate) fn choose(&self, ask: &Ask<'_>, entropy: &mut Entropy) -> Result<HostName, Box<NoRoom>> {
-        let eligible: Cow<'_, [DomainId]> = match ask.requirements.is_empty() && ask.avoid.is_empty() {
-            true => Cow::Borrowed(self.open_domains()),
-            false => Cow::Owned(self.domains_with(ask.requirements, ask.avoid)),
-        };
+        let eligible = self.eligible(ask);
         if ask.ignore_domains {
             let first = self.hosts().find(|(_, room)| room.host.is_open() && suits(room, ask));
             return first.map(|(_, room)| room.host.name.clone()).ok_or_else(Box::default);
@@ -136,7 +71,15 @@ impl Inventory {
                 return Ok(room.host.name.clone());
             }
         }
-        Err(Box::new(self.why_not(ask, &eligible, counts)))
+        Err(Box::new(NoRoom::of(self, ask, &eligible, counts)))
+    }
+
+    /// The domains that placement may choose from.
+    pub(crate) fn eligible(&self, ask: &Ask<'_>) -> Cow<'_, [DomainId]> {
+        match ask.requirements.is_empty() && ask.avoid.is_empty() {
+            true => Cow::Borrowed(self.open_domains()),
+            false => Cow::Owned(self.domains_with(ask.requirements, ask.avoid)),
+        }
     }
 
     /// Instances of a role in each fault domain that has an open host with what it requires.
@@ -205,39 +148,9 @@ impl Inventory {
             range.rev().filter_map(|(_, _, id)| suits(*id)).take(compared).min()
         }
     }
-
-    fn why_not(&self, ask: &Ask<'_>, eligible: &[DomainId], counts: &RoleCount) -> NoRoom {
-        let (up, down) = self.up_and_down();
-        let mut why = NoRoom {
-            up,
-            down,
-            alone: eligible.len() == 1 && counts.by_domain.places() > 0 && ask.spread == Spread::Strict,
-            needed: ask.needed,
-            requirements: ask.requirements.clone(),
-            ..NoRoom::default()
-        };
-        for (_, room) in self.hosts() {
-            if is_closed(&room.host) {
-                why.closed += 1;
-            } else if !room.host.is_open() {
-                continue;
-            } else if !ask.requirements.met_by(&room.host) {
-                why.unfit += 1;
-            } else if ask.avoid.contains(&room.host.name) {
-                why.avoided += 1;
-            } else if room.free.cpu_milli < ask.needed.cpu_milli {
-                why.no_cpu += 1;
-            } else if room.free.memory_mib < ask.needed.memory_mib {
-                why.no_memory += 1;
-            } else {
-                why.spread += 1;
-            }
-        }
-        why
-    }
 }
 
-fn suits(room: &HostRoom, ask: &Ask<'_>) -> bool {
+pub(crate) fn suits(room: &HostRoom, ask: &Ask<'_>) -> bool {
     room.free.holds(ask.needed)
         && !ask.avoid.contains(&room.host.name)
         && (ask.requirements.is_empty() || ask.requirements.met_by(&room.host))

@@ -24,6 +24,8 @@ pub(crate) struct Step<'s> {
     pub(crate) planted: Planted,
     /// Single instances that events of this step tell of; of many, some are examples.
     pub(crate) told: usize,
+    /// Whether all will be taken back, as somebody only wants to know what would become of it.
+    pub(crate) plans: bool,
     changes: Vec<Change>,
     undo: Vec<(RecordId, Option<Record>)>,
     meta: Meta,
@@ -38,7 +40,18 @@ impl<'s> Step<'s> {
         planted: Planted,
     ) -> Step<'s> {
         let meta = state.meta.clone();
-        Step { state, config, entropy, now, planted, told: 0, changes: Vec::new(), undo: Vec::new(), meta }
+        Step {
+            state,
+            config,
+            entropy,
+            now,
+            planted,
+            told: 0,
+            plans: false,
+            changes: Vec::new(),
+            undo: Vec::new(),
+            meta,
+        }
     }
 
     /// The step's changes, with the counters last.

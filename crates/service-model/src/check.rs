@@ -15,6 +15,7 @@ use roxmltree::{Document, Node};
 
 use crate::diagnostic::{Diagnostics, Source};
 use crate::element::{HasLocalName, Reader};
+use crate::nearest::with_nearest;
 use crate::setting::{SETTINGS, check_text, check_value, user_name, windows_user_name};
 
 /// The settings whose value may be a file, as `@name`.
@@ -50,6 +51,7 @@ pub fn check(
         let Some(defined) = definition.role(&role.name) else {
             let names: Vec<&str> = definition.roles.iter().map(|role| role.name.as_str()).collect();
             let help = format!("the definition has {}", names.join(", "));
+            let help = with_nearest(role.name.as_str(), names, &help);
             reader.error_in(node, "name", &format!("the definition has no role `{}`", role.name), Some(&help));
             continue;
         };
@@ -88,10 +90,13 @@ fn check_settings(reader: &mut Reader<'_>, role: Node<'_, '_>, defined: &[String
         if !platform && !defined.iter().any(|setting| setting == name) {
             let help =
                 format!("add <Setting name=\"{name}\"/> to the role's <ConfigurationSettings> in the definition");
+            let help = with_nearest(name, defined.iter().map(String::as_str), &help);
             reader.error_in(*node, "name", &format!("the definition has no setting `{name}`"), Some(&help));
         }
         if name.starts_with("Mayfly.") && !SETTINGS.contains(&name) {
-            let help = format!("Mayfly's settings are {}", SETTINGS.join(", "));
+            let mut known = SETTINGS;
+            known.sort_unstable();
+            let help = with_nearest(name, known, &format!("Mayfly's settings are {}", known.join(", ")));
             reader.error_in(*node, "name", &format!("Mayfly has no setting `{name}`"), Some(&help));
         }
         let written = node.attribute_node("value").map_or("", |value| &reader.source.text[value.range_value()]);

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use roxmltree::{Document, Node};
 
 use crate::diagnostic::{Diagnostics, Source};
+use crate::nearest::with_nearest;
 
 /// Collects errors while a file is read.
 pub(crate) struct Reader<'s> {
@@ -73,6 +74,7 @@ impl<'s> Reader<'s> {
                 children.push(child);
             } else {
                 let help = format!("<{}> may hold {}", node.tag_name().name(), list(known));
+                let help = with_nearest(name, known.iter().copied(), &help);
                 let message = format!("unknown element <{name}> in <{}>", node.tag_name().name());
                 self.error_at(child, &message, Some(&help));
             }
@@ -96,6 +98,7 @@ impl<'s> Reader<'s> {
             if !known.contains(&attribute.name()) {
                 let message = format!("unknown attribute `{}` of <{}>", attribute.name(), node.tag_name().name());
                 let help = format!("<{}> may have {}", node.tag_name().name(), list(known));
+                let help = with_nearest(attribute.name(), known.iter().copied(), &help);
                 self.error(attribute.range_qname(), &message, "unknown", Some(&help));
             }
         }

@@ -9,6 +9,7 @@ mod configuration;
 mod definition;
 mod diagnostic;
 mod element;
+mod nearest;
 mod setting;
 
 pub use check::{FILE_SETTINGS, PackageFiles, check, resolve_files};

@@ -72,7 +72,18 @@ fn more_than_fits(stage: &Stage) {
         (stage.definition(&[("web", 200)]), stage.configuration(&[("web", 200)], "hello", ""));
     let files = ["--definition", &definition, "--configuration", &configuration];
     let error = stage.refused(&[&["service", "deploy", "bank"], &files[..]].concat());
-    assert!(error.contains("of 200 new instances find a place, so none is made"), "{error}");
+    assert!(error.contains("of 200 new instances find a place (each needs"), "{error}");
+    let fits = error.split("none is made; web=").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+    let fits: u32 = fits.parse().unwrap_or_else(|_| panic!("{error}"));
+    let plan = |count: u32| {
+        let (definition, configuration) =
+            (stage.definition(&[("web", count)]), stage.configuration(&[("web", count)], "hello", ""));
+        let files = ["--definition", &definition, "--configuration", &configuration, "--dry-run"];
+        fabric.run(&[&["service", "deploy", "bank"], &files[..]].concat())
+    };
+    let plan_that_fits = plan(fits).unwrap();
+    assert!(plan_that_fits.contains("fault domain"), "{plan_that_fits}");
+    assert!(plan(fits + 1).is_err());
     let view = fabric.json(&["service", "show", "bank"]).unwrap();
     assert!(view["deployments"].as_array().unwrap().is_empty(), "{view}");
     assert!(stage.refused(&["service", "scale", "bank", "web=1"]).contains("there is no deployment"));

@@ -2,15 +2,20 @@
 
 use mayfly_api::{PlanStep, PlanView};
 use mayfly_fabric::{Change, Core, Record, RecordId, role_change};
-use mayfly_model::{Deployment, Instance, InstanceState, RoleChange, Then};
+use mayfly_model::{Deployment, EventKind, Instance, InstanceState, RoleChange, Then};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What these changes, which were taken back, would have done to instances.
 pub(super) fn view(core: &Core, changes: &[Change]) -> PlanView {
     let mut steps: Vec<PlanStep> = Vec::new();
+    let reasons: BTreeMap<&str, &str> = changes.iter().filter_map(reason).collect();
     for change in changes {
         let step = match change {
-            Change::Put(Record::Instance(new)) => step(core, new),
+            Change::Put(Record::Instance(new)) => {
+                let reason = reasons.get(new.key.to_string().as_str()).map(|why| (*why).to_owned());
+                step(core, new).map(|step| PlanStep { detail: step.detail.or(reason), ..step })
+            }
             Change::Delete(RecordId::Instance(key)) => Some(PlanStep::of(key.name(), "remove", None)),
             _ => None,
         };
@@ -29,12 +34,18 @@ pub(super) fn view(core: &Core, changes: &[Change]) -> PlanView {
     }
     steps.sort_by(|a, b| (a.update_domain, &a.instance).cmp(&(b.update_domain, &b.instance)));
     let events = changes.iter().filter_map(|change| match change {
-        Change::Put(Record::Event(event)) if event.kind == mayfly_model::EventKind::Command => {
-            Some(event.message.clone())
-        }
+        Change::Put(Record::Event(event)) if event.kind == EventKind::Command => Some(event.message.clone()),
         _ => None,
     });
     PlanView { summary: events.collect(), steps }
+}
+
+/// Why an instance would stand where it would: what the core says of a placement in a plan.
+fn reason(change: &Change) -> Option<(&str, &str)> {
+    match change {
+        Change::Put(Record::Event(event)) if event.kind == EventKind::Placed => Some((&event.subject, &event.message)),
+        _ => None,
+    }
 }
 
 /// What an update does later, when the update domains have their turn.

@@ -1,6 +1,6 @@
 //! Updates, swaps, suspension, drains, the ladder and the breaker, driven by hand.
 
-use mayfly_model::{DeploymentStatus, Scope, ServiceCertificate, Thumbprint, UpgradeMode};
+use mayfly_model::{DeploymentStatus, EventKind, Scope, ServiceCertificate, Thumbprint, UpgradeMode};
 
 use super::*;
 use crate::explain;
@@ -190,7 +190,9 @@ fn a_drained_host_is_emptied_domain_by_domain_and_takes_nothing() {
         fabric.command(Command::Drain { host: name(host), reboot: false }).unwrap();
     }
     let told = crate::explain::instance(&fabric.core, &name("shop/web_IN_0"), fabric.now).unwrap();
-    assert!(told[0].contains("it cannot move away: no host takes instances"), "{told:?}");
+    let no_way =
+        "it cannot move away: no host takes instances: 3 are draining (host-1, host-2, host-3); `mayfly host undrain";
+    assert!(told[0].contains(no_way), "{told:?}");
     for host in ["host-1", "host-2", "host-3"] {
         fabric.command(Command::Undrain(name(host))).unwrap();
     }
@@ -262,6 +264,18 @@ fn a_plan_changes_nothing_and_a_repeated_request_is_carried_out_once() {
         .iter()
         .filter(|change| matches!(change, Change::Put(Record::Instance(one)) if one.vm().is_some()));
     assert_eq!(placed.count(), 2);
+    // A plan says why.
+    let reasons = outcome.changes.iter().filter_map(|change| match change {
+        Change::Put(Record::Event(event)) if event.kind == EventKind::Placed => Some(event.message.clone()),
+        _ => None,
+    });
+    assert_eq!(
+        reasons.collect::<Vec<_>>(),
+        [
+            "fd-2 is one of 2 fault domains with the fewest of `web`, 1; host-2 is as good a host as any of 2",
+            "fd-3 has the fewest of `web`, 1"
+        ]
+    );
     for _ in 0..3 {
         let reboot = Command::Reboot(name("shop/web_IN_0"));
         fabric.step(Input::Request("7f".to_owned(), reboot)).unwrap();
@@ -285,8 +299,11 @@ fn requirements_and_reasons() {
     let error = fabric.command(Command::Deploy { key: production("big"), version: soft }).unwrap_err().to_string();
     assert!(error.contains("1 is draining") && error.contains("2 have fewer than 1 cores free"), "{error}");
     let lines = explain::instance(&fabric.core, &name("shop/web_IN_1"), fabric.now).unwrap();
-    assert!(lines[0].contains("fault domain fd-2") && lines[0].contains("Draining"), "{lines:?}");
-    assert!(lines[1].contains("fd-1: 1, fd-3: 1"), "{lines:?}");
+    assert!(lines[0].contains("fault domain fd-2") && lines[0].contains("draining"), "{lines:?}");
+    assert!(lines[1].contains("fd-1: 1, fd-2: 1 (takes none: host-2 is draining), fd-3: 1"), "{lines:?}");
+    assert!(lines[1].ends_with("that is even, so none is moved; a new one goes where the fewest are"), "{lines:?}");
+    let placed = lines.last().unwrap();
+    assert!(placed.contains("s ago: vm") && placed.contains("fault domains with the fewest of `web`, 0"), "{lines:?}");
 }
 
 #[test]
