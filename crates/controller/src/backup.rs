@@ -52,14 +52,15 @@ pub fn write(records: impl ExactSizeIterator<Item = Record>, now: Time, mut out:
     Ok(())
 }
 
-/// Reads a backup, whole.
+/// Reads a backup, whole: when it was made, and its records.
 ///
 /// # Errors
 /// What is wrong with it, and in which line.
-pub fn read(input: impl BufRead) -> anyhow::Result<Vec<Record>> {
+pub fn read(input: impl BufRead) -> anyhow::Result<(jiff::Timestamp, Vec<Record>)> {
     let mut lines = input.lines();
     let first = lines.next().context("it is empty")??;
     let head: Head = serde_json::from_str(&first).context("line 1: it is not a backup of Mayfly's records")?;
+    let made = head.made.parse().context("line 1: when it was made is not a time")?;
     let version = head.mayfly_backup;
     ensure!(version == VERSION, "it is of version {version}, and this program reads version {VERSION}");
     let (mut records, mut text) = (Vec::new(), Vec::new());
@@ -82,7 +83,7 @@ pub fn read(input: impl BufRead) -> anyhow::Result<Vec<Record>> {
     let foot: Foot = serde_json::from_str(&last).context("its last line, the digest, is damaged or cut off")?;
     ensure!(foot.sha256 == Digest::of(&text), "its records are not those that were written: the digest differs");
     ensure!(records.iter().any(|record| matches!(record, Record::Meta(_))), "it lacks the fabric's counters");
-    Ok(records)
+    Ok((made, records))
 }
 
 /// Puts a backup's records into a store, for controllers that start after this.
@@ -90,10 +91,19 @@ pub fn read(input: impl BufRead) -> anyhow::Result<Vec<Record>> {
 /// # Errors
 /// When the backup is damaged, the store is in use, or holds records that are not to be replaced.
 pub fn restore(input: impl BufRead, into: &Place, replace: bool) -> anyhow::Result<usize> {
-    let mut records = read(input).context("the backup cannot be used")?;
-    restore::restored(&mut records);
-    // Epochs grow with each start of a controller; there were not so many since.
-    fill(into, &records, epoch_of(&records) + 1_000_000, replace)
+    let (made, mut records) = read(input).context("the backup cannot be used")?;
+    let now = jiff::Timestamp::now();
+    ensure!(
+        now >= made,
+        "the backup was made at {made}, and this machine's clock says {now:.0}: set the clock, as what the restored fabric \
+         must not use a second time is numbered by it"
+    );
+    restore::restored(&mut records, Time(now.as_millisecond().try_into()?));
+    let epoch = records.iter().find_map(|record| match record {
+        Record::Meta(meta) => Some(meta.epoch),
+        _ => None,
+    });
+    fill(into, &records, epoch.unwrap_or(0), replace)
 }
 
 /// Moves records from one store to another. The first is left as it is, fenced, so that no controller that still runs can
@@ -126,14 +136,6 @@ fn fill(into: &Place, records: &[Record], epoch: u64, replace: bool) -> anyhow::
     }
     store.commit(epoch, &writes)?;
     Ok(records.len())
-}
-
-fn epoch_of(records: &[Record]) -> u64 {
-    let epoch = |record: &Record| match record {
-        Record::Meta(meta) => Some(meta.epoch),
-        _ => None,
-    };
-    records.iter().find_map(epoch).unwrap_or(0)
 }
 
 /// Where records are, while no controller uses them.
@@ -203,7 +205,7 @@ mod tests {
     #[test]
     fn a_backup_reads_back_and_a_damaged_one_does_not() {
         let text = text();
-        assert_eq!(read(text.as_bytes()).unwrap(), records());
+        assert_eq!(read(text.as_bytes()).unwrap().1, records());
         for length in 0..text.len() - 1 {
             assert!(read(&text.as_bytes()[..length]).is_err(), "cut off after {length} bytes");
         }
@@ -222,6 +224,9 @@ mod tests {
         let there = restore(text().as_bytes(), &place("one"), false).unwrap_err().to_string();
         assert!(there.contains("--replace"), "{there}");
         assert_eq!(restore(text().as_bytes(), &place("one"), true).unwrap(), 3);
+        let tomorrow = text().replace("1970-01-01", "2970-01-01");
+        let early = restore(tomorrow.as_bytes(), &place("one"), true).unwrap_err().to_string();
+        assert!(early.contains("set the clock"), "{early}");
         assert_eq!(migrate(&place("one"), &place("two"), false).unwrap(), 3);
         let mut store = open(&place("two")).unwrap();
         let stored: Vec<Record> =
@@ -233,7 +238,9 @@ mod tests {
         });
         assert_eq!(meta.and_then(|meta| meta.restored), meta.map(|meta| meta.revision), "nothing is placed at first");
         assert!(meta.unwrap().next_vm > 1 << 32, "no VM's id is used twice");
-        assert!(store.take_over(0).unwrap() > 1_000_007, "leases go on from higher numbers");
+        let tap = mayfly_net::address::tap_name(mayfly_model::VmId(meta.unwrap().next_vm + (1 << 33)));
+        assert!(tap.len() <= 15, "{tap} is no name for a device");
+        assert!(store.take_over(0).unwrap() > 1_000_000_007, "leases go on from higher numbers");
         let none = migrate(&place("none"), &place("three"), false).unwrap_err().to_string();
         assert!(none.contains("none"), "{none}");
         assert!(!folder.path().join("none").exists(), "looking makes no file");

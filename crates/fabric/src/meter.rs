@@ -14,6 +14,8 @@ use crate::step::Step;
 
 /// Between two times that a VM's traffic is written down, in ms.
 const PERIOD: u64 = 3_600_000;
+/// What a controller that has just started writes down at once, in bytes.
+const MUCH: u64 = 64 << 20;
 
 /// What a host said of a VM last: a hint that is said again with each report, no record.
 #[derive(Clone, Copy, Debug)]
@@ -28,10 +30,15 @@ pub(crate) struct Heard {
 pub(crate) fn hear(step: &mut Step<'_>, instance: Arc<Instance>, seen: &VmReport) -> Arc<Instance> {
     let (vm, at, traffic) = (seen.vm, step.now, seen.traffic);
     let known = step.state.index.heard.insert(vm, Heard { cpu_milli: seen.cpu_milli, traffic, at });
-    match known {
-        Some(known) if turn(vm, known.at) != turn(vm, at) => book(step, instance, traffic),
-        _ => instance,
-    }
+    let is_due = match known {
+        Some(known) => turn(vm, known.at) != turn(vm, at),
+        // Nobody may have written anything down for long.
+        None => {
+            let more = instance.vm().map(|vm| traffic.beyond(already(vm))).unwrap_or_default();
+            more.sent.saturating_add(more.received) >= MUCH
+        }
+    };
+    if is_due { book(step, instance, traffic) } else { instance }
 }
 
 /// Which of its hours a VM is in. Each has its own, so that not all are written down at once.

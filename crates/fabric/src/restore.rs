@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use mayfly_model::{EventKind, Host, HostCondition, Incarnation, Instance, Then, Vm, VmId};
+use mayfly_model::{EventKind, Host, HostCondition, Incarnation, Instance, Then, Time, Vm, VmId};
 
 use crate::lease::Leases;
 use crate::record::Record;
@@ -17,26 +17,33 @@ use crate::state::State;
 use crate::step::Step;
 use crate::{hosts, instances};
 
-/// How far the counters jump: more than they can have grown since any backup.
-const JUMP: u64 = 1 << 32;
-
-/// How far disks' numbers jump, likewise.
-pub const GENERATIONS: u64 = 1_000_000;
-
 /// How far the place where private addresses are looked for jumps: past those that were given out since the backup.
 const DIPS: u32 = 8192;
 
-/// Makes a backup's records such that a fabric can go on from them.
-pub fn restored(records: &mut [Record]) {
+/// How far the numbers of hosts jump, past those that joined since.
+const HOSTS: u32 = 1024;
+
+/// Makes a backup's records such that a fabric can go on from them, at the time on the wall.
+///
+/// What has been counted since the backup is not known, and the same backup, or an older one, may have been restored
+/// before. So each counter goes on from the seconds since 1970, as many times as it can grow in one: goal states by 2^31,
+/// VMs by 2^8 (their taps' names have room for twelve digits), disks of one instance by 2^4, starts of controllers by one.
+/// Within a second or two, or where one of them was restored and has grown faster since, what is added counts.
+pub fn restored(records: &mut [Record], now: Time) {
+    let seconds = now.0 / 1000;
     for record in records {
         match record {
             Record::Meta(meta) => {
-                meta.revision = Incarnation(meta.revision.0 + JUMP);
-                meta.next_vm += JUMP;
+                meta.epoch = seconds.max(meta.epoch + 2);
+                meta.revision = Incarnation((seconds << 31).max(meta.revision.0 + (1 << 32)));
+                meta.next_vm = (seconds << 8).max(meta.next_vm + (1 << 10));
+                meta.least_generation = (seconds << 4).max(meta.least_generation + (1 << 6));
                 meta.next_event += 1_000_000;
-                meta.least_generation += GENERATIONS;
                 meta.next_dip = meta.next_dip.wrapping_add(DIPS);
+                meta.next_host += HOSTS;
                 meta.restored = Some(meta.revision);
+                // Who votes is not known to all before they have this.
+                meta.voters_since = meta.revision;
             }
             // A later VM of the identity may have it.
             Record::Instance(instance) if instance.dip.is_some() => Arc::make_mut(instance).dip = None,

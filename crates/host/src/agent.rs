@@ -88,6 +88,8 @@ pub(crate) struct Agent {
     pub zone: watch::Sender<Arc<Zone>>,
     /// A report should be sent now.
     pub report_now: Notify,
+    /// When the last report was made that the controller has taken, by the host's clock.
+    pub reported: watch::Sender<Time>,
 }
 
 impl Agent {
@@ -184,6 +186,7 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
         peers: Mutex::default(),
         zone: watch::Sender::new(Arc::new(Zone::default())),
         report_now: Notify::new(),
+        reported: watch::Sender::new(Time(0)),
         config,
         boot_id,
         ledger,

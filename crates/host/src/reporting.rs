@@ -69,6 +69,7 @@ async fn report(agent: &Agent) -> Result<(), mayfly_api::ClientError> {
     };
     // One stalled request must not use up the lease.
     let answer = agent.client.report(&report, Duration::from_millis(agent.config.timings.renew * 2)).await?;
+    agent.reported.send_replace(sent);
     // The goal state first: with the lease alone, a VM that is no longer wanted could be served for a moment.
     if let Some(goal) = answer.goal {
         agent.take_goal(goal);

@@ -143,8 +143,9 @@ impl VmStatus {
 
     /// How long ago its host began with the present guest, or that guest restarted by itself.
     pub(crate) fn age(&self) -> Duration {
-        let began = self.steps.first().map_or(Time(0), |step| step.at);
-        Duration::from_millis(clock::wall().since(began))
+        let (now, began) = (clock::wall(), self.steps.first().map_or(Time(0), |step| step.at));
+        // After the clock was set back, nobody knows.
+        if began > now { Duration::MAX } else { Duration::from_millis(now.since(began)) }
     }
 
     /// Forgets what the guest has said and answered: it is another guest now, or none.

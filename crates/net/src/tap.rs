@@ -39,13 +39,14 @@ pub fn delete_tap(name: &str) -> Result<(), NetError> {
     }
 }
 
-/// What has passed a tap, as its guest sees it: nothing if there is no such tap.
-pub fn traffic(tap: &str) -> Traffic {
+/// What has passed a tap, as its guest sees it. Nothing if that cannot be found out: a count of none would look like that of
+/// a new tap.
+pub fn traffic(tap: &str) -> Option<Traffic> {
     let count = |what: &str| {
-        let text = std::fs::read_to_string(format!("/sys/class/net/{tap}/statistics/{what}_bytes")).ok();
-        text.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+        let text = std::fs::read_to_string(format!("/sys/class/net/{tap}/statistics/{what}_bytes")).ok()?;
+        text.trim().parse().ok()
     };
-    Traffic { sent: count("rx"), received: count("tx") }
+    Some(Traffic { sent: count("rx")?, received: count("tx")? })
 }
 
 #[expect(unsafe_code, reason = "the tun driver is set up by ioctls (linux/if_tun.h); no library wraps them safely")]

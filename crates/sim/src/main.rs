@@ -38,7 +38,7 @@ enum Command {
     /// Plant each mistake in turn and look for a seed that shows it; fails if one is not found
     Mutants {
         /// Seeds to try for each
-        #[arg(long, default_value_t = 300)]
+        #[arg(long, default_value_t = 1200)]
         seeds: u64,
         #[command(flatten)]
         world: World,
@@ -162,7 +162,7 @@ fn tell(count: u64, total: Summary, options: &Options, real: Duration) {
 /// Looks for each mistake.
 fn find_all(seeds: u64, options: &Options) -> ExitCode {
     let mut missed = 0;
-    for plant in Plant::all() {
+    for plant in Plant::all().into_iter().filter(|plant| options.mutant.is_none_or(|only| only == *plant)) {
         match mayfly_sim::find(plant, seeds, options) {
             Some(failure) => println!("{plant:<16} found by seed {:<4} {}", failure.seed, failure.what),
             None => {

@@ -6,7 +6,6 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use mayfly_fabric::address::AddressRange;
-use mayfly_fabric::restore::GENERATIONS;
 use mayfly_fabric::{Change, Command, Config, Core, HealingPolicy, Input, Overcommit, Record, goal};
 use mayfly_model::{Digest, GoalState, HostCondition, HostReport, LeaseGrant, LeaseTimings, Time};
 use mayfly_store::{MemoryStore, Store, Write};
@@ -77,6 +76,10 @@ struct World {
     core: Option<Core>,
     /// The last backup, and whether the records are to become it.
     backup: Option<Backup>,
+    /// When a backup was restored last.
+    restored: Option<u64>,
+    /// What disks' numbers were greater than at the beginning, and after each restore.
+    firsts: Vec<u64>,
     /// What the controller's wall clock is ahead of the truth since its last start.
     clock_ahead: i64,
     stalled_until: u64,
@@ -135,6 +138,8 @@ impl World {
             store: MemoryStore::default(),
             core: None,
             backup: None,
+            restored: None,
+            firsts: vec![0],
             clock_ahead: 0,
             stalled_until: 0,
             stalled: Vec::new(),
@@ -303,8 +308,9 @@ impl World {
         };
         let mut booted = sim.vms.values().filter(|vm| vm.gone_at.is_none() && now + 500 >= vm.ready_at && sim.serving);
         let Some(vm) = booted.find(killer) else { return };
-        // The first disk after the restore of a backup has the next million's first number.
-        if vm.goal.generation % GENERATIONS > 1 {
+        // The first disk, or the first after the restore of a backup.
+        let first = self.firsts.iter().any(|least| vm.goal.generation == least + 1);
+        if !first {
             let id = (vm.goal.deployment_id.clone(), vm.goal.vm.0);
             self.oracle.killed.insert(id);
         }

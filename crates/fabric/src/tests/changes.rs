@@ -416,8 +416,20 @@ fn restored_records_place_nothing_until_hosts_follow_them() {
     let reimaged = fabric.instance("shop/web_IN_0").vm().unwrap().id;
     fabric.command(Command::Reimage("shop/web_IN_0".parse().unwrap())).unwrap();
     fabric.run(2000);
-    crate::restore::restored(&mut records);
-    let (core, changes) = Core::start(records, before.epoch + 10, config(), fabric.now);
+    let wall = |seconds: u64| Time((1_800_000_000 + seconds) * 1000);
+    // The same backup was restored an hour ago.
+    let mut once = records.clone();
+    crate::restore::restored(&mut once, wall(0));
+    crate::restore::restored(&mut records, wall(3600));
+    let meta = |records: &[Record]| match &records[0] {
+        Record::Meta(meta) => meta.clone(),
+        other => panic!("{other:?}"),
+    };
+    let (once, again) = (meta(&once), meta(&records));
+    assert!(once.revision.0 + 1_000_000_000 < again.revision.0 && once.next_vm + 900_000 < again.next_vm);
+    assert!(once.least_generation + 3600 < again.least_generation && once.epoch + 3000 < again.epoch);
+    assert!(again.epoch << 32 >> 32 == again.epoch, "the numbers of leases have room for it");
+    let (core, changes) = Core::start(records, again.epoch + 1, config(), fabric.now);
     (fabric.core, fabric.acknowledged) = (core, fabric.acknowledged.keys().map(|host| (host.clone(), 0)).collect());
     fabric.committed = fabric.core.state().records().map(|record| (record.key(), record)).collect();
     assert!(!changes.is_empty());

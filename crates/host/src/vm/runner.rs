@@ -21,6 +21,7 @@ use super::farewell::{self, Plan};
 use super::running::Ended;
 use super::{Ask, Desired, local, provision, spec};
 use crate::agent::{Agent, lock};
+use crate::clock;
 use crate::ledger::VmNote;
 use crate::servers::domain;
 use crate::status::{Stage, VmStatus};
@@ -32,6 +33,8 @@ const PAUSE_FIRST: Duration = Duration::from_millis(500);
 const PAUSE_LAST: Duration = Duration::from_secs(30);
 /// A guest that has run so long is started again without a pause that earlier failures have made long.
 const HEALTHY: Duration = Duration::from_secs(60);
+/// How long the controller is given to hear what a VM has sent and received, before it hears that nothing is left of it.
+const HEARD: Duration = Duration::from_secs(1);
 
 pub(super) struct Runner {
     pub(super) agent: Arc<Agent>,
@@ -150,7 +153,7 @@ impl Runner {
     }
 
     /// Why the guest must not be started yet.
-    fn held_up(&self) -> Option<&'static str> {
+    pub(super) fn held_up(&self) -> Option<&'static str> {
         if lock(&self.agent.captures).contains(&self.goal.vm) {
             return Some("waiting until its disk has been captured");
         }
@@ -218,6 +221,10 @@ impl Runner {
         if let Some(dhcp) = self.dhcp.take() {
             dhcp.abort();
         }
+        self.measure_traffic();
+        // The controller closes the VM's account with what it has heard last.
+        let counted = clock::now();
+        self.agent.tell();
         let (vm, folder) = (self.goal.vm, self.agent.ledger.vm_folder(self.goal.vm));
         let exports: Vec<String> = std::iter::once(vm.to_string()).chain(local::export_names(&self.goal)).collect();
         self.update(|status| status.has_tap = false);
@@ -244,10 +251,19 @@ impl Runner {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         provision::throw_away(&self.agent, &self.goal);
+        let mut reported = self.agent.reported.subscribe();
+        let _ = tokio::time::timeout(HEARD, reported.wait_for(|at| *at >= counted)).await;
         self.agent.statuses().vms.remove(&vm);
         super::sweep(&self.agent);
         self.agent.tell();
         tracing::info!(%vm, "thrown away");
+    }
+
+    /// Takes what the VM's network card has counted.
+    pub(super) fn measure_traffic(&self) {
+        if let Some(card) = mayfly_net::traffic(&tap_name(self.goal.vm)) {
+            self.update_quietly(|status| status.traffic.see(card));
+        }
     }
 
     /// Ends a guest that an earlier agent started and this one has not taken up.

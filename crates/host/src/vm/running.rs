@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use mayfly_net::address::tap_name;
 use mayfly_qemu::Machine;
 
 use super::runner::Runner;
@@ -96,11 +95,8 @@ impl Runner {
                     self.note_last_words(console::last_words(&log, self.log_from));
                     self.take_out_provisioning(&machine).await;
                     let used = processor.used_lately();
-                    let card = mayfly_net::traffic(&tap_name(self.goal.vm));
-                    self.update_quietly(|status| {
-                        status.cpu_milli = used;
-                        status.traffic.see(card);
-                    });
+                    self.measure_traffic();
+                    self.update_quietly(|status| status.cpu_milli = used);
                     let now = self.update_quietly(|status| (status.says_ready(), status.script_runs.len(), status.steps.len(), status.cloud_init, status.beats.1.min(BEATS), status.traffic.worth()));
                     if now != noted {
                         noted = now;

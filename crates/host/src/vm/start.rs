@@ -51,6 +51,9 @@ impl Runner {
         if self.desired.borrow().as_ref().is_none_or(|now| now.vm != goal.vm) || !*self.serving.borrow() {
             bail!("it is not wanted here any more");
         }
+        if let Some(why) = self.held_up() {
+            bail!("{why}");
+        }
         console::rotate(&agent.ledger.vm_folder(goal.vm));
         self.log_from = 0;
         self.update_quietly(|status| status.reach("its disks and its network are there"));
