@@ -19,7 +19,7 @@ pub async fn backup(connection: &Connection, file: &Path) -> anyhow::Result<()> 
     }
     let bytes = connection.client.backup().await?;
     // An answer that broke off would be found only when it is needed.
-    let records = backup::read(bytes.as_slice()).context("the controller's answer cannot be used")?.len();
+    let records = backup::read(bytes.as_slice()).context("the controller's answer cannot be used")?.1.len();
     let partial = file.with_extension("partial");
     let write = || {
         // Scripts and settings may hold secrets.
