@@ -86,6 +86,13 @@ impl Oracle {
             known.0 = known.0.max(generation);
         }
         (self.placed, self.hash) = (now.placed, now.hash);
+        // What the breaker had learnt since is lost with the records, and what it had learnt before may be out of date.
+        self.killed.clear();
+    }
+
+    /// Whether a VM is in the records, as far as was seen.
+    pub(crate) fn knows(&self, vm: VmId) -> bool {
+        self.lives.contains_key(&vm)
     }
 
     /// Everything that the records have to fulfil, after a commit at the controller's time `now`.

@@ -310,7 +310,8 @@ impl World {
         let Some(vm) = booted.find(killer) else { return };
         // The first disk, or the first after the restore of a backup.
         let first = self.firsts.iter().any(|least| vm.goal.generation == least + 1);
-        if !first {
+        // One that the records do not know, as they were restored since, is none of the present controller's.
+        if !first && self.oracle.knows(vm.goal.vm) {
             let id = (vm.goal.deployment_id.clone(), vm.goal.vm.0);
             self.oracle.killed.insert(id);
         }
