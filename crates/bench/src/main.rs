@@ -43,7 +43,7 @@ enum Bench {
         #[arg(long, default_value = "/dev/shm")]
         folder: PathBuf,
     },
-    /// The fabric core, its store and its controller, beside etcd
+    /// The fabric core, its store and its controller, beside etcd and kube-scheduler
     Fabric {
         /// The program to measure
         #[arg(long)]
@@ -57,6 +57,9 @@ enum Bench {
         /// Seconds of each measurement of writes
         #[arg(long, default_value_t = 3)]
         seconds: u32,
+        /// kube-scheduler's own benchmark, as `cargo xtask bench fabric` builds it [default: its published figure]
+        #[arg(long)]
+        scheduler: Option<PathBuf>,
         /// Where records are kept; what is durable is so only on a disk
         #[arg(long, default_value = "/var/tmp")]
         folder: PathBuf,
@@ -130,10 +133,11 @@ fn run(bench: Bench) -> anyhow::Result<()> {
             boot::measure(&mut report, &mayfly)?;
             (report, write)
         }
-        Bench::Fabric { mayfly, write, pairs, seconds, folder, only } => {
+        Bench::Fabric { mayfly, write, pairs, seconds, scheduler, folder, only } => {
             let work = work(&folder)?;
             let mut report = Report::new("fabric");
-            let plan = fabric::Plan { work: work.path(), mayfly: &mayfly, pairs, seconds, only };
+            let scheduler = scheduler.as_deref();
+            let plan = fabric::Plan { work: work.path(), scheduler, mayfly: &mayfly, pairs, seconds, only };
             fabric::measure(&mut report, &plan)?;
             (report, write.filter(|_| only.is_none()))
         }

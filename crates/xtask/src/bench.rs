@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
+use crate::kubernetes;
 use crate::run::{output, run};
 use crate::setup;
 
@@ -46,10 +47,21 @@ pub fn bench(root: &Path, name: &str, arguments: &[String]) -> anyhow::Result<()
     println!("building mayfly and the benchmarks, optimised");
     let built = Command::new(cargo).args(build).current_dir(root).status().context("cannot run cargo")?;
     ensure!(built.success(), "cargo build failed");
+    let scheduler = match name {
+        "fabric" => kubernetes::scheduler_perf(&root.join("target/kubernetes"))
+            .inspect_err(|error| {
+                println!("kube-scheduler cannot be built here, so its published figure stands in: {error:#}")
+            })
+            .ok(),
+        _ => None,
+    };
     let release = root.join("target/release");
     let mut command = Command::new(release.join("mayfly-bench"));
     command.arg(name).arg("--mayfly").arg(release.join("mayfly"));
     command.arg("--write").arg(root.join("docs/benchmarks.md")).args(arguments);
+    if let Some(scheduler) = scheduler {
+        command.arg("--scheduler").arg(scheduler);
+    }
     let status = command.status().context("cannot run the benchmarks")?;
     ensure!(status.success(), "the bench failed");
     Ok(())

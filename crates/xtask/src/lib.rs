@@ -6,6 +6,7 @@ pub mod etcd;
 pub mod fabric;
 pub mod fuzz;
 pub mod image;
+mod kubernetes;
 pub mod linear;
 pub mod run;
 pub mod setup;

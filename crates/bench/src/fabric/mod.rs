@@ -4,6 +4,7 @@ mod healing;
 mod load;
 mod placement;
 mod region;
+mod scheduler;
 mod simulation;
 mod writes;
 
@@ -32,6 +33,8 @@ pub enum Part {
 pub struct Plan<'a> {
     /// Where files are made.
     pub work: &'a Path,
+    /// kube-scheduler's own benchmark, if it could be built.
+    pub scheduler: Option<&'a Path>,
     /// The program.
     pub mayfly: &'a Path,
     /// Pairs of measurements, and seconds of each that lasts.
@@ -45,7 +48,7 @@ pub struct Plan<'a> {
 pub fn measure(report: &mut Report, plan: &Plan<'_>) -> anyhow::Result<()> {
     let wants = |part| plan.only.is_none_or(|only| only == part);
     if wants(Part::Placement) {
-        placement::measure(report, plan.work, plan.pairs)?;
+        placement::measure(report, plan)?;
     }
     if wants(Part::Healing) {
         healing::measure(report, plan.work)?;
