@@ -1,5 +1,7 @@
 //! Hosts as the core judges them: up, late or lost; who votes; who is forgotten.
 
+use std::sync::Arc;
+
 use mayfly_model::{Admission, EventKind, Host, HostCondition, HostName, Incarnation};
 
 use crate::command::Rejected;
@@ -56,17 +58,13 @@ fn change_voters(step: &mut Step<'_>, leases: &Leases) {
         Admission::Leaving => false,
         _ => host.voter || is_up(host),
     };
-    let hosts: Vec<_> = step.state.hosts.values().cloned().collect();
-    if hosts
-        .iter()
-        .all(|host| host.voter == host.voted && host.voter == next(host) && host.admission != Admission::Leaving)
-    {
-        return;
-    }
-    if !all_know_the_voters(step, leases) {
+    let settled =
+        |host: &Arc<Host>| host.voter == host.voted && host.voter == next(host) && host.admission != Admission::Leaving;
+    if step.state.hosts.values().all(settled) || !all_know_the_voters(step, leases) {
         return;
     }
     // The change before is known to all.
+    let hosts: Vec<_> = step.state.hosts.values().cloned().collect();
     for host in &hosts {
         let (voted, voter) = (host.voter, next(host));
         if !voted && host.admission == Admission::Leaving {

@@ -14,12 +14,18 @@ use crate::step::Step;
 
 /// How long all instances of a role have to be Ready before one of them is moved, in ms.
 const CALM: u64 = 10_000;
-/// Deployments that are looked at in one tick; the next tick goes on after them.
+/// Between two looks, in ms: there are many roles, and nobody is in a hurry.
+const PERIOD: u64 = 1000;
+/// Deployments that are looked at at once; while there are more, the next tick goes on after them.
 const LOOKS: usize = 200;
 
 /// Moves at most one instance of each unevenly spread role.
 pub(crate) fn run(step: &mut Step<'_>) {
     let after = step.state.index.rebalanced.clone();
+    if after.is_none() && step.now.since(step.state.index.spreads_seen) < PERIOD {
+        return;
+    }
+    step.state.index.spreads_seen = step.now;
     let deployments = &step.state.deployments;
     let rest = deployments.range::<DeploymentKey, _>((
         after.as_ref().map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded),

@@ -65,6 +65,8 @@ pub(crate) struct Index {
     pub(crate) tried: Option<u64>,
     /// The last deployment whose spread was looked at.
     pub(crate) rebalanced: Option<DeploymentKey>,
+    /// When spreads were looked at last.
+    pub(crate) spreads_seen: mayfly_model::Time,
     /// When a role's rules last wanted what there was no room for.
     pub(crate) refused: BTreeMap<(DeploymentKey, RoleName), mayfly_model::Time>,
     /// When the rules for scaling were looked at last.

@@ -8,8 +8,13 @@ use mayfly_model::{
     Observed, Readiness, Resources, ServiceName, Time, Traffic, VmGoal, VmId, VmReport,
 };
 
+use crate::nodes::Nodes;
+
 /// How long the kernel passes an orphan's packets between two looks; as the real guard has it.
 const ORPHAN_MILLIS: u64 = 600;
+
+/// Between two decisions of a host whether it serves, in ms.
+const CHECK: u64 = 100;
 
 /// Bytes that a guest sends between two reports.
 const SENT: u64 = 1000;
@@ -66,6 +71,7 @@ pub(crate) struct SimHost {
     pub(crate) session: u64,
     sequence: u64,
     lease: HostLease,
+    timings: LeaseTimings,
     /// The end of its freshness as it was from each true time on, latest last: what it told its peers then.
     said: VecDeque<(u64, Time)>,
     pub(crate) serving: bool,
@@ -75,7 +81,7 @@ pub(crate) struct SimHost {
     votes_from: u64,
     applied: Incarnation,
     /// The voters of its goal state: how many, and whether it is one.
-    pub(crate) voters: (usize, BTreeSet<HostName>),
+    pub(crate) voters: (usize, Nodes),
     pub(crate) vms: BTreeMap<VmId, SimVm>,
     /// Disks that were thrown away; they must never come back.
     pub(crate) destroyed: BTreeSet<VmId>,
@@ -90,7 +96,7 @@ pub(crate) struct SimHost {
 }
 
 impl SimHost {
-    pub(crate) fn new(number: u8, domains: u8, skew: i64) -> SimHost {
+    pub(crate) fn new(number: u8, domains: u8, skew: i64, timings: LeaseTimings) -> SimHost {
         let name = HostName::new(format!("host-{number}")).unwrap_or_else(|error| unreachable!("{error}"));
         SimHost {
             name,
@@ -103,12 +109,13 @@ impl SimHost {
             session: 1,
             sequence: 0,
             lease: HostLease::default(),
+            timings,
             said: VecDeque::new(),
             serving: false,
             kernel_until: Time(0),
             votes_from: 0,
             applied: Incarnation(0),
-            voters: (0, BTreeSet::new()),
+            voters: (0, Nodes::default()),
             vms: BTreeMap::new(),
             destroyed: BTreeSet::new(),
             disk_full: false,
@@ -276,9 +283,9 @@ impl SimHost {
     /// Decides by the lease whether it serves, having heard this many peers, and whether any of them is fresh.
     pub(crate) fn check(&mut self, now: u64, (reached, others_fresh): (usize, bool)) {
         let clock = self.clock(now);
-        let own = usize::from(self.voters.1.contains(&self.name));
+        let own = usize::from(self.voters.1.contains(usize::from(self.number)));
         let voters = if self.voters.0 == 0 { usize::MAX / 2 } else { self.voters.0 };
-        let may = self.lease.may_serve(clock, &LeaseTimings::default(), voters, (reached + own, others_fresh));
+        let may = self.lease.may_serve(clock, &self.timings, voters, (reached + own, others_fresh));
         self.serving = may != MayServe::No || (self.ignores_lease && self.lease.number() > 0);
         for vm in self.vms.values_mut() {
             // What is going is not started again, and runs until it is gone; without a lease nothing runs.
@@ -290,6 +297,15 @@ impl SimHost {
             MayServe::Orphaned => clock.plus(ORPHAN_MILLIS),
             MayServe::No => Time(0),
         };
+    }
+
+    /// In how many ms it decides again by itself. It does so ten times a second; as long as its lease runs that changes
+    /// nothing, and what changes anything (a goal state, a grant, its own restart) is followed by a decision of its own.
+    pub(crate) fn next_check(&self, now: u64) -> u64 {
+        let left = self.lease.serve_until().since(self.clock(now));
+        // Its clock may be a hundredth fast or slow.
+        let sure = left.saturating_sub(left / 100 + CHECK) / CHECK * CHECK;
+        if self.is_awake(now) && self.serving { sure.max(CHECK) } else { CHECK }
     }
 
     /// Whether its peers count it as a voter.
@@ -310,7 +326,7 @@ impl SimHost {
         self.sequence = 0;
         self.frozen_until = 0;
         self.serving = false;
-        self.votes_from = now + mayfly_model::LeaseTimings::default().fresh;
+        self.votes_from = now + self.timings.fresh;
         self.lease = HostLease::default();
         self.said.clear();
         for vm in self.vms.values_mut() {
@@ -334,7 +350,8 @@ impl SimHost {
     }
 }
 
-fn voters(network: &NetworkGoal) -> (usize, BTreeSet<HostName>) {
-    let names = network.peers.iter().filter(|peer| peer.voter).map(|peer| peer.host.clone());
-    (network.voters, names.collect())
+fn voters(network: &NetworkGoal) -> (usize, Nodes) {
+    let number = |host: &HostName| host.as_str().strip_prefix("host-").and_then(|number| number.parse().ok());
+    let voting = network.peers.iter().filter(|peer| peer.voter);
+    (network.voters, voting.filter_map(|peer| number(&peer.host)).collect())
 }

@@ -7,6 +7,7 @@
 
 mod host;
 mod network;
+mod nodes;
 mod options;
 mod oracle;
 mod shrink;

@@ -59,9 +59,15 @@ struct World {
     /// Simulated hours of trouble in each run
     #[arg(long)]
     hours: Option<u64>,
+    /// How many times as rare faults and commands are, for long runs
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pace: u64,
     /// Kinds of faults, separated by commas [default: each seed draws its own]
     #[arg(long, value_delimiter = ',')]
     faults: Option<Vec<Fault>>,
+    /// Milliseconds that leases last [default: each seed draws its own]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1500..=60_000))]
+    lease: Option<u64>,
     /// A mistake to plant
     #[arg(long)]
     mutant: Option<Plant>,
@@ -73,7 +79,9 @@ impl World {
             hosts: self.hosts,
             domains: self.domains.min(self.hosts),
             trouble: self.hours.map_or(self.seconds, |hours| hours * 3600) * 1000,
+            pace: self.pace,
             faults: self.faults.as_ref().map(|faults| faults.iter().copied().collect()),
+            lease: self.lease,
             mutant: self.mutant,
             ..Options::default()
         }
@@ -162,7 +170,7 @@ fn tell(count: u64, total: Summary, options: &Options, real: Duration) {
 /// Looks for each mistake.
 fn find_all(seeds: u64, options: &Options) -> ExitCode {
     let mut missed = 0;
-    for plant in Plant::all().into_iter().filter(|plant| options.mutant.is_none_or(|only| only == *plant)) {
+    for plant in Plant::all().filter(|plant| options.mutant.is_none_or(|only| only == *plant)) {
         match mayfly_sim::find(plant, seeds, options) {
             Some(failure) => println!("{plant:<16} found by seed {:<4} {}", failure.seed, failure.what),
             None => {

@@ -1,12 +1,9 @@
 //! The simulated network between hosts and controller: latency, loss, repetition and partitions.
 
-use std::collections::BTreeSet;
-
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-/// Index of a host; the controller is one past the last.
-pub(crate) type Node = usize;
+use crate::nodes::{Node, Nodes};
 
 /// Who can talk to whom.
 #[derive(Debug, Default)]
@@ -21,14 +18,14 @@ pub(crate) struct Network {
 #[derive(Debug, Default, Clone)]
 struct Cut {
     /// Nodes cut off from all that are not in here with them.
-    minority: BTreeSet<Node>,
+    minority: Nodes,
     /// Nodes that hear, and are not heard.
-    mute: BTreeSet<Node>,
+    mute: Nodes,
 }
 
 impl Cut {
     fn hears(&self, listener: Node, speaker: Node) -> bool {
-        self.minority.contains(&listener) == self.minority.contains(&speaker) && !self.mute.contains(&speaker)
+        self.minority.contains(listener) == self.minority.contains(speaker) && !self.mute.contains(speaker)
     }
 }
 
@@ -51,13 +48,13 @@ impl Network {
         (now.saturating_sub(heard) <= age).then_some(heard)
     }
 
-    pub(crate) fn partition(&mut self, minority: BTreeSet<Node>, now: u64) {
-        let next = Cut { minority, mute: self.now.mute.clone() };
+    pub(crate) fn partition(&mut self, minority: Nodes, now: u64) {
+        let next = Cut { minority, mute: self.now.mute };
         self.before = (std::mem::replace(&mut self.now, next), now);
     }
 
-    pub(crate) fn mute(&mut self, mute: BTreeSet<Node>, now: u64) {
-        let next = Cut { minority: self.now.minority.clone(), mute };
+    pub(crate) fn mute(&mut self, mute: Nodes, now: u64) {
+        let next = Cut { minority: self.now.minority, mute };
         self.before = (std::mem::replace(&mut self.now, next), now);
     }
 

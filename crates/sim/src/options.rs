@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use mayfly_fabric::Mutant;
+use mayfly_model::LeaseTimings;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
@@ -19,15 +20,28 @@ pub struct Options {
     pub trouble: u64,
     /// Milliseconds of calm after it, within which everything has to be as wanted.
     pub calm: u64,
+    /// How many times as rare faults and commands are as where they have to find something in half a minute.
+    pub pace: u64,
     /// The kinds of faults; without any, each seed draws its own.
     pub faults: Option<BTreeSet<Fault>>,
+    /// How long leases last, in milliseconds; without any, each seed draws its own.
+    pub lease: Option<u64>,
     /// A planted mistake.
     pub mutant: Option<Plant>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { hosts: 50, domains: 5, trouble: 30_000, calm: 120_000, faults: None, mutant: None }
+        Options {
+            hosts: 50,
+            domains: 5,
+            trouble: 30_000,
+            calm: 120_000,
+            pace: 1,
+            faults: None,
+            lease: None,
+            mutant: None,
+        }
     }
 }
 
@@ -97,6 +111,19 @@ impl Fault {
         let share = rng.random_range(2..10);
         Fault::ALL.into_iter().filter(|_| rng.random_ratio(share, 10)).collect()
     }
+}
+
+/// What leases last, in milliseconds, that a seed draws from: the default, and what operators may choose.
+const LEASES: [u64; 4] = [3000, 3000, 2000, 10_000];
+
+/// The length of a seed's leases.
+pub(crate) fn draw_lease(rng: &mut ChaCha8Rng) -> u64 {
+    LEASES[rng.random_range(0..LEASES.len())]
+}
+
+/// The times of leases of this length, in the proportions of the default.
+pub(crate) fn timings(ttl: u64) -> LeaseTimings {
+    LeaseTimings { renew: ttl / 6, ttl, drift: ttl / 6, fresh: ttl * 2 / 3, mesh_timeout: ttl / 3 }
 }
 
 /// A mistake that is planted to see whether it is found.
@@ -222,9 +249,15 @@ impl Options {
             self.domains,
             self.trouble / 1000
         );
+        if self.pace > 1 {
+            line = format!("{line} --pace {}", self.pace);
+        }
         if let Some(faults) = &self.faults {
             let names: Vec<String> = faults.iter().map(|fault| format!("{fault:?}")).collect();
             line = format!("{line} --faults '{}'", names.join(","));
+        }
+        if let Some(lease) = self.lease {
+            line = format!("{line} --lease {lease}");
         }
         if let Some(mutant) = self.mutant {
             line = format!("{line} --mutant {mutant}");

@@ -1,12 +1,13 @@
 //! What simulated users do, and what they were promised.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use mayfly_fabric::{Command, State};
 use mayfly_model::configuration::{AUTOSCALE_SETTING, SPREAD_SETTING};
 use mayfly_model::{
-    DeploymentKey, Digest, HostName, Image, InstanceKey, RoleConfiguration, RoleDefinition, RoleKind, RoleName,
-    ServiceConfiguration, ServiceDefinition, ServiceName, Slot, Time, UpgradeMode, Version, VmSize,
+    Deployment, DeploymentKey, Digest, HostName, Image, InstanceKey, RoleConfiguration, RoleDefinition, RoleKind,
+    RoleName, ServiceConfiguration, ServiceDefinition, ServiceName, Slot, Time, UpgradeMode, Version, VmSize,
 };
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -190,15 +191,18 @@ fn counts(version: &Version) -> BTreeMap<RoleName, u32> {
     version.configuration.roles.iter().map(|role| (role.name.clone(), role.instances)).collect()
 }
 
+/// The deployments of a moment.
+pub(crate) type Deployments = BTreeMap<DeploymentKey, Arc<Deployment>>;
+
 impl Promises {
-    /// The command was acknowledged. `state` is that of before.
-    pub(crate) fn note(&mut self, command: &Command, state: &State) {
+    /// The command was acknowledged. `deployments` are those of before.
+    pub(crate) fn note(&mut self, command: &Command, deployments: &Deployments) {
         match command {
             Command::Deploy { key, version } | Command::Upgrade { key, version, .. } => {
                 self.counts.insert(key.clone(), counts(version));
             }
             Command::Rollback { key, .. } => {
-                let deployment = state.deployments().get(key);
+                let deployment = deployments.get(key);
                 let from = deployment.and_then(|one| one.older.get(&one.upgrade.as_ref()?.from));
                 self.counts.extend(from.map(|version| (key.clone(), counts(version))));
             }

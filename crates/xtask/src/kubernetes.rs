@@ -41,9 +41,7 @@ pub fn scheduler_perf(folder: &Path) -> anyhow::Result<PathBuf> {
     let sources = sources(folder)?;
     let tree = folder.join("gopath/src/k8s.io/kubernetes");
     std::fs::create_dir_all(folder.join("gopath/src/k8s.io"))?;
-    if !tree.exists() {
-        std::os::unix::fs::symlink(&sources, &tree)?;
-    }
+    std::fs::rename(&sources, &tree)?;
     generate_openapi(folder, &tree)?;
     // Under another name until it is whole.
     let unfinished = folder.join("unfinished");
@@ -54,7 +52,6 @@ pub fn scheduler_perf(folder: &Path) -> anyhow::Result<PathBuf> {
     for left in ["gopath", "gocache"] {
         std::fs::remove_dir_all(folder.join(left))?;
     }
-    std::fs::remove_dir_all(&sources)?;
     Ok(program)
 }
 

@@ -16,7 +16,7 @@ impl World {
             return self.end_trouble();
         }
         let delay = self.rng.faults.random_range(300..4000);
-        self.at(delay, Event::Fault);
+        self.at(delay * self.options.pace, Event::Fault);
         let kinds: Vec<Fault> = self.faults.iter().copied().collect();
         if kinds.is_empty() {
             return Ok(());
