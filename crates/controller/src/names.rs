@@ -1,7 +1,7 @@
 //! DNS for the outside: services' names and endpoints, as the records have them. Names of instances lead to addresses that
 //! nobody outside can reach, so they are not told.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -30,24 +30,25 @@ pub async fn serve(addresses: &[SocketAddrV4], driver: &Driver) -> anyhow::Resul
         return Ok(());
     }
     let limit = Arc::new(Mutex::new(Limit::new(LIMIT.0, LIMIT.1)));
-    let zone = watch::Sender::new(Arc::new(Zone::default()));
     for address in addresses {
+        let zone = watch::Sender::new(Arc::new(Zone::default()));
         let server =
             DnsServer { zone: zone.subscribe(), forwarder: None, limit: Some(Arc::clone(&limit)), observer: None };
         server.start(*address, THREADS, Arc::default()).await?;
+        tokio::spawn(follow(driver.clone(), zone, *address.ip()));
     }
-    tokio::spawn(follow(driver.clone(), zone));
     Ok(())
 }
 
-/// Follows the records until the driver ends.
-async fn follow(driver: Driver, zone: watch::Sender<Arc<Zone>>) {
+/// Follows the records until the driver ends, for who asks at this address.
+async fn follow(driver: Driver, zone: watch::Sender<Arc<Zone>>, address: Ipv4Addr) {
     let mut commits = driver.watch();
     let mut told: Option<Public> = None;
     loop {
         let Ok(public) = driver.read(public).await else { return };
         if told.as_ref() != Some(&public) {
-            zone.send_replace(Arc::new(Zone::new(&public.0, &public.1, &public.2)));
+            let new = Zone::new(&public.0, &public.1, &public.2).answered_at(&public.0, address);
+            zone.send_replace(Arc::new(new));
             told = Some(public);
         }
         tokio::time::sleep(PAUSE).await;

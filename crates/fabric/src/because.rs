@@ -4,8 +4,9 @@
 use crate::inventory::{DomainId, HostRoom, Inventory, RoleCount, has_image};
 use crate::placement::{Ask, suits};
 
-/// Hosts of a domain that are compared at the most, and domains; of more domains, placement looks at a few by chance.
+/// Hosts of a domain that are compared at the most.
 const COMPARED: usize = 64;
+/// Domains that are compared; of more, placement looks at a few by chance, and has no time for all of them afterwards.
 const DOMAINS: usize = 16;
 
 /// One criterion: the least is the best.
@@ -36,6 +37,9 @@ pub(crate) fn because(inventory: &Inventory, ask: &Ask<'_>, chosen: &mayfly_mode
     if ask.prefer == Some(chosen) {
         return format!("its VM was there before, and {domain}");
     }
+    if inventory.eligible(ask).len() > DOMAINS {
+        return domain;
+    }
     let rivals = judge.rivals(room);
     match judge.why_host(room, &rivals) {
         Some(host) => format!("{domain}; {chosen} because {host}"),
@@ -52,6 +56,12 @@ impl Judge<'_, '_> {
             return format!("{name} is the only fault domain with a host that may take it");
         }
         let has = self.counts.by_domain.at(chosen);
+        if eligible.len() > DOMAINS {
+            return match has {
+                0 => format!("{name} has none of `{role}`"),
+                _ => format!("{name} has {has} of `{role}`, as few as any that has room"),
+            };
+        }
         let fewer = eligible.iter().filter(|domain| self.counts.by_domain.at(**domain) < has).count();
         let as_few = eligible.iter().filter(|domain| self.counts.by_domain.at(**domain) == has).count();
         if fewer > 0 {
@@ -67,9 +77,7 @@ impl Judge<'_, '_> {
     fn rivals(&self, chosen: &HostRoom) -> Vec<&HostRoom> {
         let eligible = self.inventory.eligible(self.ask);
         let has = self.counts.by_domain.at(chosen.domain);
-        let few = eligible.len() <= DOMAINS;
-        let equal =
-            |domain: &&DomainId| **domain == chosen.domain || (few && self.counts.by_domain.at(**domain) == has);
+        let equal = |domain: &&DomainId| self.counts.by_domain.at(**domain) == has;
         let of_domain = |domain: &DomainId| {
             let free = self.inventory.domain_at(*domain).free.iter().rev();
             let hosts = free.filter_map(|(_, _, id)| self.inventory.host(*id));

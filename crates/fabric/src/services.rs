@@ -9,6 +9,13 @@ use crate::record::{Record, RecordId};
 use crate::state::State;
 use crate::step::Step;
 
+/// Names that mean something else where services are named.
+const RESERVED: [(&str, &str); 3] = [
+    ("fleet", "`mayfly breaker` means all services by it"),
+    ("internal", "in DNS, the names of instances stand below it"),
+    ("ns", "in DNS, it is the name of the name server"),
+];
+
 pub(crate) fn commit_image(step: &mut Step<'_>, image: Image) -> Result<(), Rejected> {
     if step.state.images.contains_key(&image.name) {
         return Err(Rejected::AlreadyExists { kind: "image", name: image.name.to_string() });
@@ -42,9 +49,8 @@ pub(crate) fn create(step: &mut Step<'_>, name: ServiceName) -> Result<(), Rejec
     if step.state.services.contains_key(&name) {
         return Err(Rejected::AlreadyExists { kind: "service", name: name.to_string() });
     }
-    // The breaker knows a service by its name, and everything by this one.
-    if name.as_str() == "fleet" {
-        return Err(Rejected::Conflict("a service cannot be called `fleet`".to_owned()));
+    if let Some((_, why)) = RESERVED.into_iter().find(|(reserved, _)| *reserved == name.as_str()) {
+        return Err(Rejected::Conflict(format!("a service cannot be called `{name}`: {why}")));
     }
     step.event(EventKind::Command, &name, "service created");
     step.put(Record::Service(Arc::new(Service { name, created: step.now, deleting: false, vips: Default::default() })));

@@ -11,7 +11,7 @@ use mayfly_api::Client;
 use mayfly_disk::DiskClient;
 use mayfly_identity::Clock;
 use mayfly_model::{Digest, GoalState, HostLease, Incident, Time, VmId};
-use mayfly_net::address::UNDERLAY_DEVICE;
+use mayfly_net::address::{UNDERLAY_DEVICE, WIRE_SERVER};
 use mayfly_net::mesh::Peers;
 use mayfly_net::{Links, Nft, Zone};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -126,7 +126,8 @@ impl Agent {
 impl Agent {
     fn take_names(&self, goal: &GoalState) {
         let network = &goal.network;
-        self.zone.send_replace(Arc::new(Zone::new(&network.zone, &network.dns, &network.services)));
+        let zone = Zone::new(&network.zone, &network.dns, &network.services);
+        self.zone.send_replace(Arc::new(zone.answered_at(&network.zone, WIRE_SERVER)));
     }
 }
 

@@ -203,9 +203,8 @@ impl NameObserver for Names {
             statuses.at(guest).map(|status| (status.goal.deployment_id.clone(), status.goal.egress.clone()))
         };
         let Some((deployment_id, Egress::Only(destinations))) = policy else { return };
-        let egress = Egress::Only(destinations.clone());
-        for (number, _) in destinations.iter().enumerate().filter(|(_, one)| one.target.is_named(name)) {
-            let set = learned_set(&deployment_id, &egress, number);
+        for destination in destinations.iter().filter(|one| one.target.is_named(name)) {
+            let set = learned_set(&deployment_id, &destination.target);
             let new = self.to_open(&set, addresses, seconds);
             if let Err(error) = lock(&self.agent.nft).learn(&set, &new, seconds) {
                 lock(&self.open).retain(|(of, _), _| *of != set);

@@ -178,13 +178,19 @@ impl fmt::Display for Egress {
     }
 }
 
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Network { address, prefix } => write!(f, "{address}/{prefix}"),
+            Target::Name(name) => f.write_str(name),
+            Target::Below(name) => write!(f, "*.{name}"),
+        }
+    }
+}
+
 impl fmt::Display for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.target {
-            Target::Network { address, prefix } => write!(f, "{address}/{prefix}")?,
-            Target::Name(name) => f.write_str(name)?,
-            Target::Below(name) => write!(f, "*.{name}")?,
-        }
+        write!(f, "{}", self.target)?;
         match self.ports {
             Some(PortRange { min, max }) if min == max => write!(f, ":{min}")?,
             Some(PortRange { min, max }) => write!(f, ":{min}-{max}")?,

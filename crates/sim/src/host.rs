@@ -201,9 +201,9 @@ impl SimHost {
     }
 
     /// Takes the answer to a report: the grant, and the goal state of the same moment.
-    pub(crate) fn granted(&mut self, now: u64, sent: Time, grant: LeaseGrant, goal: &GoalState, delay: u64) {
+    pub(crate) fn granted(&mut self, now: u64, sent: Time, grant: LeaseGrant, goal: Option<&GoalState>, delay: u64) {
         // The goal state first: with the lease alone, a VM that is no longer wanted could be served for a moment.
-        if goal.incarnation >= self.applied {
+        if let Some(goal) = goal.filter(|goal| goal.incarnation >= self.applied) {
             self.follow(now, goal, delay);
         }
         self.lease.granted(sent, self.clock(now), grant);

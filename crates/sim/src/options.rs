@@ -141,13 +141,21 @@ pub enum Plant {
     SkipDigest,
     /// Invariant 6: commands are acknowledged before they are durable.
     AckEarly,
+    /// Invariant 1: a leader that was deposed goes on granting leases.
+    StaleLeader,
 }
 
 impl Plant {
     /// All mistakes.
     pub fn all() -> impl Iterator<Item = Plant> {
-        let own =
-            [Plant::IgnoreLease, Plant::Impatience, Plant::ReuseDisk, Plant::SkipDigest, Plant::AckEarly].into_iter();
+        let own = [
+            Plant::IgnoreLease,
+            Plant::Impatience,
+            Plant::StaleLeader,
+            Plant::ReuseDisk,
+            Plant::SkipDigest,
+            Plant::AckEarly,
+        ];
         Mutant::ALL.into_iter().map(Plant::Core).chain(own)
     }
 }

@@ -45,13 +45,15 @@ pub fn find(plant: Plant, seeds: u64, options: &Options) -> Option<Box<Failure>>
         let faults = match seed % 3 {
             0 => None,
             1 => Some(Fault::ALL.into_iter().collect()),
-            _ => Some([Fault::Join, Fault::Partition].into_iter().collect()),
+            _ => Some([Fault::Join, Fault::Partition, Fault::Freeze].into_iter().collect()),
         };
+        // Much happens in the time of a short lease, and more of it at the wrong moment.
+        let lease = options.lease.or((seed % 3 == 2).then_some(2000));
         // In a small fabric every host is a large part of the majority.
         let hosts = [options.hosts, 6, 9][(seed / 3 % 3) as usize];
         let domains = options.domains.min(if hosts < 10 { 3 } else { options.domains });
         let faults = options.faults.clone().or(faults);
-        (seed, Options { mutant: Some(plant), faults, hosts, domains, ..options.clone() })
+        (seed, Options { mutant: Some(plant), faults, lease, hosts, domains, ..options.clone() })
     });
     runs.into_iter().find_map(|(seed, options)| run(seed, options).err())
 }

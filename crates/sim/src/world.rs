@@ -18,9 +18,11 @@ use crate::options::{Failure, Fault, Options, Plant, Summary, draw_lease, timing
 use crate::oracle::{self, Checked, Oracle};
 use crate::workload::{self, Promises};
 
+mod deposed;
 mod faults;
 mod restore;
 
+use deposed::Deposed;
 use restore::Backup;
 
 /// Of so many commands one is looked at for whether a refusal has changed anything.
@@ -40,7 +42,7 @@ enum Event {
         session: u64,
         sent: Time,
         grant: LeaseGrant,
-        goal: Arc<GoalState>,
+        goal: Option<Arc<GoalState>>,
     },
     ControllerTicks,
     UserCommands,
@@ -84,6 +86,7 @@ struct World {
     restored: Option<u64>,
     /// What disks' numbers were greater than at the beginning, and after each restore.
     firsts: Vec<u64>,
+    deposed: Option<Deposed>,
     /// What the controller's wall clock is ahead of the truth since its last start.
     clock_ahead: i64,
     stalled_until: u64,
@@ -148,6 +151,7 @@ impl World {
             backup: None,
             restored: None,
             firsts: vec![0],
+            deposed: None,
             clock_ahead: 0,
             stalled_until: 0,
             stalled: Vec::new(),
@@ -233,7 +237,7 @@ impl World {
             }
             Event::ReportArrives { host, session, sent, report } => self.take_report(host, session, sent, *report),
             Event::AnswerArrives { host, session, sent, grant, goal } => {
-                self.take_answer(host, session, sent, grant, &goal)
+                self.take_answer(host, session, sent, grant, goal.as_deref())
             }
             Event::ControllerTicks => {
                 self.at(100, Event::ControllerTicks);
@@ -330,6 +334,9 @@ impl World {
     }
 
     fn take_report(&mut self, host: usize, session: u64, sent: Time, report: HostReport) -> Checked {
+        if let Some(grant) = self.ask_deposed(host, &report) {
+            return self.answer(host, session, sent, grant, None);
+        }
         let Some(grant) = self.step(Input::Report(report))? else { return Ok(()) };
         let grant = LeaseGrant { ttl: self.timings.ttl, ..grant };
         let Some(core) = &self.core else { return Ok(()) };
@@ -339,20 +346,39 @@ impl World {
             _ => Arc::new(small_goal(core, &self.hosts[host])),
         };
         self.goals.insert(host, Arc::clone(&goal));
+        self.answer(host, session, sent, grant, Some(goal))
+    }
+
+    /// Sends a host a grant, and the goal state if there is a newer one.
+    fn answer(
+        &mut self,
+        host: usize,
+        session: u64,
+        sent: Time,
+        grant: LeaseGrant,
+        goal: Option<Arc<GoalState>>,
+    ) -> Checked {
         for latency in self.network.deliver(self.controller(), host, &mut self.rng.network) {
-            self.at(latency, Event::AnswerArrives { host, session, sent, grant, goal: Arc::clone(&goal) });
+            self.at(latency, Event::AnswerArrives { host, session, sent, grant, goal: goal.clone() });
         }
         Ok(())
     }
 
-    fn take_answer(&mut self, host: usize, session: u64, sent: Time, grant: LeaseGrant, goal: &GoalState) -> Checked {
+    fn take_answer(
+        &mut self,
+        host: usize,
+        session: u64,
+        sent: Time,
+        grant: LeaseGrant,
+        goal: Option<&GoalState>,
+    ) -> Checked {
         let delay = self.rng.network.random_range(20..300);
         let now = self.now;
         let sim = &mut self.hosts[host];
         if !sim.is_awake(now) || sim.session != session {
             return Ok(());
         }
-        if sim.wants_reboot(goal) {
+        if goal.is_some_and(|goal| sim.wants_reboot(goal)) {
             self.at(500, Event::RebootHost(host));
         }
         self.hosts[host].granted(now, sent, grant, goal, delay);
@@ -446,10 +472,13 @@ impl World {
     }
 
     fn crash_controller(&mut self) {
-        self.core = None;
         self.summary.faults += 1;
         self.stalled.clear();
         let delay = self.rng.faults.random_range(200..6000);
+        if self.rng.faults.random() {
+            self.depose(delay);
+        }
+        self.core = None;
         self.at(delay, Event::ControllerStarts);
     }
 

@@ -2,40 +2,41 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_proto::op::Message;
 use hickory_proto::rr::RData;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::dns::question::HEADER;
+use crate::dns::shares::Shares;
 
 /// How long one server may take before the next is asked.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Addresses of one answer that are looked at.
 const ADDRESSES: usize = 64;
-/// Questions that are under way at once; what comes beyond is told to try again.
-const UNDER_WAY: usize = 512;
+/// Questions that are under way at once, and of those one asker's; what comes beyond is told to try again.
+const UNDER_WAY: (usize, usize) = (1024, 64);
 
 /// The servers that know the rest of the world.
 #[derive(Debug)]
 pub struct Forwarder {
     servers: Vec<SocketAddr>,
-    room: Semaphore,
+    room: Arc<Shares>,
 }
 
 impl Forwarder {
     /// Asks these, in this order.
     pub fn new(servers: Vec<SocketAddr>) -> Forwarder {
-        Forwarder { servers, room: Semaphore::new(UNDER_WAY) }
+        Forwarder { servers, room: Shares::new(UNDER_WAY.0, UNDER_WAY.1) }
     }
 
     /// The answer of the first server that gives one.
-    pub(super) async fn ask(&self, question: &[u8], tcp: bool) -> Option<Vec<u8>> {
-        let _room = self.room.try_acquire().ok()?;
+    pub(super) async fn ask(&self, question: &[u8], asker: Ipv4Addr, tcp: bool) -> Option<Vec<u8>> {
+        let _room = self.room.take(asker)?;
         for server in &self.servers {
             let asked = async { if tcp { by_tcp(*server, question).await } else { by_udp(*server, question).await } };
             match timeout(PATIENCE, asked).await {

@@ -7,6 +7,7 @@ mod forward;
 mod limit;
 mod question;
 mod server;
+mod shares;
 mod zone;
 
 pub use forward::Forwarder;

@@ -13,11 +13,12 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::dns::forward::{Forwarder, addresses};
 use crate::dns::limit::Limit;
 use crate::dns::question::code;
+use crate::dns::shares::Shares;
 use crate::dns::zone::{Reply, Zone, refusal};
 use crate::error::NetError;
 
@@ -29,8 +30,8 @@ const QUESTION_LIMIT: usize = 1500;
 const LOOK: Duration = Duration::from_millis(500);
 /// How long a conversation by TCP may take.
 const TCP_LIMIT: Duration = Duration::from_secs(10);
-/// Conversations by TCP at once.
-const TCP_AT_ONCE: usize = 128;
+/// Conversations by TCP at once, and of those one asker's.
+const TCP_AT_ONCE: (usize, usize) = (256, 16);
 /// Seconds for which the addresses of a name stay open at least: longer than a guest needs to use what it was told.
 const LEARNED_AT_LEAST: u32 = 60;
 /// Seconds for which they stay open at most, whatever an answer says.
@@ -165,7 +166,7 @@ impl DnsServer {
 
     async fn ask_elsewhere(&self, message: &[u8], from: Ipv4Addr, name: &str, asked: Asked, tcp: bool) -> Vec<u8> {
         let answer = match &self.forwarder {
-            Some(forwarder) => forwarder.ask(message, tcp).await,
+            Some(forwarder) => forwarder.ask(message, from, tcp).await,
             None => None,
         };
         let Some(answer) = answer else { return refusal(message, code::SERVER_FAILURE) };
@@ -179,13 +180,14 @@ impl DnsServer {
     }
 
     async fn converse_all(self, listener: TcpListener) {
-        let room = Arc::new(Semaphore::new(TCP_AT_ONCE));
+        let room = Shares::new(TCP_AT_ONCE.0, TCP_AT_ONCE.1);
         loop {
             let Ok((stream, from)) = listener.accept().await else {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let (Ok(place), SocketAddr::V4(from)) = (Arc::clone(&room).try_acquire_owned(), from) else { continue };
+            let SocketAddr::V4(from) = from else { continue };
+            let Some(place) = room.take(*from.ip()) else { continue };
             let server = self.clone();
             tokio::spawn(async move {
                 // A client that breaks off is no news.

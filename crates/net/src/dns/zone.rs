@@ -83,6 +83,14 @@ impl Zone {
         zone
     }
 
+    /// Tells where the zone `origin` is answered for: the address of `ns.`, which its NS records name.
+    pub fn answered_at(mut self, origin: &str, server: Ipv4Addr) -> Zone {
+        if !server.is_unspecified() {
+            self.add(&format!("ns.{origin}"), kind::A, &server.octets());
+        }
+        self
+    }
+
     fn add_origin(&mut self, name: &str, zone: &str) {
         let (Some(labels), Some(server), Some(person)) = (
             question::labels(name),
@@ -242,7 +250,7 @@ mod tests {
             service("_http._tcp.shop", 8080, "shop"),
             service("_sql._tcp.shop.internal", 1433, "web-in-0.shop.internal"),
         ];
-        Zone::new("Mayfly.test", &records, &services)
+        Zone::new("Mayfly.test", &records, &services).answered_at("Mayfly.test", Ipv4Addr::new(192, 0, 2, 53))
     }
 
     fn ask(name: &str, kind: RecordType) -> Option<Message> {
@@ -296,6 +304,8 @@ mod tests {
         }
         let soa = ask("mayfly.test.", RecordType::SOA).unwrap();
         assert_eq!(soa.answers.len(), 1);
+        let server = ask("mayfly.test.", RecordType::NS).unwrap().answers[0].data.to_string();
+        assert_eq!(ask(&server, RecordType::A).unwrap().answers[0].data.to_string(), "192.0.2.53");
         for name in ["example.org.", "notmayfly.test.", "test.", ".", "4.0.81.10.in-addr.arpa."] {
             assert!(ask(name, RecordType::A).is_none(), "{name} is not ours to answer for");
         }

@@ -1,7 +1,11 @@
 //! Where guests may go: a chain for each policy, and a map of guests that leads to it.
 //!
 //! Destinations are compared with what the guest asked for, before a load balancer chose: so a service of the fabric is
-//! named like any other. Names are open as the addresses that the host's DNS has told this deployment; see `Learned`.
+//! named like any other. Names are open as the addresses that the host's DNS has told this deployment.
+//!
+//! A connection that a policy lets pass is marked with that policy in the kernel's table of connections, and is not looked at
+//! again. When the guest has another policy, its open connections bear the wrong mark and are judged anew: what it may not
+//! reach any more ends then, not when it is done.
 
 use std::fmt::Write;
 use std::hash::Hasher;
@@ -26,33 +30,35 @@ pub(super) fn exits(rules: &mut Ruleset, inputs: &Inputs<'_>) {
         let chain = format!("x_{}", policy_name(&guest.deployment_id, &guest.egress));
         exits.elements.insert(guest.dip.to_string(), format!("jump {chain}"));
         if !rules.chains.contains_key(&chain) {
-            let text = policy(rules, guest, destinations);
+            let text = policy(rules, guest, destinations, mark(&chain));
             rules.chains.insert(chain, text);
         }
     }
     rules.sets.insert("exits".to_owned(), exits);
 }
 
-fn policy(rules: &mut Ruleset, guest: &LocalGuest, destinations: &[Destination]) -> String {
-    let mut text = String::new();
+fn policy(rules: &mut Ruleset, guest: &LocalGuest, destinations: &[Destination], mark: u32) -> String {
+    let mut text = format!("ct mark {mark:#x} return\n");
     let own = deployment_set(&guest.deployment_id);
     if rules.sets.contains_key(&own) {
         // Among themselves, the receiver judges.
         let _ = writeln!(text, "ct original ip daddr @{own} return");
     }
-    for (number, destination) in destinations.iter().enumerate() {
+    for destination in destinations {
         let target = match &destination.target {
             Target::Network { prefix: 0, .. } => String::new(),
             Target::Network { address, prefix } => format!("ct original ip daddr {address}/{prefix} "),
             Target::Name(_) | Target::Below(_) => {
-                let set = learned_set(&guest.deployment_id, &guest.egress, number);
+                let set = learned_set(&guest.deployment_id, &destination.target);
                 let target = format!("ct original ip daddr @{set} ");
                 rules.kept.insert(set, "type ipv4_addr; flags timeout;".to_owned());
                 target
             }
         };
-        let _ = writeln!(text, "{target}{}return", what(destination));
+        let _ = writeln!(text, "{target}{}ct mark set {mark:#x} return", what(destination));
     }
+    // Nobody waits for an answer to an open connection: it has to be told.
+    let _ = writeln!(text, "ct state established meta l4proto tcp counter name {DENIED} reject with tcp reset");
     let _ = writeln!(text, "counter name {DENIED} reject with icmpx type admin-prohibited");
     text
 }
@@ -69,17 +75,27 @@ fn what(destination: &Destination) -> String {
     }
 }
 
-/// The set of addresses that guests of this deployment with this policy have been told for the destination of that
-/// number.
-pub fn learned_set(deployment_id: &str, egress: &Egress, number: usize) -> String {
-    format!("n_{}_{number}", policy_name(deployment_id, egress))
+/// The set of addresses that guests of this deployment have been told for such a destination. It outlives a policy: what is
+/// open in the next one too stays open.
+pub fn learned_set(deployment_id: &str, target: &Target) -> String {
+    format!("n_{deployment_id}_{:016x}", hash(&[deployment_id, &target.to_string()]))
 }
 
 /// The policy's name: two that are equal share one.
 fn policy_name(deployment_id: &str, egress: &Egress) -> String {
+    format!("{deployment_id}_{:016x}", hash(&[deployment_id, &egress.to_string()]))
+}
+
+/// What the connections of a policy are marked with; never nothing.
+fn mark(policy: &str) -> u32 {
+    hash(&[policy]) as u32 | 1
+}
+
+fn hash(parts: &[&str]) -> u64 {
     let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
-    hasher.write(deployment_id.as_bytes());
-    hasher.write(&[0]);
-    hasher.write(egress.to_string().as_bytes());
-    format!("{deployment_id}_{:016x}", hasher.finish())
+    for part in parts {
+        hasher.write(part.as_bytes());
+        hasher.write(&[0]);
+    }
+    hasher.finish()
 }

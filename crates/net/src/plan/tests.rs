@@ -2,7 +2,7 @@
 
 use mayfly_model::{
     AccessRule, Backend, Distribution, EndpointGoal, EndpointProtocol, GuardGoal, Pass, PeerGoal, PortRange, RoleName,
-    RouteGoal, VipGoal,
+    RouteGoal, Target, VipGoal,
 };
 
 use super::*;
@@ -207,22 +207,30 @@ fn guests_go_only_where_they_may() {
     assert!(rules("allow").sets["exits"].elements.is_empty());
     let closed = rules("deny");
     let chain = closed.sets["exits"].elements["10.80.0.11"].strip_prefix("jump ").unwrap();
-    assert_eq!(
-        closed.chains[chain],
-        "ct original ip daddr @d_d return\ncounter name denied reject with icmpx type admin-prohibited\n"
-    );
+    let [known, rest @ ..] = &closed.chains[chain].lines().collect::<Vec<_>>()[..] else { panic!("{chain} is empty") };
+    assert!(known.starts_with("ct mark 0x") && known.ends_with(" return"), "{known}");
+    let refusals = [
+        "ct state established meta l4proto tcp counter name denied reject with tcp reset",
+        "counter name denied reject with icmpx type admin-prohibited",
+    ];
+    assert_eq!(rest, [&["ct original ip daddr @d_d return"], &refusals[..]].concat());
     let some = rules("198.51.100.0/24:443, example.org:80/tcp, 0.0.0.0/0:53/udp");
     let chain = some.sets["exits"].elements["10.80.0.20"].strip_prefix("jump ").unwrap();
-    let learned =
-        learned_set("other", &"198.51.100.0/24:443, example.org:80/tcp, 0.0.0.0/0:53/udp".parse().unwrap(), 1);
+    let learned = learned_set("other", &Target::Name("example.org".to_owned()));
+    let text = &some.chains[chain];
+    let mark = text.split_whitespace().nth(2).unwrap();
     assert_eq!(
-        some.chains[chain].lines().collect::<Vec<_>>(),
+        text.replace(mark, "MARK").lines().collect::<Vec<_>>(),
         [
+            "ct mark MARK return",
             "ct original ip daddr @d_other return",
-            "ct original ip daddr 198.51.100.0/24 meta l4proto { tcp, udp } ct original proto-dst 443-443 return",
-            &format!("ct original ip daddr @{learned} meta l4proto tcp ct original proto-dst 80-80 return"),
-            "meta l4proto udp ct original proto-dst 53-53 return",
-            "counter name denied reject with icmpx type admin-prohibited",
+            "ct original ip daddr 198.51.100.0/24 meta l4proto { tcp, udp } ct original proto-dst 443-443 ct mark set MARK return",
+            &format!(
+                "ct original ip daddr @{learned} meta l4proto tcp ct original proto-dst 80-80 ct mark set MARK return"
+            ),
+            "meta l4proto udp ct original proto-dst 53-53 ct mark set MARK return",
+            refusals[0],
+            refusals[1],
         ]
     );
     assert!(some.kept.contains_key(&learned));

@@ -6,6 +6,7 @@ mod killed;
 #[expect(dead_code, reason = "the benchmarks use what the tests do not")]
 mod lab;
 mod membership;
+mod narrowed;
 mod traced;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -18,7 +18,7 @@ const BACKENDS: usize = 3;
 const HELD: usize = 60;
 
 /// Answers each byte with the backend's number.
-fn echo(number: u8) {
+pub fn echo(number: u8) {
     let listener = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
@@ -31,14 +31,14 @@ fn echo(number: u8) {
     });
 }
 
-fn ask(stream: &mut TcpStream) -> std::io::Result<u8> {
+pub fn ask(stream: &mut TcpStream) -> std::io::Result<u8> {
     let mut byte = [0];
     stream.write_all(&byte)?;
     stream.read_exact(&mut byte)?;
     Ok(byte[0])
 }
 
-fn open() -> std::io::Result<TcpStream> {
+pub fn open() -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&SocketAddr::from((VIP, PORT)), Duration::from_secs(5))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     stream.set_nodelay(true)?;

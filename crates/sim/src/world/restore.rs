@@ -48,6 +48,8 @@ impl World {
         }
         self.restored = Some(self.now);
         self.crash_controller();
+        // All controllers have to be stopped.
+        self.deposed = None;
         self.restore(backup)
     }
 
