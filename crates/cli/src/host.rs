@@ -27,7 +27,7 @@ pub async fn run(connection: &Connection, command: HostCommand) -> anyhow::Resul
         }
         HostCommand::Drain { name } => {
             connection.client.host_act(&name, "drain").await?;
-            output::line(&drained(&name, &connection.client.host_list().await?, ""))
+            output::line(&expectation(connection, &name, "").await)
         }
         HostCommand::Undrain { name } => {
             connection.client.host_act(&name, "undrain").await?;
@@ -35,12 +35,20 @@ pub async fn run(connection: &Connection, command: HostCommand) -> anyhow::Resul
         }
         HostCommand::Reboot { name } => {
             connection.client.host_act(&name, "reboot").await?;
-            output::line(&drained(&name, &connection.client.host_list().await?, "; it reboots when it is empty"))
+            output::line(&expectation(connection, &name, "; it reboots when it is empty").await)
         }
         HostCommand::Forget { name } => {
             connection.client.host_act(&name, "forget").await?;
             output::line(&format!("{name} will be forgotten"))
         }
+    }
+}
+
+/// What to expect, as far as it can be found out: what was asked for is done already.
+async fn expectation(connection: &Connection, name: &HostName, then: &str) -> String {
+    match connection.client.host_list().await {
+        Ok(hosts) => drained(name, &hosts, then),
+        Err(_) => format!("{name} takes no new instances; `mayfly host list` shows how many are left{then}"),
     }
 }
 
@@ -62,7 +70,7 @@ fn drained(name: &HostName, hosts: &[HostView], then: &str) -> String {
         (0, _) => format!("{name} takes no new instances, and carries none; {undo}{then}"),
         (_, left) => {
             let last = if left == 1 {
-                "; one fault domain is left, where roles of two or more instances do not go (`mayfly instance explain`)"
+                "; one fault domain is left, where roles of two or more instances do not go unless their spread is soft"
             } else {
                 ""
             };

@@ -33,6 +33,9 @@ pub(crate) fn because(inventory: &Inventory, ask: &Ask<'_>, chosen: &mayfly_mode
     let Some((_, room)) = inventory.host_named(chosen) else { return String::new() };
     let none = RoleCount::default();
     let judge = Judge { inventory, ask, counts: inventory.role(ask.role).unwrap_or(&none) };
+    if ask.avoid.contains(chosen) {
+        return "no other host has room for it, though it has failed there before".to_owned();
+    }
     let domain = judge.why_domain(room.domain);
     if ask.prefer == Some(chosen) {
         return format!("its VM was there before, and {domain}");
@@ -89,10 +92,10 @@ impl Judge<'_, '_> {
     /// What sets a host apart from the others that could have been chosen.
     fn why_host(&self, chosen: &HostRoom, rivals: &[&HostRoom]) -> Option<String> {
         let (mut rivals, mut reasons) = (rivals.to_vec(), Vec::new());
-        for (value, text) in CRITERIA {
+        for (number, (value, text)) in CRITERIA.into_iter().enumerate() {
             let own = value(self, chosen);
             if rivals.iter().any(|room| value(self, room) > own) {
-                let is_last = std::ptr::eq(text, CRITERIA[3].1);
+                let is_last = number + 1 == CRITERIA.len();
                 reasons.push(if is_last && self.inventory.is_scarce() { SCARCE } else { text });
             }
             rivals.retain(|room| value(self, room) <= own);

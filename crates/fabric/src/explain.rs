@@ -154,13 +154,19 @@ impl Place<'_> {
 
 /// Whether one of a role's instances will be moved to another fault domain.
 fn outlook(state: &State, now: Time, key: &InstanceKey) -> String {
+    let deployment = state.deployments.get(&key.deployment);
+    if deployment.is_some_and(|one| one.upgrade.is_some() || one.is_deleting()) {
+        return "none is moved while the deployment is being updated or deleted".to_owned();
+    }
     match rebalance::choose(state, now, &key.deployment, &key.role) {
         Ok(moved) if moved == *key => "as one domain has two fewer, this one moves there now".to_owned(),
         Ok(moved) => format!("as one domain has two fewer, {} moves there now", moved.name()),
-        Err(Stays::Even) => "that is even, so none is moved; a new one goes where the fewest are".to_owned(),
-        Err(Stays::Moving) => "one of them is on its way already".to_owned(),
+        Err(Stays::Even) => {
+            "even among those that take instances, so none is moved; a new one goes where the fewest are".to_owned()
+        }
+        Err(Stays::Moving) => "one of them is being replaced, so none is moved now".to_owned(),
         Err(Stays::NotCalm) => "uneven; one is moved when all have been Ready for 10 s".to_owned(),
-        Err(Stays::NoRoom) => "uneven, but where fewer stand there is no room, so none is moved".to_owned(),
+        Err(Stays::NoRoom) => "uneven, but none that may be moved finds a place where fewer stand".to_owned(),
     }
 }
 

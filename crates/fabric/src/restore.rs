@@ -28,7 +28,8 @@ const HOSTS: u32 = 1024;
 /// What has been counted since the backup is not known, and the same backup, or an older one, may have been restored
 /// before. So each counter goes on from the seconds since 1970, as many times as it can grow in one: goal states by 2^31,
 /// VMs by 2^8 (their taps' names have room for twelve digits), disks of one instance by 2^4, starts of controllers by one.
-/// Within a second or two, or where one of them was restored and has grown faster since, what is added counts.
+/// Within a second or two, or where one of them was restored and has grown faster since, what is added counts. Hosts'
+/// numbers have no room for that; a host that takes another's has it until both follow the restored records.
 pub fn restored(records: &mut [Record], now: Time) {
     let seconds = now.0 / 1000;
     for record in records {

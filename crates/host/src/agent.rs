@@ -1,6 +1,7 @@
 //! What all tasks share, and starting them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -86,6 +87,8 @@ pub(crate) struct Agent {
     pub counters: Mutex<BTreeMap<String, u64>>,
     pub peers: Mutex<Peers>,
     pub zone: watch::Sender<Arc<Zone>>,
+    /// Until when an address that a guest was told is open in a set, as far as it was this agent that opened it.
+    pub opened: Mutex<HashMap<(String, Ipv4Addr), Instant>>,
     /// A report should be sent now.
     pub report_now: Notify,
     /// When the last report was made that the controller has taken, by the host's clock.
@@ -186,6 +189,7 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
         counters: Mutex::default(),
         peers: Mutex::default(),
         zone: watch::Sender::new(Arc::new(Zone::default())),
+        opened: Mutex::default(),
         report_now: Notify::new(),
         reported: watch::Sender::new(Time(0)),
         config,

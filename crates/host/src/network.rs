@@ -145,6 +145,9 @@ fn set_rules(agent: &Agent, before: Option<&Plan>, wanted: &Plan) -> Result<(), 
         None => wanted.rules.whole(&nft.present()?),
     };
     nft.apply(&script)?;
+    // A set that is new, or gone and will come back, is empty.
+    let stays = |set: &String| before.is_some_and(|before| before.rules.kept.contains_key(set));
+    lock(&agent.opened).retain(|(set, _), _| stays(set) && wanted.rules.kept.contains_key(set));
     if before.is_none_or(|before| before.arp != wanted.arp) {
         nft.apply(&wanted.arp)?;
     }

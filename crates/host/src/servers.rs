@@ -151,7 +151,7 @@ pub(crate) async fn start(agent: &Arc<Agent>) -> anyhow::Result<()> {
         zone: agent.zone.subscribe(),
         forwarder: agent.config.name_servers().map(|servers| Arc::new(Forwarder::new(servers))),
         limit: Some(Arc::new(Mutex::new(Limit::new(DNS_LIMIT.0, DNS_LIMIT.1)))),
-        observer: Some(Arc::new(Names { agent: Arc::clone(agent), open: Mutex::default() })),
+        observer: Some(Arc::new(Names { agent: Arc::clone(agent) })),
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(DNS_THREADS);
     Ok(dns.start(SocketAddrV4::new(WIRE_SERVER, 53), threads, Arc::default()).await?)
@@ -160,8 +160,6 @@ pub(crate) async fn start(agent: &Arc<Agent>) -> anyhow::Result<()> {
 /// Who may ask for which names, and what opens to whom has been told their addresses.
 struct Names {
     agent: Arc<Agent>,
-    /// Until when an address is open in a set, as far as it was this agent that opened it.
-    open: Mutex<HashMap<(String, Ipv4Addr), Instant>>,
 }
 
 /// What is open in sets that is remembered; beyond that, what is over is forgotten.
@@ -172,7 +170,7 @@ impl Names {
     /// changes nothing, and an answer that may be kept for less time closes nothing.
     fn to_open(&self, set: &str, addresses: &[Ipv4Addr], seconds: u32) -> Vec<Ipv4Addr> {
         let (now, wanted) = (Instant::now(), Duration::from_secs(u64::from(seconds)));
-        let mut open = lock(&self.open);
+        let mut open = lock(&self.agent.opened);
         if open.len() > OPEN_REMEMBERED {
             open.retain(|_, until| *until > now);
         }
@@ -207,7 +205,7 @@ impl NameObserver for Names {
             let set = learned_set(&deployment_id, &destination.target);
             let new = self.to_open(&set, addresses, seconds);
             if let Err(error) = lock(&self.agent.nft).learn(&set, &new, seconds) {
-                lock(&self.open).retain(|(of, _), _| *of != set);
+                lock(&self.agent.opened).retain(|(of, _), _| *of != set);
                 // The guest's rules are not in force yet; it asks again.
                 tracing::debug!(%guest, name, %error, "addresses are not open yet");
             }

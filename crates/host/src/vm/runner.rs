@@ -110,6 +110,10 @@ impl Runner {
             Ok(machine) => machine,
             Err(error) => {
                 self.turn = None;
+                if self.held_up().is_some() {
+                    // That is said in the next turn, and is no failure.
+                    return true;
+                }
                 tracing::warn!(vm = %self.goal.vm, error = format!("{error:#}"), "a VM cannot be started");
                 self.set(Stage::Failed(format!("{error:#}")));
                 self.back_off().await;

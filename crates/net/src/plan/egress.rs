@@ -3,10 +3,12 @@
 //! Destinations are compared with what the guest asked for, before a load balancer chose: so a service of the fabric is
 //! named like any other. Names are open as the addresses that the host's DNS has told this deployment.
 //!
-//! A connection that a policy lets pass is marked with that policy in the kernel's table of connections, and is not looked at
-//! again. When the guest has another policy, its open connections bear the wrong mark and are judged anew: what it may not
-//! reach any more ends then, not when it is done.
+//! A connection that a policy lets pass is marked in the kernel's table of connections with the entry that let it pass, and is
+//! looked at no more while the policy has that entry. When the guest has another policy, packets of open connections, in
+//! both directions, that bear none of its marks are judged anew: what it may not reach any more ends then, not when it is
+//! done. So an entry that stays in the list keeps its connections, even if it is a name whose addresses are forgotten.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::hash::Hasher;
 
@@ -30,15 +32,25 @@ pub(super) fn exits(rules: &mut Ruleset, inputs: &Inputs<'_>) {
         let chain = format!("x_{}", policy_name(&guest.deployment_id, &guest.egress));
         exits.elements.insert(guest.dip.to_string(), format!("jump {chain}"));
         if !rules.chains.contains_key(&chain) {
-            let text = policy(rules, guest, destinations, mark(&chain));
+            let text = policy(rules, guest, destinations);
             rules.chains.insert(chain, text);
         }
     }
     rules.sets.insert("exits".to_owned(), exits);
 }
 
-fn policy(rules: &mut Ruleset, guest: &LocalGuest, destinations: &[Destination], mark: u32) -> String {
-    let mut text = format!("ct mark {mark:#x} return\n");
+fn policy(rules: &mut Ruleset, guest: &LocalGuest, destinations: &[Destination]) -> String {
+    let mut text = String::new();
+    let mark = |destination: &Destination| {
+        // Never nothing, which all others bear.
+        let mark = hash(&[&guest.deployment_id, &destination.to_string()]) as u32 | 1;
+        format!("{mark:#010x}")
+    };
+    let marks: BTreeSet<String> = destinations.iter().map(mark).collect();
+    if !marks.is_empty() {
+        let marks = marks.into_iter().collect::<Vec<_>>().join(", ");
+        let _ = writeln!(text, "ct mark {{ {marks} }} return");
+    }
     let own = deployment_set(&guest.deployment_id);
     if rules.sets.contains_key(&own) {
         // Among themselves, the receiver judges.
@@ -55,9 +67,9 @@ fn policy(rules: &mut Ruleset, guest: &LocalGuest, destinations: &[Destination],
                 target
             }
         };
-        let _ = writeln!(text, "{target}{}ct mark set {mark:#x} return", what(destination));
+        let _ = writeln!(text, "{target}{}ct mark set {} return", what(destination), mark(destination));
     }
-    // Nobody waits for an answer to an open connection: it has to be told.
+    // On an open connection nobody waits for an answer: both sides have to be told.
     let _ = writeln!(text, "ct state established meta l4proto tcp counter name {DENIED} reject with tcp reset");
     let _ = writeln!(text, "counter name {DENIED} reject with icmpx type admin-prohibited");
     text
@@ -75,8 +87,8 @@ fn what(destination: &Destination) -> String {
     }
 }
 
-/// The set of addresses that guests of this deployment have been told for such a destination. It outlives a policy: what is
-/// open in the next one too stays open.
+/// The set of addresses that guests of this deployment have been told for such a destination. It outlives a policy, if the
+/// next one has the destination too.
 pub fn learned_set(deployment_id: &str, target: &Target) -> String {
     format!("n_{deployment_id}_{:016x}", hash(&[deployment_id, &target.to_string()]))
 }
@@ -84,11 +96,6 @@ pub fn learned_set(deployment_id: &str, target: &Target) -> String {
 /// The policy's name: two that are equal share one.
 fn policy_name(deployment_id: &str, egress: &Egress) -> String {
     format!("{deployment_id}_{:016x}", hash(&[deployment_id, &egress.to_string()]))
-}
-
-/// What the connections of a policy are marked with; never nothing.
-fn mark(policy: &str) -> u32 {
-    hash(&[policy]) as u32 | 1
 }
 
 fn hash(parts: &[&str]) -> u64 {

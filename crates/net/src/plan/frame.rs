@@ -103,6 +103,7 @@ fn forward(inputs: &Inputs<'_>) -> Vec<String> {
         format!("oifname {guest} ip daddr != @{LEASED} drop"),
         // What was open before the guest's policy changed.
         format!("iifname {guest} ct direction original ct state established ip saddr vmap @exits"),
+        format!("oifname {guest} ct direction reply ct state established ip daddr vmap @exits"),
         "ct state established,related accept".to_owned(),
         format!("iifname {guest} ip saddr vmap @exits"),
         // To a guest of this host: from its own deployment, or through a load balancer to one of its endpoints.

@@ -67,6 +67,8 @@ fn open_connections_are_judged_by_a_new_policy() {
     std::thread::sleep(Duration::from_millis(2500));
     assert!(stage.connect().is_err(), "the name's time is over");
     assert_eq!(ask(&mut stream).unwrap(), 1);
+    stage.allow("example.org:80, example.com");
+    assert_eq!(ask(&mut stream).unwrap(), 1, "the list has grown");
     stage.allow("deny");
     assert!(is_cut(&mut stream));
 
