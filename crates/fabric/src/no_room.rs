@@ -74,17 +74,17 @@ impl NoRoom {
             ..NoRoom::default()
         };
         for (_, room) in inventory.hosts() {
-            if room.host.condition != HostCondition::Up {
+            // One that is being forgotten is as good as down, even if it has come back.
+            if room.host.condition != HostCondition::Up || room.host.admission == Admission::Leaving {
                 why.down += 1;
                 continue;
             }
             why.up += 1;
             match &room.host.admission {
+                Admission::Leaving => {}
                 Admission::Draining { .. } => why.draining.add(&room.host),
                 Admission::Rebooting { .. } => why.rebooting.add(&room.host),
                 Admission::Quarantined { .. } => why.quarantined.add(&room.host),
-                // It is being forgotten.
-                Admission::Leaving => why.down += 1,
                 Admission::Open if !ask.requirements.met_by(&room.host) => why.unfit += 1,
                 Admission::Open if ask.avoid.contains(&room.host.name) => why.avoided += 1,
                 Admission::Open if room.free.cpu_milli < ask.needed.cpu_milli => why.no_cpu += 1,

@@ -35,13 +35,13 @@ pub fn restored(records: &mut [Record], now: Time) {
     for record in records {
         match record {
             Record::Meta(meta) => {
-                meta.epoch = seconds.max(meta.epoch + 2);
-                meta.revision = Incarnation((seconds << 31).max(meta.revision.0 + (1 << 32)));
-                meta.next_vm = (seconds << 8).max(meta.next_vm + (1 << 10));
-                meta.least_generation = (seconds << 4).max(meta.least_generation + (1 << 6));
-                meta.next_event += 1_000_000;
+                meta.epoch = seconds.max(meta.epoch.saturating_add(2));
+                meta.revision = Incarnation((seconds << 31).max(meta.revision.0.saturating_add(1 << 32)));
+                meta.next_vm = (seconds << 8).max(meta.next_vm.saturating_add(1 << 10));
+                meta.least_generation = (seconds << 4).max(meta.least_generation.saturating_add(1 << 6));
+                meta.next_event = meta.next_event.saturating_add(1_000_000);
                 meta.next_dip = meta.next_dip.wrapping_add(DIPS);
-                meta.next_host += HOSTS;
+                meta.next_host = meta.next_host.saturating_add(HOSTS);
                 meta.restored = Some(meta.revision);
                 // Who votes is not known to all before they have this.
                 meta.voters_since = meta.revision;
