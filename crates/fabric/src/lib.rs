@@ -6,7 +6,8 @@
 //!
 //! A step is a transaction: what is refused, or only planned, is taken back whole (`step`). Choosing lives in files of its
 //! own: `placement` (over `inventory`, which is kept up to date with each record; `because` and `no_room` put its choices and
-//! refusals into words), [`lease`], `ladder` (sick instances), `breaker` (when healing has to stop), `upgrade` (the walk over update domains), `autoscale`, `rebalance`.
+//! refusals into words), [`lease`], `ladder` (sick instances), `breaker` (when healing has to
+//! stop), `upgrade` (the walk over update domains), `autoscale`, `rebalance`.
 
 pub mod address;
 mod autoscale;
