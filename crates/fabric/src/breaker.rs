@@ -3,7 +3,7 @@
 //!
 //! Three patterns trip it. For everything: more hosts lost within the window than the largest fault domain has, and than
 //! a share of the fleet. For one deployment: three hosts, not all at once with one fault domain, lost while they were
-//! booting an instance of it; one identity that lost three hosts under it; or an instance that never became ready on three hosts.
+//! booting an instance of it; one identity that lost its host three times; or an instance that never became ready on three hosts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,12 +27,7 @@ pub(crate) fn note_loss(step: &mut Step<'_>, host: &Host, instances: &[Arc<Insta
     if matches!(host.admission, Admission::Rebooting { .. }) {
         return;
     }
-    let is_booting = |one: &&Arc<Instance>| match &one.state {
-        InstanceState::Placed { phase: VmPhase::Stopped | VmPhase::StoppingRole | VmPhase::StoppingVm, .. } => false,
-        InstanceState::Placed { phase, .. } => !phase.has_been_up(),
-        InstanceState::Waiting { .. } | InstanceState::Retiring { .. } => false,
-    };
-    let booting: Vec<_> = instances.iter().filter(is_booting).collect();
+    let booting: Vec<_> = instances.iter().filter(|one| is_booting(one)).collect();
     let was_lost = |one: &Instance| one.health.as_ref().is_some_and(|health| !health.lost_with.is_empty());
     let again = booting.iter().filter(|one| was_lost(one)).map(|one| scope(&one.key.deployment)).collect();
     let booting: BTreeSet<Scope> = booting.into_iter().map(|one| scope(&one.key.deployment)).collect();
@@ -43,6 +38,15 @@ pub(crate) fn note_loss(step: &mut Step<'_>, host: &Host, instances: &[Arc<Insta
     judge_fleet(step);
     for scope in booting {
         judge_boots(step, scope);
+    }
+}
+
+/// Whether an instance is on its way up, and has not been there yet.
+pub(crate) fn is_booting(instance: &Instance) -> bool {
+    match &instance.state {
+        InstanceState::Placed { phase: VmPhase::Stopped | VmPhase::StoppingRole | VmPhase::StoppingVm, .. } => false,
+        InstanceState::Placed { phase, .. } => !phase.has_been_up(),
+        InstanceState::Waiting { .. } | InstanceState::Retiring { .. } => false,
     }
 }
 
@@ -77,10 +81,10 @@ fn judge_boots(step: &mut Step<'_>, scope: Scope) {
     }
 }
 
-/// An instance has now lost so many hosts under it.
-pub(crate) fn judge_instance(step: &mut Step<'_>, key: &InstanceKey, hosts: usize) {
-    if hosts >= step.config.healing.hosts {
-        let why = format!("{} was lost with {hosts} hosts, one after the other", key.name());
+/// An instance has now lost its VM so often with its host.
+pub(crate) fn judge_instance(step: &mut Step<'_>, key: &InstanceKey, losses: usize) {
+    if losses >= step.config.healing.hosts {
+        let why = format!("{} was lost with its host {losses} times, one after the other", key.name());
         trip(step, scope(&key.deployment), why);
     }
 }

@@ -80,7 +80,7 @@ pub struct Health {
     pub crashes: Vec<Time>,
     /// Hosts on which a new VM of it never became ready.
     pub failed_on: Vec<HostName>,
-    /// Hosts that were lost while they carried it, and when.
+    /// Hosts that were lost while they carried it, and when; the same one again if it was lost while the instance booted.
     pub lost_with: Vec<(HostName, Time)>,
 }
 

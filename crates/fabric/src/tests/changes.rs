@@ -227,6 +227,24 @@ fn a_sick_instance_climbs_the_ladder_and_the_package_is_blamed_at_its_end() {
 }
 
 #[test]
+fn an_image_that_ends_its_hosts_is_stopped_where_two_hosts_take_turns() {
+    let mut fabric = Fabric::new(2);
+    fabric.sick.insert(name("shop/web_IN_0"), Observed::Starting);
+    fabric.deploy(&[("web", 1, VmSize::Small)]).unwrap();
+    fabric.run(1000);
+    let mut ended = 0;
+    while let Some(vm) = fabric.instance("shop/web_IN_0").vm() {
+        // The one before is back.
+        fabric.dead = vec![vm.host.clone()];
+        ended += 1;
+        fabric.run(6000);
+        assert!(ended <= 3, "healing goes on and on");
+    }
+    let why = &fabric.core.state().breaker().trips[&"shop".parse().unwrap()].why;
+    assert_eq!((ended, why.as_str()), (3, "web_IN_0 was lost with its host 3 times, one after the other"));
+}
+
+#[test]
 fn a_pattern_of_lost_hosts_stops_healing() {
     let mut fabric = Fabric::running(12);
     // Five of twelve may be lost within ten minutes, the sixth may not.
