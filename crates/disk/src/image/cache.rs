@@ -173,8 +173,7 @@ impl ImageCache {
     /// Throws images away that nobody uses, the one that was used longest ago first, until the cache has no more than
     /// `limit` bytes.
     pub fn evict(&self, limit: u64) {
-        let mut open = self.inner.images();
-        open.retain(|_, open| open.image.strong_count() > 0);
+        self.inner.images().retain(|_, open| open.image.strong_count() > 0);
         let mut images = Vec::new();
         for entry in fs::read_dir(&self.inner.folder).into_iter().flatten().flatten() {
             let Ok(digest) = Digest::new(entry.file_name().to_string_lossy()) else { continue };
@@ -188,18 +187,24 @@ impl ImageCache {
             if total <= limit {
                 return;
             }
-            if open.contains_key(&digest) {
-                continue;
-            }
-            let folder = self.inner.folder.join(digest.as_str());
-            match fs::remove_dir_all(&folder) {
-                Ok(()) => {
-                    total -= bytes;
-                    tracing::info!(%digest, bytes, "an image that nobody uses left the cache");
-                }
-                Err(error) => tracing::warn!(%digest, %error, "an image cannot be thrown away"),
+            // One that is being opened must not lose its folder meanwhile.
+            if self.inner.turns.take(&digest, || self.throw_away(&digest)) {
+                total -= bytes;
             }
         }
+    }
+
+    /// Removes an image, unless it is in use; whether that was done.
+    fn throw_away(&self, digest: &Digest) -> bool {
+        if self.image(digest).is_some() {
+            return false;
+        }
+        let removed = fs::remove_dir_all(self.inner.folder.join(digest.as_str()));
+        match &removed {
+            Ok(()) => tracing::info!(%digest, "an image that nobody uses left the cache"),
+            Err(error) => tracing::warn!(%digest, %error, "an image cannot be thrown away"),
+        }
+        removed.is_ok()
     }
 }
 
