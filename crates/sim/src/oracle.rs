@@ -4,17 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use mayfly_fabric::check::{check, check_quiet};
-use mayfly_fabric::{Core, State, goal, meter};
+use mayfly_fabric::{Core, HealingPolicy, State, goal, meter};
 use mayfly_model::usage::days;
 use mayfly_model::{
-    Deployment, Digest, HostName, Instance, InstanceState, Resources, RoleName, ServiceName, Spread, Time, UpgradeMode,
-    Usage, VmId, VmPhase, VmSize,
+    Admission, Deployment, Digest, HostName, Instance, InstanceState, Resources, RoleName, ServiceName, Spread, Time,
+    UpgradeMode, Usage, VmId, VmPhase, VmSize,
 };
 
 use crate::host::{CAPACITY, SimHost};
 use crate::workload::{KILLER, Promises, identity};
 
-/// Most hosts that healing may lead to their end before the breaker stops it.
+/// Most hosts that healing may lead to their end, within the breaker's window, before the breaker stops it.
 const KILLED_MAX: usize = 4;
 
 pub(crate) type Checked = Result<(), String>;
@@ -33,8 +33,11 @@ pub(crate) struct Oracle {
     used: BTreeMap<(ServiceName, u64), BTreeMap<VmSize, u64>>,
     /// Update domains that each update had begun when it was last seen.
     walks: BTreeMap<(String, u32, Time), BTreeSet<u32>>,
-    /// Hosts that ended because healing brought them the killer.
-    pub(crate) killed: BTreeSet<(String, u64)>,
+    /// Hosts that ended lately because healing brought them the killer, by its VM, and when.
+    killed: BTreeMap<(String, VmId), u64>,
+    /// VMs that had to go as their host was drained, and those that were placed in their stead: no healing.
+    drained: BTreeSet<VmId>,
+    by_hand: BTreeSet<VmId>,
     pub(crate) placed: u64,
     pub(crate) hash: u64,
 }
@@ -90,9 +93,14 @@ impl Oracle {
         self.killed.clear();
     }
 
-    /// Whether a VM is in the records, as far as was seen.
-    pub(crate) fn knows(&self, vm: VmId) -> bool {
-        self.lives.contains_key(&vm)
+    /// A VM that was not the first of its identity has ended its host. Held against healing, unless a command moved it
+    /// there, or the records do not know it, as they were restored since.
+    pub(crate) fn note_killed(&mut self, now: u64, deployment_id: &str, vm: VmId) {
+        let window = HealingPolicy::default().window;
+        self.killed.retain(|_, at| now.saturating_sub(*at) <= window);
+        if self.lives.contains_key(&vm) && !self.by_hand.contains(&vm) {
+            self.killed.entry((deployment_id.to_owned(), vm)).or_insert(now);
+        }
     }
 
     /// Everything that the records have to fulfil, after a commit at the controller's time `now`.
@@ -154,7 +162,15 @@ impl Oracle {
         let id = deployment.map_or("", |deployment| deployment.id.as_str());
         let seen = self.generations.entry(identity(id, &instance.key)).or_insert((0, None));
         let vm = instance.vm().map(|vm| vm.id);
+        if let InstanceState::Retiring { vm, .. } = &instance.state
+            && state.hosts().get(&vm.host).is_some_and(|host| host.admission != Admission::Open)
+        {
+            self.drained.insert(vm.id);
+        }
         if vm.is_some() && vm != seen.1 {
+            if seen.1.is_some_and(|before| self.drained.contains(&before)) {
+                self.by_hand.extend(vm);
+            }
             self.placed += 1;
             self.hash = (self.hash ^ vm.map_or(0, |vm| vm.0)).wrapping_mul(0x0100_0000_01b3);
             if instance.generation <= seen.0 {

@@ -324,10 +324,8 @@ impl World {
         let Some(vm) = booted.find(killer) else { return };
         // The first disk, or the first after the restore of a backup.
         let first = self.firsts.iter().any(|least| vm.goal.generation == least + 1);
-        // One that the records do not know, as they were restored since, is none of the present controller's.
-        if !first && self.oracle.knows(vm.goal.vm) {
-            let id = (vm.goal.deployment_id.clone(), vm.goal.vm.0);
-            self.oracle.killed.insert(id);
+        if !first {
+            self.oracle.note_killed(now, &vm.goal.deployment_id, vm.goal.vm);
         }
         self.hosts[host].power(false, now);
         self.at(20_000, Event::PowerOn(host));
