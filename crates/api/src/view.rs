@@ -1,7 +1,7 @@
 //! Things as users see them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use mayfly_model::{Resources, Slot, UpgradeMode};
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,9 @@ pub struct DeploymentView {
     pub update: Option<UpdateView>,
     /// Its public address.
     pub vip: Ipv4Addr,
+    /// The same over IPv6, if a role with public endpoints asks for that.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Addr>,
     /// Its roles.
     pub roles: Vec<RoleView>,
 }
@@ -198,6 +201,9 @@ pub struct InstanceView {
     pub computer_name: Option<String>,
     /// Its private address.
     pub dip: Option<Ipv4Addr>,
+    /// Its private IPv6 address, if its role asks for one.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Addr>,
     /// The number of its differencing disk.
     pub generation: u64,
     /// Its VM.

@@ -95,6 +95,7 @@ async fn show(connection: &Connection, instance: &InstanceKey) -> anyhow::Result
         ("update domain", one.update_domain.to_string()),
         ("computer name", or_dash(one.computer_name.as_ref())),
         ("DIP", or_dash(one.dip.as_ref())),
+        ("IPv6", or_dash(one.ipv6.as_ref())),
         ("VM", or_dash(one.vm.as_ref())),
         ("generation of the disk", one.generation.to_string()),
         ("written to the disk", bytes(one.disk_bytes)),

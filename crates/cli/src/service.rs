@@ -283,8 +283,9 @@ fn show(format: Output, service: &ServiceView) -> anyhow::Result<()> {
             output::line(&format!("\n{slot}: empty"))?;
             continue;
         };
+        let newer = deployment.ipv6.map_or_else(String::new, |address| format!(" and {address}"));
         output::line(&format!(
-            "\n{slot}: {}\n  VIP:  {}\n  id:   {}",
+            "\n{slot}: {}\n  VIP:  {}{newer}\n  id:   {}",
             deployment.state, deployment.vip, deployment.id
         ))?;
         if let Some(update) = &deployment.update {

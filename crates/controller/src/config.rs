@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use mayfly_fabric::address::AddressRange;
 use mayfly_fabric::{Config, HealingPolicy, Overcommit};
-use mayfly_model::LeaseTimings;
+use mayfly_model::{Ipv6Prefix, LeaseTimings};
 use mayfly_store::EtcdConfig;
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +73,9 @@ pub struct FabricConfig {
     pub dips: (Ipv4Addr, u8),
     /// The network of VIPs.
     pub vips: (Ipv4Addr, u8),
+    /// What IPv6 addresses begin with; without it, there are none.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Prefix>,
     /// The leases' times.
     #[serde(default)]
     pub timings: LeaseTimings,
@@ -91,6 +94,7 @@ impl FabricConfig {
             zone: self.zone.clone(),
             dips: range(self.dips),
             vips: range(self.vips),
+            ipv6: self.ipv6,
             timings: self.timings,
             overcommit: self.overcommit,
             healing: self.healing,

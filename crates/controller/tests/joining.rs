@@ -38,6 +38,7 @@ impl Stage {
             fabric: FabricConfig {
                 zone: "mayfly.test".to_owned(),
                 dips: (Ipv4Addr::new(10, 80, 0, 0), 16),
+                ipv6: None,
                 vips: (Ipv4Addr::new(10, 78, 0, 0), 24),
                 timings: Default::default(),
                 overcommit: Default::default(),

@@ -1,6 +1,6 @@
 //! The core's one entrance.
 
-use mayfly_model::{LeaseTimings, Time};
+use mayfly_model::{Ipv6Prefix, LeaseTimings, Time};
 use serde::{Deserialize, Serialize};
 
 use crate::address::AddressRange;
@@ -26,6 +26,8 @@ pub struct Config {
     pub dips: AddressRange,
     /// Where VIPs come from.
     pub vips: AddressRange,
+    /// What IPv6 addresses begin with, if there are any.
+    pub ipv6: Option<Ipv6Prefix>,
     /// The leases' times.
     pub timings: LeaseTimings,
     /// How much more than a host has may be promised.

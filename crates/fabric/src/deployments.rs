@@ -7,7 +7,7 @@ use std::sync::Arc;
 use mayfly_model::{
     Deployment, DeploymentEvent, DeploymentKey, DeploymentStatus, Endpoint, EventKind, Instance, InstanceKey,
     InstanceState, ReservedName, RoleDefinition, RoleKind, RoleName, Service, ServiceName, Slot, Then, Version,
-    VmPhase, limits,
+    VmPhase, configuration, limits,
 };
 
 use crate::address::next_free;
@@ -55,7 +55,7 @@ pub(crate) fn deploy(step: &mut Step<'_>, new: NewDeployment) -> Result<(), Reje
     if step.state.deployments.contains_key(&key) {
         return Err(Rejected::AlreadyExists { kind: "deployment", name: format!("{} ({})", key.service, key.slot) });
     }
-    check_version(step.state, &key.service, &version)?;
+    check_version(step, &key.service, &version)?;
     let vip = public_address(step, &service, key.slot, version.configuration.reserved_address.as_ref())?;
     let count: u32 = version.configuration.roles.iter().map(|role| role.instances).sum();
     let id = step.entropy.deployment_id();
@@ -83,9 +83,15 @@ pub(crate) fn deploy(step: &mut Step<'_>, new: NewDeployment) -> Result<(), Reje
 }
 
 /// Whether Mayfly can run what a version asks for.
-pub(crate) fn check_version(state: &State, service: &ServiceName, version: &Version) -> Result<(), Rejected> {
-    let Version { definition, configuration } = version;
+pub(crate) fn check_version(step: &Step<'_>, service: &ServiceName, version: &Version) -> Result<(), Rejected> {
+    let (state, Version { definition, configuration }) = (&*step.state, version);
     certificates::check(state, service, configuration)?;
+    if let Some(role) = configuration.roles.iter().find(|role| role.ipv6() && step.config.ipv6.is_none()) {
+        let (role, asks) = (&role.name, configuration::IPV6_SETTING);
+        let message =
+            format!("`{role}` asks for IPv6 ({asks}), and this location has none; its operator gives it a prefix");
+        return Err(Rejected::Unsupported(message));
+    }
     check_network(version)?;
     for role in &definition.roles {
         if role.kind != RoleKind::VirtualMachine {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use mayfly_model::guest::HIDDEN_SETTINGS;
 use mayfly_model::{
     AccessRule, Admission, Backend, Deployment, Distribution, Endpoint, EndpointGoal, GoalState, GuardGoal, GuestGoal,
-    Host, HostName, Instance, InstanceState, KeptDisks, NetworkGoal, Pass, PeerGoal, ProbeGoal, RoleDefinition,
-    RoleName, RouteGoal, Then, Version, VipGoal, VmGoal,
+    Host, HostName, Instance, InstanceState, Ipv6Prefix, KeptDisks, NetworkGoal, Pass, PeerGoal, ProbeGoal,
+    RoleDefinition, RoleName, RouteGoal, Then, Version, VipGoal, VmGoal,
 };
 
 use crate::core::Core;
@@ -23,7 +23,7 @@ pub fn goal_state(core: &Core, host: &HostName) -> GoalState {
     let reboot = state.hosts.get(host).and_then(|host| host.reboot());
     GoalState {
         incarnation: state.meta.revision,
-        vms: vms(state, host),
+        vms: vms(core, host),
         restored: is_held(core),
         kept: kept(state, host),
         network: network(core),
@@ -53,11 +53,11 @@ fn kept(state: &State, host: &HostName) -> Vec<KeptDisks> {
 }
 
 /// The VMs that a host should be running.
-pub fn vms(state: &State, host: &HostName) -> Vec<VmGoal> {
-    state.instances_on(host).filter_map(|instance| vm(state, instance)).collect()
+pub fn vms(core: &Core, host: &HostName) -> Vec<VmGoal> {
+    core.state().instances_on(host).filter_map(|instance| vm(core.state(), core.config().ipv6, instance)).collect()
 }
 
-fn vm(state: &State, instance: &Instance) -> Option<VmGoal> {
+fn vm(state: &State, prefix: Option<Ipv6Prefix>, instance: &Instance) -> Option<VmGoal> {
     let vm = instance.wanted_vm()?;
     let deployment = state.deployments.get(&instance.key.deployment)?;
     let version = deployment.version_of(instance.version)?;
@@ -82,6 +82,7 @@ fn vm(state: &State, instance: &Instance) -> Option<VmGoal> {
         fault_domain: state.hosts.get(&vm.host)?.fault_domain.clone(),
         update_domain: instance.update_domain,
         dip: vm.dip,
+        ipv6: prefix.filter(|_| configuration.ipv6()).map(|prefix| prefix.embed(vm.dip)),
         size: vm.size,
         image: image.digest.clone(),
         image_bytes: image.data_bytes,
@@ -109,9 +110,10 @@ pub fn network(core: &Core) -> NetworkGoal {
     let state = core.state();
     NetworkGoal {
         zone: core.config().zone.clone(),
+        ipv6: core.config().ipv6,
         peers: state.hosts.values().map(|host| peer(host)).collect(),
         routes: routes(core),
-        vips: state.deployments.values().filter(|one| !one.is_deleting()).map(|one| vip(state, one)).collect(),
+        vips: state.deployments.values().filter(|one| !one.is_deleting()).map(|one| vip(core, one)).collect(),
         guards: state.deployments.values().flat_map(|deployment| guards(deployment)).collect(),
         dns: names::addresses(core),
         services: names::services(core),
@@ -145,12 +147,27 @@ fn routes(core: &Core) -> Vec<RouteGoal> {
                 role: instance.key.role.clone(),
                 index: instance.key.index,
                 update_domain: instance.update_domain,
+                ipv6: core.config().ipv6.is_some() && has_ipv6(state, instance),
             })
         })
         .collect()
 }
 
-fn vip(state: &State, deployment: &Deployment) -> VipGoal {
+/// Whether an instance's version asks for IPv6.
+pub fn has_ipv6(state: &State, instance: &Instance) -> bool {
+    state.role_of(instance).is_some_and(|(_, role)| role.ipv6())
+}
+
+/// Whether a deployment has its public address over IPv6 too: where a role that has something behind it asks for that.
+pub fn is_public_over_ipv6(deployment: &Deployment) -> bool {
+    let Version { definition, configuration } = &deployment.version;
+    let is_public = |endpoint: &Endpoint| !matches!(endpoint, Endpoint::Internal { .. });
+    let mut roles = definition.roles.iter().filter(|role| role.endpoints.iter().any(is_public));
+    roles.any(|role| configuration.role(&role.name).is_some_and(|role| role.ipv6()))
+}
+
+fn vip(core: &Core, deployment: &Deployment) -> VipGoal {
+    let state = core.state();
     let roles = &deployment.version.definition.roles;
     let endpoints = roles.iter().flat_map(|role| {
         role.endpoints.iter().flat_map(|endpoint| match endpoint {
@@ -162,7 +179,8 @@ fn vip(state: &State, deployment: &Deployment) -> VipGoal {
     let mut owners: Vec<&Arc<Host>> = state.hosts.values().collect();
     owners.sort_by_key(|host| (host.admission != Admission::Open, rendezvous(deployment.vip, &host.name)));
     let owners = owners.into_iter().map(|host| host.name.clone()).collect();
-    VipGoal { vip: deployment.vip, endpoints: endpoints.collect(), owners }
+    let ipv6 = core.config().ipv6.is_some() && is_public_over_ipv6(deployment);
+    VipGoal { vip: deployment.vip, endpoints: endpoints.collect(), owners, ipv6 }
 }
 
 fn input_endpoint(

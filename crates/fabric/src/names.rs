@@ -1,8 +1,11 @@
 //! The names of the zone, as a pure function of the records.
 
+use std::net::IpAddr;
+
 use mayfly_model::{Deployment, DeploymentKey, DnsRecord, Endpoint, EndpointProtocol, ServiceRecord, Slot};
 
 use crate::core::Core;
+use crate::goal;
 use crate::mutant::Mutant;
 
 /// The zone: a service's name leads to its VIP, the names inside it to the DIPs of today.
@@ -15,7 +18,10 @@ pub fn addresses(core: &Core) -> Vec<DnsRecord> {
         let Some(vm) = shown else { continue };
         let suffix = internal_suffix(&instance.key.deployment, zone);
         for (label, canonical) in [(instance.key.dns_label(), true), (vm.computer_name.to_string(), false)] {
-            records.push(DnsRecord { name: format!("{label}.{suffix}"), address: vm.dip, canonical });
+            let name = format!("{label}.{suffix}");
+            let six = core.config().ipv6.filter(|_| goal::has_ipv6(state, instance));
+            records.extend(six.map(|prefix| record(&name, prefix.embed(vm.dip), canonical)));
+            records.push(record(&name, vm.dip, canonical));
         }
     }
     records.sort();
@@ -25,12 +31,17 @@ pub fn addresses(core: &Core) -> Vec<DnsRecord> {
 /// The names of the services alone.
 pub fn public(core: &Core) -> Vec<DnsRecord> {
     let deployments = core.state().deployments.values().filter(|one| !one.is_deleting());
-    let record = |deployment: &std::sync::Arc<Deployment>| DnsRecord {
-        name: public_name(deployment, &core.config().zone),
-        address: deployment.vip,
-        canonical: true,
+    let records = |deployment: &std::sync::Arc<Deployment>| {
+        let name = public_name(deployment, &core.config().zone);
+        let six = core.config().ipv6.filter(|_| goal::is_public_over_ipv6(deployment));
+        let six = six.map(|prefix| record(&name, prefix.embed(deployment.vip), true));
+        [Some(record(&name, deployment.vip, true)), six]
     };
-    deployments.map(record).collect()
+    deployments.flat_map(records).flatten().collect()
+}
+
+fn record(name: &str, address: impl Into<IpAddr>, canonical: bool) -> DnsRecord {
+    DnsRecord { name: name.to_owned(), address: address.into(), canonical }
 }
 
 /// Endpoints by name: `_http._tcp.shop.<zone>` leads to the public address and its port, `_sql._tcp.shop.internal.<zone>`

@@ -1,13 +1,13 @@
 //! The core, driven by hand: hosts that do at once what their goal state says.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use mayfly_model::{
     DeploymentKey, Digest, Endpoint, EndpointProtocol, HostFacts, HostName, HostReport, Image, Incarnation, Instance,
-    InstanceKey, InstanceState, InstanceStatus, LeaseTimings, Observed, Readiness, Resources, RoleConfiguration,
-    RoleDefinition, RoleKind, ServiceConfiguration, ServiceDefinition, Slot, Time, Traffic, Version, VmGoal, VmId,
-    VmReport, VmSize,
+    InstanceKey, InstanceState, InstanceStatus, Ipv6Prefix, LeaseTimings, Observed, Readiness, Resources,
+    RoleConfiguration, RoleDefinition, RoleKind, ServiceConfiguration, ServiceDefinition, Slot, Time, Traffic,
+    UpgradeMode, Version, VmGoal, VmId, VmReport, VmSize,
 };
 
 use crate::address::AddressRange;
@@ -35,6 +35,7 @@ fn config() -> Config {
         zone: "mayfly.test".to_owned(),
         dips: range(10, 80, 0, 0, 16),
         vips: range(10, 78, 0, 0, 24),
+        ipv6: None,
         timings: LeaseTimings::default(),
         overcommit: Overcommit::default(),
         healing: HealingPolicy::default(),
@@ -162,7 +163,9 @@ impl Fabric {
     }
 
     fn step(&mut self, input: Input) -> Result<u64, Rejected> {
-        let outcome = self.core.step(self.now, self.now.0 * 7919, input)?;
+        // Never the same twice, as in two steps at one time two VMs would have the same name.
+        let drawn = (self.now.0 * 7919) ^ (self.core.state().meta().revision.0 << 32);
+        let outcome = self.core.step(self.now, drawn, input)?;
         self.commit(outcome.changes);
         Ok(outcome.grant.map_or(0, |grant| grant.number))
     }
@@ -284,7 +287,7 @@ fn a_lost_host_is_healed_within_seconds_and_comes_back_clean() {
     assert_eq!(after.generation, before.generation + 1);
     fabric.dead.clear();
     fabric.run(1000);
-    assert_eq!(goal::vms(fabric.core.state(), &victim), [], "nothing of before is wanted there");
+    assert_eq!(goal::vms(&fabric.core, &victim), [], "nothing of before is wanted there");
     fabric.scale("web", 3).unwrap();
     assert!(fabric.hosts_of("web").contains(&victim.to_string()), "it takes new work");
 }
@@ -467,6 +470,42 @@ fn a_role_is_spread_again_when_a_fault_domain_is_back() {
 }
 
 #[test]
+fn who_asks_for_ipv6_has_the_addresses_that_go_with_the_others() {
+    let asking = version(&[("web", 1, VmSize::Small), ("db", 1, VmSize::Small)], &[("Mayfly.IPv6", "on")]);
+    let mut fabric = Fabric::new(2);
+    let deploy = |version: &Version| Command::Deploy { key: production("shop"), version: version.clone() };
+    let error = fabric.command(deploy(&asking)).unwrap_err();
+    assert!(error.to_string().contains("this location has none"), "{error}");
+    let prefix: Ipv6Prefix = "fd6d:6179:666c:79::/96".parse().unwrap();
+    let (core, changes) =
+        Core::start(fabric.committed.values().cloned(), 2, Config { ipv6: Some(prefix), ..config() }, fabric.now);
+    fabric.core = core;
+    fabric.commit(changes);
+    fabric.command(deploy(&asking)).unwrap();
+    fabric.run(1000);
+    let network = goal::network(&fabric.core);
+    assert!(network.ipv6 == Some(prefix) && network.vips[0].ipv6 && network.routes.iter().all(|route| route.ipv6));
+    for (name, four) in [
+        ("shop.mayfly.test", network.vips[0].vip),
+        ("web-in-0.shop.internal.mayfly.test", fabric.instance("shop/web_IN_0").vm().unwrap().dip),
+    ] {
+        let found: Vec<_> = network.dns.iter().filter(|record| record.name == name).map(|one| one.address).collect();
+        assert_eq!(found, [four.into(), IpAddr::V6(prefix.embed(four))], "{name}");
+    }
+    let host = fabric.instance("shop/db_IN_0").vm().unwrap().host.clone();
+    let wanted = goal::vms(&fabric.core, &host);
+    assert!(wanted.iter().all(|vm| vm.ipv6 == Some(prefix.embed(vm.dip))));
+    // Whoever asks no more has none.
+    let plain = version(&[("web", 1, VmSize::Small), ("db", 1, VmSize::Small)], &[]);
+    let mode = UpgradeMode::Simultaneous;
+    fabric.command(Command::Upgrade { key: production("shop"), version: plain, mode }).unwrap();
+    fabric.run(20_000);
+    let network = goal::network(&fabric.core);
+    assert!(!network.vips[0].ipv6 && network.routes.iter().all(|route| !route.ipv6));
+    assert!(network.dns.iter().all(|record| record.address.is_ipv4()));
+}
+
+#[test]
 fn names_lead_to_the_addresses_of_today() {
     let mut fabric = Fabric::new(2);
     fabric.deploy(&[("web", 1, VmSize::Small)]).unwrap();
@@ -474,9 +513,9 @@ fn names_lead_to_the_addresses_of_today() {
     let vm = instance.vm().unwrap();
     let records = crate::names::addresses(&fabric.core);
     let find = |name: &str| records.iter().find(|record| record.name == name).map(|record| record.address);
-    assert_eq!(find("shop.mayfly.test"), Some(Ipv4Addr::new(10, 78, 0, 2)));
-    assert_eq!(find("web-in-0.shop.internal.mayfly.test"), Some(vm.dip));
-    assert_eq!(find(&format!("{}.shop.internal.mayfly.test", vm.computer_name)), Some(vm.dip));
+    assert_eq!(find("shop.mayfly.test"), Some(Ipv4Addr::new(10, 78, 0, 2).into()));
+    assert_eq!(find("web-in-0.shop.internal.mayfly.test"), Some(vm.dip.into()));
+    assert_eq!(find(&format!("{}.shop.internal.mayfly.test", vm.computer_name)), Some(vm.dip.into()));
     assert_eq!(records.len(), 3);
     let network = goal::network(&fabric.core);
     assert_eq!(network.vips[0].endpoints[0].backends[0].dip, vm.dip);

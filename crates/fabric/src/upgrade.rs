@@ -32,7 +32,7 @@ pub(crate) fn begin(
         return Err(Rejected::Conflict(message));
     }
     check_change(&deployment.version, &version)?;
-    deployments::check_version(step.state, &key.service, &version)?;
+    deployments::check_version(step, &key.service, &version)?;
     check_room(step, &deployment.version, &version)?;
     if deployment.version == version {
         return Err(Rejected::Conflict(format!("{key} is like that already: nothing would change")));

@@ -1,7 +1,7 @@
 //! What all tasks share, and starting them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -88,7 +88,7 @@ pub(crate) struct Agent {
     pub peers: Mutex<Peers>,
     pub zone: watch::Sender<Arc<Zone>>,
     /// Until when an address that a guest was told is open in a set, as far as it was this agent that opened it.
-    pub opened: Mutex<HashMap<(String, Ipv4Addr), Instant>>,
+    pub opened: Mutex<HashMap<(String, IpAddr), Instant>>,
     /// A report should be sent now.
     pub report_now: Notify,
     /// When the last report was made that the controller has taken, by the host's clock.

@@ -1,7 +1,7 @@
 //! What a host agent is started with, as a JSON file.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use mayfly_model::{HostName, LeaseTimings, Resources};
@@ -25,6 +25,9 @@ pub struct HostConfig {
     pub gateway: Option<Ipv4Addr>,
     /// Whether guests may reach what lies beyond the gateway.
     pub guest_egress: bool,
+    /// The hosts' own IPv6 network, which guests must not reach; only where it is named may they leave the fabric over IPv6.
+    #[serde(default)]
+    pub underlay6: Option<(Ipv6Addr, u8)>,
     /// Name servers that know what is outside the zone; those of `/etc/resolv.conf` unless this says otherwise. Nobody is
     /// asked where guests may not leave the fabric.
     #[serde(default)]
@@ -113,6 +116,12 @@ impl HostConfig {
             None => of_resolver(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
         };
         Some(servers).filter(|servers| self.guest_egress && !servers.is_empty())
+    }
+
+    /// The hosts' own IPv6 network, as `ADDRESS/PREFIX`, if guests may leave the fabric.
+    pub(crate) fn underlay6(&self) -> Option<String> {
+        let (address, prefix) = self.underlay6.filter(|_| self.guest_egress)?;
+        Some(format!("{address}/{prefix}"))
     }
 
     /// The hosts' own network, as `ADDRESS/PREFIX`.

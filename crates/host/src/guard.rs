@@ -1,6 +1,7 @@
 //! The guard: asks the lease whether the host may serve, and acts on it.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -29,8 +30,11 @@ pub(crate) async fn run(agent: Arc<Agent>) {
 
 /// Looks once: renews what the kernel lets pass, or ends it.
 pub(crate) fn check(agent: &Agent) {
+    let prefix = agent.goal.borrow().network.ipv6;
     // Each once: the kernel refuses a whole transaction that names one twice.
-    let dips: BTreeSet<_> = agent.statuses().guests().iter().map(|guest| guest.dip).collect();
+    let guests: BTreeSet<_> = agent.statuses().guests().iter().map(|guest| (guest.dip, guest.ipv6)).collect();
+    let newer = guests.iter().filter(|(_, ipv6)| *ipv6).filter_map(|(dip, _)| prefix.map(|prefix| prefix.embed(*dip)));
+    let dips: BTreeSet<IpAddr> = guests.iter().map(|(dip, _)| (*dip).into()).chain(newer.map(IpAddr::V6)).collect();
     let dips: Vec<_> = dips.into_iter().collect();
     let mut nft = lock(&agent.nft);
     // After the lock: whoever waits for it must not hand out time that has passed.
@@ -61,7 +65,7 @@ pub(crate) fn check(agent: &Agent) {
         MayServe::Orphaned => ORPHAN_MILLIS,
         MayServe::No => 0,
     };
-    let done = if millis > 0 { nft.lease(&dips, millis) } else { nft.revoke() };
+    let done = if millis > 0 { nft.lease(&dips, millis) } else { nft.revoke(prefix.is_some()) };
     drop(nft);
     if let Err(error) = done {
         tracing::error!(%error, "the kernel's leases cannot be set");

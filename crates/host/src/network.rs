@@ -1,7 +1,7 @@
 //! Makes the kernel's tables what the plan says.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use mayfly_model::HostName;
 use mayfly_net::address::UNDERLAY_DEVICE;
 use mayfly_net::plan::ruleset::Present;
 use mayfly_net::plan::{Health, Inputs, Plan, plan};
-use mayfly_net::{Links, NetError, Transit, announce, prepare_host};
+use mayfly_net::{Links, NetError, Transit, announce, prepare_host, prepare_ipv6};
 
 use crate::agent::{Agent, lock};
 use crate::clock;
@@ -99,7 +99,7 @@ fn current(agent: &Agent) -> Plan {
         live.insert(word.host.clone());
         health.extend(word.healthy.iter().cloned());
     }
-    let underlay = agent.config.underlay();
+    let (underlay, underlay6) = (agent.config.underlay(), agent.config.underlay6());
     let inputs = Inputs {
         host: &agent.config.name,
         goal: &goal.network,
@@ -107,6 +107,7 @@ fn current(agent: &Agent) -> Plan {
         health: &health,
         live: &live,
         underlay: agent.config.guest_egress.then_some(underlay.as_str()),
+        underlay6: underlay6.as_deref(),
         transit: agent.config.transit,
     };
     plan(&inputs)
@@ -114,12 +115,17 @@ fn current(agent: &Agent) -> Plan {
 
 async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Result<(), NetError> {
     let own = agent.goal.borrow().network.peers.iter().find(|peer| peer.host == agent.config.name).cloned();
-    if let Some(own) = own
-        && agent.config.transit == Transit::Vxlan
-        && before.is_none_or(|before| before.peers != wanted.peers)
-    {
-        agent.links.create_overlay(own.overlay, own.mac, agent.config.address).await?;
-        agent.links.set_peers(&wanted.peers).await?;
+    let new_peers = before.is_none_or(|before| (&before.peers, before.ipv6) != (&wanted.peers, wanted.ipv6));
+    if let Some(own) = own.filter(|_| new_peers) {
+        if agent.config.transit == Transit::Vxlan {
+            agent.links.create_overlay(own.overlay, own.mac, agent.config.address).await?;
+        }
+        if let Some(prefix) = wanted.ipv6 {
+            prepare_ipv6(&agent.links, prefix, &own, (agent.config.transit, agent.config.prefix)).await?;
+        }
+        if agent.config.transit == Transit::Vxlan {
+            agent.links.set_peers(&wanted.peers, wanted.ipv6).await?;
+        }
     }
     if before.is_none_or(|before| (&before.rules, &before.arp) != (&wanted.rules, &wanted.arp)) {
         set_rules(agent, before, wanted)?;
@@ -129,7 +135,10 @@ async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Resu
         agent.links.set_routes(&wanted.routes).await?;
     }
     if before.is_none_or(|before| before.vips != wanted.vips) {
-        let new = agent.links.set_vips(&wanted.vips).await?;
+        let own = agent.config.address;
+        let is_public =
+            |address| wanted.ipv6.is_some_and(|prefix| prefix.embedded(address).is_some_and(|one| one != own));
+        let new = agent.links.set_vips(&wanted.vips, is_public).await?;
         if !new.is_empty() {
             tracing::info!(?new, "public addresses taken");
             tokio::spawn(announce_all(Arc::clone(agent), new));
@@ -154,7 +163,7 @@ fn set_rules(agent: &Agent, before: Option<&Plan>, wanted: &Plan) -> Result<(), 
     Ok(())
 }
 
-async fn announce_all(agent: Arc<Agent>, addresses: Vec<Ipv4Addr>) {
+async fn announce_all(agent: Arc<Agent>, addresses: Vec<IpAddr>) {
     let (index, mac) = (agent.links.index(UNDERLAY_DEVICE).await, agent.links.mac(UNDERLAY_DEVICE).await);
     let (Ok(index), Ok(mac)) = (index, mac) else { return };
     let start = tokio::time::Instant::now();

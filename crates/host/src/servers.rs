@@ -1,7 +1,7 @@
 //! The servers that guests talk to: wire server, metadata, DNS.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -168,16 +168,16 @@ const OPEN_REMEMBERED: usize = 65_536;
 impl Names {
     /// Those of the addresses that are not open for most of the time that is wanted anyway: a guest that asks again and again
     /// changes nothing, and an answer that may be kept for less time closes nothing.
-    fn to_open(&self, set: &str, addresses: &[Ipv4Addr], seconds: u32) -> Vec<Ipv4Addr> {
+    fn to_open(&self, set: &str, addresses: &[IpAddr], seconds: u32) -> Vec<IpAddr> {
         let (now, wanted) = (Instant::now(), Duration::from_secs(u64::from(seconds)));
         let mut open = lock(&self.agent.opened);
         if open.len() > OPEN_REMEMBERED {
             open.retain(|_, until| *until > now);
         }
-        let is_open = |open: &HashMap<(String, Ipv4Addr), Instant>, address: Ipv4Addr| {
+        let is_open = |open: &HashMap<(String, IpAddr), Instant>, address: IpAddr| {
             open.get(&(set.to_owned(), address)).is_some_and(|until| *until > now + wanted / 2)
         };
-        let new: Vec<Ipv4Addr> = addresses.iter().copied().filter(|address| !is_open(&open, *address)).collect();
+        let new: Vec<IpAddr> = addresses.iter().copied().filter(|address| !is_open(&open, *address)).collect();
         open.extend(new.iter().map(|address| ((set.to_owned(), *address), now + wanted)));
         new
     }
@@ -195,7 +195,7 @@ impl NameObserver for Names {
         }
     }
 
-    fn told(&self, guest: Ipv4Addr, name: &str, addresses: &[Ipv4Addr], seconds: u32) {
+    fn told(&self, guest: Ipv4Addr, name: &str, addresses: &[IpAddr], seconds: u32) {
         let policy = {
             let mut statuses = self.agent.statuses();
             statuses.at(guest).map(|status| (status.goal.deployment_id.clone(), status.goal.egress.clone()))

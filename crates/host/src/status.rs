@@ -311,6 +311,7 @@ impl Statuses {
         let guest = |status: &VmStatus| LocalGuest {
             tap: tap_name(status.goal.vm),
             dip: status.goal.dip,
+            ipv6: status.goal.ipv6.is_some(),
             mac: status.goal.mac(),
             deployment_id: status.goal.deployment_id.clone(),
             egress: status.goal.egress.clone(),

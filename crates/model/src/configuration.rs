@@ -40,6 +40,9 @@ pub const DRAIN_SETTING: &str = "Mayfly.DrainSeconds";
 /// The setting that says where a role's guests may go, see [`Egress`].
 pub const EGRESS_SETTING: &str = "Mayfly.Egress";
 
+/// The setting that says whether a role's instances and endpoints have IPv6 addresses too: `on` or `off`.
+pub const IPV6_SETTING: &str = "Mayfly.IPv6";
+
 /// The setting that says how many milliseconds lie between two questions of the role's probes, 100 to 60000, in place of
 /// what the definition says.
 pub const PROBE_INTERVAL_SETTING: &str = "Mayfly.ProbeIntervalMilliseconds";
@@ -218,6 +221,11 @@ impl RoleConfiguration {
     /// Where its guests may go.
     pub fn egress(&self) -> Egress {
         self.setting(EGRESS_SETTING).and_then(|text| text.parse().ok()).unwrap_or_default()
+    }
+
+    /// Whether its instances and endpoints have IPv6 addresses too.
+    pub fn ipv6(&self) -> bool {
+        self.setting(IPV6_SETTING) == Some("on")
     }
 
     /// Milliseconds between two questions of its probes, where it does not leave that to the definition.

@@ -1,7 +1,7 @@
 //! The goal state: what one host should be running, whole.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +10,7 @@ use crate::definition::{Distribution, EndpointProtocol, LoadBalancerProbe, PortR
 use crate::egress::Egress;
 use crate::guest::GuestGoal;
 use crate::image::Digest;
+use crate::ipv6::Ipv6Prefix;
 use crate::name::{HostName, InstanceKey, RoleName};
 use crate::size::VmSize;
 use crate::{Incarnation, VmId};
@@ -69,6 +70,9 @@ pub struct VmGoal {
     pub update_domain: u32,
     /// Its private address.
     pub dip: Ipv4Addr,
+    /// Its private IPv6 address, if its role asks for one.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Addr>,
     /// The size of the VM.
     pub size: VmSize,
     /// The base image's digest.
@@ -144,6 +148,9 @@ impl ProbeGoal {
 pub struct NetworkGoal {
     /// The DNS zone.
     pub zone: String,
+    /// What IPv6 addresses begin with, if the location has them.
+    #[serde(default)]
+    pub ipv6: Option<Ipv6Prefix>,
     /// All hosts, this one included.
     pub peers: Vec<PeerGoal>,
     /// Where every DIP lives.
@@ -195,6 +202,9 @@ pub struct RouteGoal {
     /// The update domain of its instance.
     #[serde(default)]
     pub update_domain: u32,
+    /// Whether it has an IPv6 address too, that of the location's prefix.
+    #[serde(default)]
+    pub ipv6: bool,
 }
 
 /// A role that only some of its deployment may talk to.
@@ -228,6 +238,9 @@ pub struct VipGoal {
     pub endpoints: Vec<EndpointGoal>,
     /// Hosts in the order in which they take the address; the first live one has it.
     pub owners: Vec<HostName>,
+    /// Whether it is there over IPv6 too, at the address of the location's prefix.
+    #[serde(default)]
+    pub ipv6: bool,
 }
 
 /// An input endpoint.
@@ -273,7 +286,7 @@ pub struct DnsRecord {
     /// The full name in lower case, without a dot at the end.
     pub name: String,
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Whether it is the name that the address leads back to.
     #[serde(default)]
     pub canonical: bool,

@@ -12,6 +12,8 @@ use crate::time::Time;
 
 /// The feature of hosts that let guests leave the fabric.
 pub const EGRESS_FEATURE: &str = "egress";
+/// The feature of hosts that let guests leave it over IPv6.
+pub const EGRESS6_FEATURE: &str = "egress6";
 
 /// A host: a machine that runs the host agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,6 +16,7 @@ pub mod guest;
 pub mod host;
 pub mod image;
 pub mod instance;
+pub mod ipv6;
 pub mod lease;
 pub mod limits;
 pub mod manifest;
@@ -48,9 +49,10 @@ pub use goal::{
     RouteGoal, ServiceRecord, VipGoal, VmGoal,
 };
 pub use guest::{Admin, GuestGoal, Platform, RemoteAccess, Script};
-pub use host::{Admission, EGRESS_FEATURE, Host, HostCondition};
+pub use host::{Admission, EGRESS_FEATURE, EGRESS6_FEATURE, Host, HostCondition};
 pub use image::{Digest, Image};
 pub use instance::{Expectation, Health, Instance, InstanceState, InstanceStatus, Rung, Then, Vm, VmPhase};
+pub use ipv6::Ipv6Prefix;
 pub use lease::{HostLease, LeaseGrant, LeaseTimings};
 pub use manifest::{CHUNK_BYTES, ChunkDigest, Manifest};
 pub use name::{

@@ -1,6 +1,6 @@
 //! The addresses and device names that are the same on every host.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use mayfly_model::VmId;
 
@@ -16,6 +16,8 @@ pub const DIP_NETWORK: Ipv4Addr = Ipv4Addr::new(10, 80, 0, 0);
 pub const DIP_PREFIX: u8 = 16;
 /// The guests' gateway: every host, for its own guests.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 80, 0, 1);
+/// The guests' gateway over IPv6: on each tap, their host.
+pub const TAP_GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// The network of the hosts inside the overlay.
 pub const OVERLAY_NETWORK: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 0);
 /// Bits of the network part of [`OVERLAY_NETWORK`].

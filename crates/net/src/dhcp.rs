@@ -1,6 +1,6 @@
 //! DHCP for one guest on one tap: always the same lease, the one that the fabric gave it (RFC 2131).
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, Opcode, OptionCode, UnknownOption};
 use dhcproto::{Decodable, Decoder, Encodable, Encoder};
@@ -16,6 +16,8 @@ use crate::error::NetError;
 pub struct DhcpLease {
     /// Its address.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, if it has one.
+    pub ipv6: Option<Ipv6Addr>,
     /// Its computer name.
     pub host_name: String,
     /// Its search domain.
@@ -32,13 +34,13 @@ const OPTION_WIRE_SERVER: u8 = 245;
 ///
 /// # Errors
 /// [`NetError::Io`] when the socket cannot be made or the tap is gone.
-pub async fn serve_dhcp(tap: &str, lease: DhcpLease) -> Result<(), NetError> {
+pub(crate) async fn serve(tap: &str, lease: &DhcpLease) -> Result<(), NetError> {
     let socket = socket(tap).map_err(NetError::io(format!("serve DHCP on {tap}")))?;
     let mut buffer = [0; 1500];
     loop {
         let (length, _) = socket.recv_from(&mut buffer).await.map_err(NetError::io(format!("read DHCP on {tap}")))?;
         let Some(reply) =
-            Message::decode(&mut Decoder::new(&buffer[..length])).ok().and_then(|one| answer(&one, &lease))
+            Message::decode(&mut Decoder::new(&buffer[..length])).ok().and_then(|one| answer(&one, lease))
         else {
             continue;
         };
@@ -121,6 +123,7 @@ mod tests {
         }
         let lease = DhcpLease {
             address: Ipv4Addr::new(10, 80, 0, 9),
+            ipv6: None,
             host_name: "mfx".to_owned(),
             domain: "d".to_owned(),
             mtu: 1450,

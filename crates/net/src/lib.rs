@@ -9,9 +9,11 @@
 
 pub mod address;
 mod dhcp;
+mod dhcp6;
 mod dns;
 mod error;
 mod garp;
+mod guest;
 mod links;
 pub mod mesh;
 mod nft;
@@ -20,16 +22,18 @@ pub mod plan;
 mod prepare;
 pub mod probe;
 mod rate;
+mod router;
 mod routes;
 mod tap;
 mod transit;
 
-pub use dhcp::{DhcpLease, serve_dhcp};
+pub use dhcp::DhcpLease;
 pub use dns::{Asked, DnsServer, Forwarder, Limit, NameObserver, Zone};
 pub use error::NetError;
 pub use garp::announce;
+pub use guest::serve_guest;
 pub use links::Links;
 pub use nft::Nft;
-pub use prepare::{prepare_host, prepare_tap};
+pub use prepare::{enable_ipv6, prepare_host, prepare_ipv6, prepare_tap};
 pub use tap::{create_tap, delete_tap, traffic};
 pub use transit::Transit;

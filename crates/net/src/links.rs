@@ -1,10 +1,10 @@
 //! Devices and their addresses, through netlink; the tunnel is in `overlay.rs`, routes are in `routes.rs`.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
-use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, CacheInfo};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth};
 
@@ -172,10 +172,28 @@ impl Links {
     ///
     /// # Errors
     /// [`NetError`].
-    pub async fn add_address(&self, device: &str, address: Ipv4Addr, prefix: u8) -> Result<(), NetError> {
-        let index = self.index(device).await?;
-        let added = self.handle.address().add(index, IpAddr::V4(address), prefix).execute().await;
-        match added {
+    pub async fn add_address(&self, device: &str, address: impl Into<IpAddr>, prefix: u8) -> Result<(), NetError> {
+        self.add(device, address.into(), prefix, u32::MAX).await
+    }
+
+    /// The same with an address from which the host says nothing of its own accord, if it has another. (Of IPv4 addresses,
+    /// the first is that other.)
+    pub(crate) async fn add_aside(&self, device: &str, address: IpAddr, prefix: u8) -> Result<(), NetError> {
+        self.add(device, address, prefix, 0).await
+    }
+
+    /// Gives a device an address that is preferred for so many seconds.
+    async fn add(&self, device: &str, address: IpAddr, prefix: u8, preferred: u32) -> Result<(), NetError> {
+        let mut request = self.handle.address().add(self.index(device).await?, address, prefix);
+        if address.is_ipv6() {
+            // It is the fabric's, so nobody has to be asked whether it is free.
+            let message = request.message_mut();
+            message.header.flags |= AddressHeaderFlags::Nodad;
+            let mut times = CacheInfo::default();
+            (times.ifa_preferred, times.ifa_valid) = (preferred, u32::MAX);
+            message.attributes.push(AddressAttribute::CacheInfo(times));
+        }
+        match request.execute().await {
             Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::EEXIST => Ok(()),
             other => other.map_err(NetError::netlink(format!("give {device} the address {address}"))),
         }
@@ -190,31 +208,34 @@ impl Links {
         let listed = self.handle.address().get().set_link_index_filter(index).execute();
         let messages: Vec<_> =
             listed.try_collect().await.map_err(NetError::netlink(format!("list addresses of {device}")))?;
-        let address = |message: &rtnetlink::packet_route::address::AddressMessage| {
-            let address = message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
-                _ => None,
-            })?;
+        let address = |message: &AddressMessage| {
+            let Some(IpAddr::V4(address)) = local(message) else { return None };
             Some((address, message.header.prefix_len))
         };
         Ok(messages.iter().filter_map(address).collect())
     }
 
-    /// Makes the /32 addresses of the underlay device exactly `wanted`. Returns those that are new.
+    /// Makes the /32 addresses of the underlay device, and those /128 ones of which `is_public` says so, exactly `wanted`.
+    /// Returns those that are new.
     ///
     /// # Errors
     /// [`NetError`].
-    pub async fn set_vips(&self, wanted: &BTreeSet<Ipv4Addr>) -> Result<Vec<Ipv4Addr>, NetError> {
+    pub async fn set_vips(
+        &self,
+        wanted: &BTreeSet<IpAddr>,
+        is_public: impl Fn(Ipv6Addr) -> bool,
+    ) -> Result<Vec<IpAddr>, NetError> {
         let index = self.index(UNDERLAY_DEVICE).await?;
         let listed = self.handle.address().get().set_link_index_filter(index).execute();
         let messages: Vec<_> = listed.try_collect().await.map_err(NetError::netlink("list public addresses"))?;
         let mut present = BTreeSet::new();
-        for message in messages.into_iter().filter(|message| message.header.prefix_len == 32) {
-            let local = message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+        for message in messages {
+            let public = match (local(&message), message.header.prefix_len) {
+                (Some(IpAddr::V6(address)), 128) => is_public(address).then_some(IpAddr::V6(address)),
+                (Some(address @ IpAddr::V4(_)), 32) => Some(address),
                 _ => None,
-            });
-            match local {
+            };
+            match public {
                 Some(address) if wanted.contains(&address) => drop(present.insert(address)),
                 Some(_) => {
                     let dropped = self.handle.address().del(message).execute().await;
@@ -223,10 +244,25 @@ impl Links {
                 None => {}
             }
         }
-        let new: Vec<Ipv4Addr> = wanted.difference(&present).copied().collect();
+        let new: Vec<IpAddr> = wanted.difference(&present).copied().collect();
         for address in &new {
-            self.add_address(UNDERLAY_DEVICE, *address, 32).await?;
+            self.add_aside(UNDERLAY_DEVICE, *address, if address.is_ipv4() { 32 } else { 128 }).await?;
         }
         Ok(new)
     }
+}
+
+/// The address that a message tells of.
+fn local(message: &AddressMessage) -> Option<IpAddr> {
+    let own = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    // Over IPv6 there is no other side, and the kernel says it like this.
+    own.or_else(|| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })
 }

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use libloading::Library;
 
 use crate::error::NetError;
 use crate::plan::ruleset::{Present, TABLE};
+use crate::plan::{LEASED, learned_set6};
 
 const LIBRARY: &str = "libnftables.so.1";
 
@@ -101,19 +102,27 @@ impl Nft {
         Ok(read_counters(&self.run(&format!("list counters table {TABLE}"))?))
     }
 
-    /// Opens `addresses` for `seconds` in a set whose elements come and go with time.
+    /// Opens `addresses` for `seconds` in a set whose elements come and go with time, and in that of IPv6 addresses that goes
+    /// with it.
     ///
     /// # Errors
     /// [`NetError::Nft`], also when there is no such set any more.
-    pub fn learn(&mut self, set: &str, addresses: &[Ipv4Addr], seconds: u32) -> Result<(), NetError> {
-        if addresses.is_empty() {
-            return Ok(());
-        }
-        self.refresh(set, addresses, &format!("{seconds}s"))
+    pub fn learn(&mut self, set: &str, addresses: &[IpAddr], seconds: u32) -> Result<(), NetError> {
+        self.refresh_both(set, addresses, &format!("{seconds}s"))
+    }
+
+    /// The older addresses come first, and are open even if the kernel has no set for the newer.
+    fn refresh_both(&mut self, set: &str, addresses: &[IpAddr], time: &str) -> Result<(), NetError> {
+        let (older, newer): (Vec<IpAddr>, Vec<IpAddr>) = addresses.iter().partition(|address| address.is_ipv4());
+        self.refresh(set, &older, time)?;
+        self.refresh(&learned_set6(set), &newer, time)
     }
 
     /// An element that is there keeps its old time when it is added again, so it has to go first.
-    fn refresh(&mut self, set: &str, addresses: &[Ipv4Addr], time: &str) -> Result<(), NetError> {
+    fn refresh(&mut self, set: &str, addresses: &[IpAddr], time: &str) -> Result<(), NetError> {
+        if addresses.is_empty() {
+            return Ok(());
+        }
         let list = |suffix: &str| addresses.iter().map(|one| format!("{one}{suffix}")).collect::<Vec<_>>().join(", ");
         let (plain, timed) = (list(""), list(&format!(" timeout {time}")));
         self.apply(&format!(
@@ -126,19 +135,17 @@ impl Nft {
     ///
     /// # Errors
     /// [`NetError::Nft`].
-    pub fn lease(&mut self, dips: &[Ipv4Addr], millis: u64) -> Result<(), NetError> {
-        if dips.is_empty() {
-            return Ok(());
-        }
-        self.refresh("leased", dips, &format!("{millis}ms"))
+    pub fn lease(&mut self, dips: &[IpAddr], millis: u64) -> Result<(), NetError> {
+        self.refresh_both(LEASED, dips, &format!("{millis}ms"))
     }
 
-    /// Takes all DIPs off the network at once.
+    /// Takes all DIPs off the network at once, those with `ipv6` too.
     ///
     /// # Errors
     /// [`NetError::Nft`].
-    pub fn revoke(&mut self) -> Result<(), NetError> {
-        self.apply(&format!("flush set {TABLE} leased\n"))
+    pub fn revoke(&mut self, ipv6: bool) -> Result<(), NetError> {
+        self.apply(&format!("flush set {TABLE} {LEASED}\n"))?;
+        if ipv6 { self.apply(&format!("flush set {TABLE} {}\n", learned_set6(LEASED))) } else { Ok(()) }
     }
 }
 

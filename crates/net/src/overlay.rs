@@ -1,7 +1,7 @@
 //! The tunnel between hosts, and where it leads.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
 use rtnetlink::LinkVxlan;
@@ -10,6 +10,8 @@ use rtnetlink::packet_route::link::InfoVxlan;
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
+
+use mayfly_model::Ipv6Prefix;
 
 use crate::address::{OVERLAY_DEVICE, OVERLAY_ID, OVERLAY_PREFIX, UNDERLAY_DEVICE};
 use crate::error::NetError;
@@ -46,16 +48,21 @@ impl Links {
     }
 
     /// Tells the tunnel where the other hosts are: exactly `peers`. Only what is not so already is changed. Returns how many
-    /// entries that were; each peer has two.
+    /// entries that were; each peer has two, and with IPv6 three.
     ///
     /// # Errors
     /// [`NetError`].
-    pub async fn set_peers(&self, peers: &BTreeSet<Peer>) -> Result<usize, NetError> {
+    pub async fn set_peers(&self, peers: &BTreeSet<Peer>, ipv6: Option<Ipv6Prefix>) -> Result<usize, NetError> {
         let index = self.index(OVERLAY_DEVICE).await?;
-        let neighbours = self.neighbours(index, AddressFamily::Inet).await?;
+        let mut neighbours = self.neighbours(index, AddressFamily::Inet).await?;
+        neighbours.extend(self.neighbours(index, AddressFamily::Inet6).await?);
         let forwards = self.neighbours(index, AddressFamily::Bridge).await?;
-        let wanted_neighbours: BTreeSet<_> = peers.iter().map(|(overlay, mac, _)| (*mac, *overlay)).collect();
-        let wanted_forwards: BTreeSet<_> = peers.iter().map(|(_, mac, underlay)| (*mac, *underlay)).collect();
+        let on_overlay = |(overlay, mac, _): &Peer| {
+            let newer = ipv6.map(|prefix| (*mac, IpAddr::V6(prefix.embed(*overlay))));
+            [Some((*mac, IpAddr::V4(*overlay))), newer]
+        };
+        let wanted_neighbours: BTreeSet<Entry> = peers.iter().flat_map(on_overlay).flatten().collect();
+        let wanted_forwards: BTreeSet<Entry> = peers.iter().map(|(_, mac, below)| (*mac, (*below).into())).collect();
         let mut changed = 0;
         let stale = neighbours.iter().filter(|(entry, _)| !wanted_neighbours.contains(entry));
         for ((_, address), message) in
@@ -67,13 +74,13 @@ impl Links {
         }
         let has = |known: &[(Entry, NeighbourMessage)], entry: &Entry| known.iter().any(|(known, _)| known == entry);
         for (mac, overlay) in wanted_neighbours.iter().filter(|entry| !has(&neighbours, entry)) {
-            let request = self.handle().neighbours().add(index, IpAddr::V4(*overlay)).link_layer_address(mac);
+            let request = self.handle().neighbours().add(index, *overlay).link_layer_address(mac);
             let added = request.state(NeighbourState::Permanent).replace().execute().await;
             added.map_err(NetError::netlink(format!("lead the overlay to {overlay}")))?;
             changed += 1;
         }
         for (mac, underlay) in wanted_forwards.iter().filter(|entry| !has(&forwards, entry)) {
-            let request = self.handle().neighbours().add_bridge(index, mac).destination(IpAddr::V4(*underlay));
+            let request = self.handle().neighbours().add_bridge(index, mac).destination(*underlay);
             let request = request.state(NeighbourState::Permanent).flags(NeighbourFlags::Own);
             let added = request.replace().execute().await;
             added.map_err(NetError::netlink(format!("lead the overlay to {underlay}")))?;
@@ -95,16 +102,16 @@ impl Links {
     ///
     /// # Errors
     /// [`NetError`].
-    pub async fn pin_neighbour(&self, tap: &str, address: Ipv4Addr, mac: [u8; 6]) -> Result<(), NetError> {
-        let index = self.index(tap).await?;
-        let request = self.handle().neighbours().add(index, IpAddr::V4(address)).link_layer_address(&mac);
+    pub async fn pin_neighbour(&self, tap: &str, address: impl Into<IpAddr>, mac: [u8; 6]) -> Result<(), NetError> {
+        let (index, address) = (self.index(tap).await?, address.into());
+        let request = self.handle().neighbours().add(index, address).link_layer_address(&mac);
         let request = request.state(NeighbourState::Permanent).replace();
         request.execute().await.map_err(NetError::netlink(format!("pin {address} to {tap}")))
     }
 }
 
 /// A hardware address on the overlay, and the address that goes with it: on the overlay, or below it.
-type Entry = ([u8; 6], Ipv4Addr);
+type Entry = ([u8; 6], IpAddr);
 
 fn entry(message: &NeighbourMessage) -> Option<Entry> {
     Some((hardware_address(message)?, destination(message)?))
@@ -117,12 +124,14 @@ fn hardware_address(message: &NeighbourMessage) -> Option<[u8; 6]> {
     })
 }
 
-fn destination(message: &NeighbourMessage) -> Option<Ipv4Addr> {
+fn destination(message: &NeighbourMessage) -> Option<IpAddr> {
     message.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some((*address).into()),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some((*address).into()),
         // In a bridge's table the library does not know of what family it is.
         NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
-            <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from)
+            let newer = || <[u8; 16]>::try_from(bytes.as_slice()).ok().map(|bytes| Ipv6Addr::from(bytes).into());
+            <[u8; 4]>::try_from(bytes.as_slice()).ok().map(|bytes| Ipv4Addr::from(bytes).into()).or_else(newer)
         }
         _ => None,
     })

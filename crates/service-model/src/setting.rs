@@ -2,8 +2,8 @@
 
 use mayfly_model::USER_DATA_SETTING;
 use mayfly_model::configuration::{
-    APPLY_SETTING, AUTOSCALE_SETTING, CARD_SETTING, DRAIN_SETTING, EGRESS_SETTING, NetworkCard, PROBE_INTERVAL_SETTING,
-    REQUIRE_SETTING, SPREAD_SETTING, START_TIMEOUT_SETTING, UNRESPONSIVE_SETTING,
+    APPLY_SETTING, AUTOSCALE_SETTING, CARD_SETTING, DRAIN_SETTING, EGRESS_SETTING, IPV6_SETTING, NetworkCard,
+    PROBE_INTERVAL_SETTING, REQUIRE_SETTING, SPREAD_SETTING, START_TIMEOUT_SETTING, UNRESPONSIVE_SETTING,
 };
 use mayfly_model::guest::{
     ADMIN_USER_SETTING, ENCRYPTED_PASSWORD_SETTING, LOCALE_SETTING, PASSWORD_HASH_SETTING, PLATFORM_SETTING, Platform,
@@ -13,7 +13,7 @@ use mayfly_model::guest::{
 use mayfly_model::{Autoscale, DISK_SETTING, DiskModel, Egress, Requirements, Spread};
 
 /// The settings that Mayfly itself understands.
-pub(crate) const SETTINGS: [&str; 25] = [
+pub(crate) const SETTINGS: [&str; 26] = [
     USER_DATA_SETTING,
     START_TIMEOUT_SETTING,
     DISK_SETTING,
@@ -25,6 +25,7 @@ pub(crate) const SETTINGS: [&str; 25] = [
     AUTOSCALE_SETTING,
     DRAIN_SETTING,
     EGRESS_SETTING,
+    IPV6_SETTING,
     PROBE_INTERVAL_SETTING,
     PLATFORM_SETTING,
     ADMIN_USER_SETTING,
@@ -67,7 +68,7 @@ pub(crate) fn check_value(name: &str, value: &str) -> Result<(), String> {
         LOCALE_SETTING => word(value, "._@-", "a locale, such as en_US.UTF-8"),
         SCRIPT_RUN_SETTING => one_of(value, ["once", "boot"]),
         SCRIPT_FAILURE_SETTING => one_of(value, ["fail", "ignore"]),
-        TEMPLATE_SETTING => one_of(value, ["on", "off"]),
+        TEMPLATE_SETTING | IPV6_SETTING => one_of(value, ["on", "off"]),
         EGRESS_SETTING => value.parse::<Egress>().map(drop),
         SPREAD_SETTING => value.parse::<Spread>().map(drop),
         REQUIRE_SETTING => value.parse::<Requirements>().map(drop),

@@ -1,7 +1,7 @@
 //! The oracle: what must be true after every step, checked against the simulated truth.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use mayfly_fabric::check::{check, check_quiet};
 use mayfly_fabric::{Core, HealingPolicy, State, goal, meter};
@@ -326,8 +326,8 @@ pub(crate) fn check_rest(core: &Core, hosts: &[SimHost], now: u64) -> Checked {
         check_survivors(state, deployment)?;
     }
     let network = goal::network(core);
-    let routed: BTreeSet<Ipv4Addr> = network.routes.iter().map(|route| route.dip).collect();
-    let named: BTreeSet<Ipv4Addr> = network.dns.iter().map(|record| record.address).collect();
+    let routed: BTreeSet<IpAddr> = network.routes.iter().map(|route| route.dip.into()).collect();
+    let named: BTreeSet<IpAddr> = network.dns.iter().map(|record| record.address).collect();
     if routed.len() != placed().count() || !routed.is_subset(&named) {
         return Err("at rest, routes, names and members differ (invariant 8)".to_owned());
     }
@@ -345,8 +345,9 @@ pub(crate) fn check_routes(core: &Core) -> Checked {
     if let Some(backend) = backends.into_iter().find(|backend| !wanted.contains(&backend.dip)) {
         return Err(format!("invariant 8: an endpoint leads to {}, which is going", backend.dip));
     }
-    let named = network.dns.iter().filter(|record| !vips.contains(&record.address));
-    if let Some(record) = named.into_iter().find(|record| !wanted.contains(&record.address)) {
+    let is_in = |set: &BTreeSet<Ipv4Addr>, address| matches!(address, IpAddr::V4(address) if set.contains(&address));
+    let mut named = network.dns.iter().filter(|record| !is_in(&vips, record.address));
+    if let Some(record) = named.find(|record| !is_in(&wanted, record.address)) {
         return Err(format!("invariant 8: {} leads to {}, which is going", record.name, record.address));
     }
     match network.routes.iter().find(|route| !there.contains(&route.dip)) {

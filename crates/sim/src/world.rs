@@ -523,6 +523,7 @@ impl World {
             zone: "sim.test".to_owned(),
             dips: range(10, 80, 16),
             vips: range(10, 78, 24),
+            ipv6: None,
             timings,
             overcommit: Overcommit::default(),
             healing: HealingPolicy { calm: 10_000, backoff: 3000, ..HealingPolicy::default() },
@@ -574,7 +575,7 @@ fn small_goal(core: &Core, host: &SimHost) -> GoalState {
     let network = mayfly_model::NetworkGoal { peers, voters: core.voters(), ..Default::default() };
     GoalState {
         incarnation: state.meta().revision,
-        vms: goal::vms(state, &host.name),
+        vms: goal::vms(core, &host.name),
         restored: goal::is_held(core),
         kept: Vec::new(),
         network,

@@ -51,6 +51,7 @@ fn guest() -> Guest {
         fault_domain: "fd-1".to_owned(),
         update_domain: 0,
         dip: OWN,
+        ipv6: None,
         size: VmSize::Small,
         image: Digest::new("0".repeat(64)).unwrap(),
         image_bytes: 1,

@@ -1,12 +1,13 @@
 //! The demo guest's first and only process of note. It has no kernel or shell of its own to speak of: the image adds
 //! Debian's cloud kernel and busybox.
 //!
-//! In order: mounts and drivers, an identity if it is a template, the disk with its boot counter, the address by DHCP, name and script from the
+//! In order: mounts and drivers, an identity if it is a template, the disk with its boot counter, the address by DHCP (an IPv6 address later, if there is a router), name and script from the
 //! metadata address, identity and settings from the wire server, the page on port 80, and then a report of Ready.
 
 mod disk;
 mod fabric;
 mod identity;
+mod ipv6;
 mod page;
 mod script;
 mod system;
@@ -46,8 +47,10 @@ fn run() -> anyhow::Result<()> {
     let goal = fabric::read_goal().context("no goal state")?;
     let identity = fabric::read_identity(&goal).context("no hosting environment")?;
     let script = script::run_once(&seed).context("cannot run the script")?;
-    let page = Arc::new(Mutex::new(page::Page { identity, computer_name: seed.host_name, address, boots, script }));
+    let computer_name = seed.host_name;
+    let page = Arc::new(Mutex::new(page::Page { identity, computer_name, address, ipv6: None, boots, script }));
     page::serve(Arc::clone(&page)).context("cannot serve the page")?;
+    follow_ipv6(Arc::clone(&page));
     let role_script = fabric::read_script().context("no word of a post-boot script")?;
     std::thread::spawn(move || {
         if let Err(error) = script::run_for_role(&role_script) {
@@ -56,6 +59,19 @@ fn run() -> anyhow::Result<()> {
     });
     system::say("mayfly hello: ready");
     report_for_ever(goal, &page)
+}
+
+/// Takes an IPv6 address in the background, if there is one.
+fn follow_ipv6(page: Arc<Mutex<page::Page>>) {
+    std::thread::spawn(move || match ipv6::configure(&system::mac()) {
+        Ok(address) => {
+            system::say(&format!("mayfly hello: {address}"));
+            if let Ok(mut page) = page.lock() {
+                page.ipv6 = Some(address);
+            }
+        }
+        Err(error) => system::say(&format!("mayfly hello: no IPv6: {error:#}")),
+    });
 }
 
 /// Reports Ready, and takes up new settings when the fabric tells of a new goal state.

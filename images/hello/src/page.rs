@@ -2,7 +2,7 @@
 //! on a local disk; `POST /crash` and `/reboot` do that.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv6Addr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,6 +23,8 @@ pub struct Page {
     pub computer_name: String,
     /// Its address.
     pub address: String,
+    /// Its IPv6 address, if it has one.
+    pub ipv6: Option<Ipv6Addr>,
     /// How often it has booted from this disk.
     pub boots: u32,
     /// What became of the user's script.
@@ -31,7 +33,7 @@ pub struct Page {
 
 /// Serves the page in the background.
 pub fn serve(page: Arc<Mutex<Page>>) -> anyhow::Result<()> {
-    let listener = TcpListener::bind("0.0.0.0:80")?;
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80))?;
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let page = Arc::clone(&page);
@@ -93,6 +95,7 @@ fn value(page: &Mutex<Page>) -> serde_json::Value {
         "instance": page.identity.instance,
         "computer_name": page.computer_name,
         "address": page.address,
+        "ipv6": page.ipv6,
         "boots": page.boots,
         "fresh_disk": page.boots == 1,
         "mark": disk::read("mark"),

@@ -98,11 +98,16 @@ pub fn reboot() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The hardware address of the card.
+pub fn mac() -> String {
+    fs::read_to_string("/sys/class/net/eth0/address").unwrap_or_default().trim().to_owned()
+}
+
 /// What has to be another in each guest, as JSON.
 pub fn identity() -> serde_json::Value {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     serde_json::json!({
-        "mac": read("/sys/class/net/eth0/address"),
+        "mac": mac(),
         "boot_id": read("/proc/sys/kernel/random/boot_id"),
         "random": draw().unwrap_or_default(),
         "machine_id": own("machine-id"),

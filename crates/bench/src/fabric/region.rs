@@ -44,6 +44,7 @@ pub fn config() -> Config {
         zone: "bench.test".to_owned(),
         dips: range(10, 8),
         vips: range(20, 8),
+        ipv6: None,
         timings: LeaseTimings::default(),
         overcommit: Overcommit::default(),
         healing: HealingPolicy::default(),

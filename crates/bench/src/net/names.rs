@@ -40,7 +40,7 @@ fn address(number: u32) -> Ipv4Addr {
 }
 
 fn records(shift: u32) -> Vec<DnsRecord> {
-    let record = |number| DnsRecord { name: name(number), address: address(number + shift), canonical: true };
+    let record = |number| DnsRecord { name: name(number), address: address(number + shift).into(), canonical: true };
     (0..NAMES).map(record).collect()
 }
 

@@ -55,6 +55,7 @@ fn large() -> NetworkGoal {
         vip: Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 78, 0, 0)) + vip),
         endpoints: vec![endpoint(vip)],
         owners: vec![host(0)],
+        ipv6: false,
     };
     NetworkGoal { zone: "z".to_owned(), vips: (0..VIPS).map(vip).collect(), ..NetworkGoal::default() }
 }
@@ -72,6 +73,7 @@ fn changes(report: &mut Report) {
             health,
             live,
             underlay: None,
+            underlay6: None,
             transit: Transit::Vxlan,
         })
     };
@@ -161,6 +163,7 @@ fn whole(report: &mut Report, guests: u32) -> anyhow::Result<()> {
         lab.hosts[0].guests.push(LocalGuest {
             tap: format!("mft{number}"),
             dip: dip(number),
+            ipv6: false,
             mac: [2, 0, a, b, c, d],
             deployment_id: deployment_id.clone(),
             egress: Egress::Only(vec![]),
@@ -173,6 +176,7 @@ fn whole(report: &mut Report, guests: u32) -> anyhow::Result<()> {
             role,
             index: 0,
             update_domain: 0,
+            ipv6: false,
         });
     }
     let live = BTreeSet::from([name.clone()]);
@@ -184,6 +188,7 @@ fn whole(report: &mut Report, guests: u32) -> anyhow::Result<()> {
         health: &health,
         live: &live,
         underlay: None,
+        underlay6: None,
         transit: Transit::Vxlan,
     };
     let began = Instant::now();

@@ -49,6 +49,7 @@ pub(super) fn start(layout: &Layout, fabric: &Fabric, index: u8) -> anyhow::Resu
             zone: "mayfly.test".to_owned(),
             dips: (DIP_NETWORK, DIP_PREFIX),
             vips: fabric.vips(),
+            ipv6: Fabric::ipv6(),
             timings: mayfly_model::LeaseTimings::default(),
             overcommit: Default::default(),
             healing: Default::default(),

@@ -8,7 +8,8 @@ use anyhow::{Context, bail};
 use mayfly_api::Client;
 use mayfly_controller::backup::{self, Place};
 use mayfly_model::Resources;
-use mayfly_net::Links;
+use mayfly_model::ipv6::PREFIX_BITS;
+use mayfly_net::{Links, enable_ipv6};
 use mayfly_qemu::{Accelerator, PROGRAM};
 use serde_json::json;
 
@@ -243,7 +244,15 @@ async fn claim(layout: &Layout, fabric: &Fabric, links: &Links) -> anyhow::Resul
     let (vips, prefix) = fabric.vips();
     let first = std::net::Ipv4Addr::from(u32::from(vips) + 1);
     links.add_address(&bridge, first, prefix).await?;
+    if let Some(newer) = Fabric::ipv6() {
+        enable_ipv6(&bridge)?;
+        links.add_address(&bridge, newer.embed(fabric.machine()), PREFIX_BITS + 24).await?;
+    }
     links.up(&bridge).await?;
+    if let Some(newer) = Fabric::ipv6() {
+        // Hosts know the way back to the machine's own address, and to no other.
+        links.add_on_link(&bridge, newer.embed(vips), PREFIX_BITS + prefix).await?;
+    }
     Ok(())
 }
 

@@ -77,6 +77,7 @@ pub(super) fn configure(
         prefix: 24,
         gateway: Some(fabric.machine()),
         guest_egress: false,
+        underlay6: None,
         dns_forwarders: None,
         limit_rates: true,
         transit: Default::default(),

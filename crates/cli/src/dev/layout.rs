@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use mayfly_controller::StoreConfig;
+use mayfly_model::Ipv6Prefix;
 use mayfly_store::EtcdConfig;
 use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
@@ -71,6 +72,12 @@ impl Fabric {
     /// The network of VIPs; the machine has its first address.
     pub fn vips(&self) -> (Ipv4Addr, u8) {
         (Ipv4Addr::new(10, 78, self.number, 0), 24)
+    }
+
+    /// What IPv6 addresses begin with, where the machine has IPv6.
+    pub fn ipv6() -> Option<Ipv6Prefix> {
+        let prefix = "fd6d:6179:666c:79::/96".parse().ok();
+        prefix.filter(|_| Path::new("/proc/sys/net/ipv6").exists())
     }
 
     /// Where a controller of the fabric of that number listens for users.

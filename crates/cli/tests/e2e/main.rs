@@ -7,6 +7,7 @@ mod disks;
 mod faults;
 mod guests;
 mod help;
+mod ipv6;
 mod isolation;
 mod kills;
 mod lifecycle;

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::HeaderMap;
 use mayfly_api::{ApiError, ErrorCode, InstanceView, StepView};
-use mayfly_fabric::{Command, Core, State as Records, explain};
+use mayfly_fabric::{Command, Core, State as Records, explain, goal};
 use mayfly_model::{
     DeploymentKey, HostCondition, Instance, InstanceKey, InstanceState, InstanceStatus, ServiceName, Slot, VmPhase,
 };
@@ -91,6 +91,7 @@ fn view(shared: &Shared, state: &Records, instance: &Instance) -> InstanceView {
         (status, detail) =
             (InstanceStatus::RoleStateUnknown, Some(format!("{} is {}", host.name, host.condition.name())));
     }
+    let prefix = shared.config.fabric.ipv6.filter(|_| goal::has_ipv6(state, instance));
     let usage = vm.and_then(|vm| shared.usage.of(&vm.host, vm.id));
     let size = vm.map(|vm| vm.size);
     let rebooting = matches!(&instance.state, InstanceState::Placed { phase: VmPhase::Restarting { .. }, .. });
@@ -107,6 +108,7 @@ fn view(shared: &Shared, state: &Records, instance: &Instance) -> InstanceView {
         update_domain: instance.update_domain,
         computer_name: vm.map(|vm| vm.computer_name.to_string()),
         dip: vm.map(|vm| vm.dip),
+        ipv6: vm.zip(prefix).map(|(vm, prefix)| prefix.embed(vm.dip)),
         generation: instance.generation,
         vm: vm.map(|vm| vm.id.to_string()),
         reboots: vm.map_or(0, |vm| vm.reboots),

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use mayfly_api::{ApiError, DeploymentView, EndpointView, ErrorCode, RoleView, ServiceView, UpdateView};
-use mayfly_fabric::{Command, Core, State as Records};
+use mayfly_fabric::{Command, Core, State as Records, goal};
 use mayfly_model::{Deployment, DeploymentKey, Endpoint, RoleConfiguration, Service, ServiceName, Slot, Upgrade};
 
 use super::error::Failure;
@@ -52,11 +52,12 @@ fn view(shared: &Shared, state: &Records, service: &Service) -> ServiceView {
         dns_name: format!("{}.{}", service.name, shared.config.fabric.zone),
         state: if service.deleting { "Deleting" } else { "Active" }.to_owned(),
         created: events::rfc3339(service.created),
-        deployments: deployments.map(|deployment| deployment_view(state, deployment)).collect(),
+        deployments: deployments.map(|deployment| deployment_view(shared, state, deployment)).collect(),
     }
 }
 
-fn deployment_view(state: &Records, deployment: &Deployment) -> DeploymentView {
+fn deployment_view(shared: &Shared, state: &Records, deployment: &Deployment) -> DeploymentView {
+    let prefix = shared.config.fabric.ipv6.filter(|_| goal::is_public_over_ipv6(deployment));
     let roles = deployment.version.configuration.roles.iter().map(|role| role_view(state, deployment, role));
     DeploymentView {
         slot: deployment.key.slot,
@@ -65,6 +66,7 @@ fn deployment_view(state: &Records, deployment: &Deployment) -> DeploymentView {
         version: deployment.number,
         update: deployment.upgrade.as_ref().map(|upgrade| update_view(state, deployment, upgrade)),
         vip: deployment.vip,
+        ipv6: prefix.map(|prefix| prefix.embed(deployment.vip)),
         roles: roles.collect(),
     }
 }

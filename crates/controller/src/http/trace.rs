@@ -1,7 +1,7 @@
 //! Whether a packet would pass, and which rule decides: the plan of the sender's host, in words.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Json;
@@ -9,7 +9,8 @@ use axum::extract::{Query, State};
 use mayfly_api::{ApiError, ErrorCode, TraceStep, TraceView};
 use mayfly_fabric::{Core, goal, names};
 use mayfly_model::{
-    EGRESS_FEATURE, Host, HostCondition, HostName, Instance, InstanceKey, InstanceStatus, NetworkGoal, Transport,
+    EGRESS_FEATURE, EGRESS6_FEATURE, Host, HostCondition, HostName, Instance, InstanceKey, InstanceStatus, NetworkGoal,
+    Transport,
 };
 use mayfly_net::Transit;
 use mayfly_net::address::tap_name;
@@ -28,22 +29,23 @@ pub(super) struct Way {
 
 enum From {
     Instance(InstanceKey),
-    Outside(Ipv4Addr),
+    Outside(IpAddr),
 }
 
 pub(super) async fn show(
     State(shared): State<Arc<Shared>>,
     Query(way): Query<Way>,
 ) -> Result<Json<TraceView>, Failure> {
-    let from = match way.from.parse::<Ipv4Addr>() {
+    let from = match way.from.parse::<IpAddr>() {
         Ok(address) => From::Outside(address),
         Err(_) => From::Instance(way.from.parse().map_err(|_| {
-            invalid(format!("`{}` is neither an instance, such as shop/web_IN_0, nor an IPv4 address", way.from))
+            invalid(format!("`{}` is neither an instance, such as shop/web_IN_0, nor an address", way.from))
         })?),
     };
     let to = Target::read(&way.to).ok_or_else(|| {
         invalid(format!(
-            "`{}` is no destination; write ADDRESS:PORT, NAME:PORT, or either with /udp at its end",
+            "`{}` is no destination; write ADDRESS:PORT, [IPV6-ADDRESS]:PORT or NAME:PORT, each with /udp at its end if it is \
+             no TCP",
             way.to
         ))
     })?;
@@ -68,16 +70,20 @@ impl Target {
         };
         let (host, port) = rest.rsplit_once(':')?;
         let port = port.parse().ok().filter(|port| *port > 0)?;
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         (!host.is_empty()).then(|| Target { host: host.trim_end_matches('.').to_ascii_lowercase(), port, protocol })
     }
 }
 
 fn follow(core: &Core, from: &From, to: &Target) -> Result<TraceView, ApiError> {
-    let (name, address) = match to.host.parse::<Ipv4Addr>() {
+    let (name, address) = match to.host.parse::<IpAddr>() {
         Ok(address) => (None, address),
         Err(_) => {
             let records = names::addresses(core);
-            let found = records.iter().find(|record| record.name == to.host).map(|record| record.address);
+            let found = records.iter().filter(|record| record.name == to.host).map(|record| record.address);
+            // The same version as the sender's, if it says which.
+            let newer = matches!(from, From::Outside(IpAddr::V6(_)));
+            let found = found.filter(|address| address.is_ipv6() == newer).min();
             let message = || format!("`{}` is no name of the zone {}; give an address", to.host, core.config().zone);
             (Some(to.host.clone()), found.ok_or_else(|| ApiError::new(ErrorCode::NotFound, message()))?)
         }
@@ -93,11 +99,12 @@ fn follow(core: &Core, from: &From, to: &Target) -> Result<TraceView, ApiError> 
         }
     };
     let passes = steps.last().is_some_and(|step| step.passes);
-    let port = format!("{}:{}/{}", receiver.address, receiver.port, receiver.protocol.as_str());
+    let door = std::net::SocketAddr::new(receiver.address, receiver.port);
+    let port = format!("{door}/{}", receiver.protocol.as_str());
     Ok(TraceView { to: port, passes, steps })
 }
 
-fn outside(core: &Core, network: &NetworkGoal, source: Ipv4Addr, to: &Receiver) -> Vec<TraceStep> {
+fn outside(core: &Core, network: &NetworkGoal, source: IpAddr, to: &Receiver) -> Vec<TraceStep> {
     // Whoever has the address, the rules are the same.
     let Some(host) = core.state().hosts().values().next() else {
         return vec![TraceStep { rule: "there is no host".to_owned(), passes: false }];
@@ -112,11 +119,12 @@ fn inside(core: &Core, network: &NetworkGoal, instance: &Instance, to: &Receiver
     if matches!(host.condition, HostCondition::Lost { .. }) {
         return stopped(format!("{} is Lost: it takes its guests off the network by itself", host.name));
     }
-    let wanted = goal::vms(core.state(), &host.name).into_iter().find(|one| one.vm == vm.id);
+    let wanted = goal::vms(core, &host.name).into_iter().find(|one| one.vm == vm.id);
     let Some(wanted) = wanted else { return stopped(format!("{} is going away", vm.id)) };
     let guest = LocalGuest {
         tap: tap_name(vm.id),
         dip: wanted.dip,
+        ipv6: wanted.ipv6.is_some(),
         mac: wanted.mac(),
         deployment_id: wanted.deployment_id,
         egress: wanted.egress,
@@ -145,9 +153,11 @@ fn with_inputs(
     let backends = network.vips.iter().flat_map(|vip| &vip.endpoints).flat_map(|endpoint| &endpoint.backends);
     let healthy = backends.filter(|backend| ready.contains(&backend.vm));
     let health: Health = healthy.map(|backend| (backend.vm, backend.probe.clone())).collect();
-    let underlay = host.features.contains(EGRESS_FEATURE).then_some("");
+    let leads_out = |feature: &str| host.features.contains(feature).then_some("");
+    let (underlay, underlay6) = (leads_out(EGRESS_FEATURE), leads_out(EGRESS6_FEATURE));
     // How packets get to other hosts decides nothing.
     let transit = Transit::default();
-    let inputs = Inputs { host: &host.name, goal: network, guests, health: &health, live: &live, underlay, transit };
+    let (host, health, live) = (&host.name, &health, &live);
+    let inputs = Inputs { host, goal: network, guests, health, live, underlay, underlay6, transit };
     act(&inputs).into_iter().map(|step| TraceStep { rule: step.rule, passes: step.passes }).collect()
 }

@@ -71,7 +71,7 @@ fn changed_settings_reach_running_guests_or_reboot_them() {
     assert_eq!(fabric.status(), DeploymentStatus::Running);
     let vm = fabric.instance("shop/web_IN_0");
     assert_eq!(vm.vm(), before.vm());
-    let goal = goal::vms(fabric.core.state(), &vm.vm().unwrap().host);
+    let goal = goal::vms(&fabric.core, &vm.vm().unwrap().host);
     assert!(goal.iter().all(|vm| vm.settings["colour"] == "red"));
     fabric.upgrade(&[("colour", "blue"), ("Mayfly.ApplySettings", "reboot")], UpgradeMode::Auto).unwrap();
     fabric.run(10_000);

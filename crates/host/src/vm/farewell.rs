@@ -1,6 +1,7 @@
 //! The time before a planned stop: nobody new is sent to the guest, it is told what is coming, and those whom it serves are
 //! waited for.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use mayfly_wire::{Planned, event_id};
@@ -70,6 +71,8 @@ pub(super) async fn say(runner: &Runner, plan: Plan) -> bool {
     if limit.is_zero() {
         return true;
     }
+    let goal = &runner.goal;
+    let addresses: Vec<IpAddr> = [Some(goal.dip.into()), goal.ipv6.map(IpAddr::V6)].into_iter().flatten().collect();
     let began = tokio::time::Instant::now();
     // The other hosts have to hear of it, and change their tables.
     tokio::time::sleep(HEARSAY.min(limit)).await;
@@ -79,7 +82,7 @@ pub(super) async fn say(runner: &Runner, plan: Plan) -> bool {
             (acknowledged || !status.asks_for_events, status.age())
         });
         let (has_agreed, age) = said.unwrap_or((true, Duration::MAX));
-        if has_agreed && !connections::are_open(runner.goal.dip, age) {
+        if has_agreed && !connections::are_open(&addresses, age) {
             break;
         }
         tokio::time::sleep(LINGER).await;

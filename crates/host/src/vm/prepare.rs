@@ -61,7 +61,7 @@ pub(super) fn model(agent: &Agent, goal: &VmGoal) -> DiskModel {
 pub(super) async fn tap(agent: &Agent, goal: &VmGoal) -> anyhow::Result<()> {
     let tap = tap_name(goal.vm);
     create_tap(&tap)?;
-    prepare_tap(&tap)?;
+    prepare_tap(&agent.links, &tap, goal.ipv6.is_some()).await?;
     agent.links.up_with_mtu(&tap, agent.guest_mtu).await?;
     if agent.config.limit_rates {
         agent.links.limit_rate(&tap, goal.size.bits_per_second()).await.context(
@@ -70,6 +70,9 @@ pub(super) async fn tap(agent: &Agent, goal: &VmGoal) -> anyhow::Result<()> {
         )?;
     }
     agent.links.pin_neighbour(&tap, goal.dip, goal.mac()).await?;
+    if let Some(address) = goal.ipv6 {
+        agent.links.pin_neighbour(&tap, address, goal.mac()).await?;
+    }
     Ok(())
 }
 

@@ -13,13 +13,13 @@ use std::time::Duration;
 
 use mayfly_model::VmGoal;
 use mayfly_net::address::tap_name;
-use mayfly_net::{DhcpLease, delete_tap, serve_dhcp};
+use mayfly_net::{DhcpLease, delete_tap, serve_guest};
 use mayfly_qemu::{Machine, VmSpec};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 use super::farewell::{self, Plan};
 use super::running::Ended;
-use super::{Ask, Desired, local, provision, spec};
+use super::{Ask, Desired, local, prepare, provision, spec};
 use crate::agent::{Agent, lock};
 use crate::clock;
 use crate::ledger::VmNote;
@@ -43,7 +43,8 @@ pub(super) struct Runner {
     pub(super) serving: watch::Receiver<bool>,
     /// What is asked of whoever holds the monitor.
     pub(super) asks: mpsc::Receiver<Ask>,
-    dhcp: Option<tokio::task::JoinHandle<()>>,
+    /// Who answers the guest's questions for its addresses, and what with.
+    dhcp: Option<(DhcpLease, tokio::task::JoinHandle<()>)>,
     pause: Duration,
     /// Whether a guest may be running from before.
     pub(super) adopted: bool,
@@ -222,7 +223,7 @@ impl Runner {
     async fn destroy(&mut self) {
         self.set(Stage::Stopped("it is being thrown away".to_owned()));
         self.stop_leftover().await;
-        if let Some(dhcp) = self.dhcp.take() {
+        if let Some((_, dhcp)) = self.dhcp.take() {
             dhcp.abort();
         }
         self.measure_traffic();
@@ -287,23 +288,40 @@ impl Runner {
         spec::spec(&self.agent, &self.goal, Vec::new(), None)
     }
 
-    pub(super) fn serve_dhcp(&mut self) {
-        if self.dhcp.as_ref().is_some_and(|task| !task.is_finished()) {
+    /// Follows whether the running guest is to have IPv6.
+    pub(super) async fn follow_ipv6(&mut self) {
+        if self.dhcp.as_ref().is_none_or(|(lease, _)| lease.ipv6 == self.goal.ipv6) {
             return;
         }
-        let tap = tap_name(self.goal.vm);
+        if let Err(error) = prepare::tap(&self.agent, &self.goal).await {
+            tracing::warn!(vm = %self.goal.vm, error = format!("{error:#}"), "its tap is not as it should be");
+        }
+        self.serve_dhcp();
+    }
+
+    pub(super) fn serve_dhcp(&mut self) {
         let zone = self.agent.goal.borrow().network.zone.clone();
         let lease = DhcpLease {
             address: self.goal.dip,
+            ipv6: self.goal.ipv6,
             host_name: self.goal.computer_name.clone(),
             domain: domain(&self.goal, &zone),
             mtu: self.agent.guest_mtu,
         };
-        self.dhcp = Some(tokio::spawn(async move {
-            if let Err(error) = serve_dhcp(&tap, lease).await {
+        match self.dhcp.take() {
+            Some((served, task)) if served == lease && !task.is_finished() => {
+                self.dhcp = Some((served, task));
+                return;
+            }
+            other => other.into_iter().for_each(|(_, task)| task.abort()),
+        }
+        let (tap, links, told) = (tap_name(self.goal.vm), self.agent.links.clone(), lease.clone());
+        let task = tokio::spawn(async move {
+            if let Err(error) = serve_guest(&links, &tap, told).await {
                 tracing::error!(tap, %error, "DHCP ended");
             }
-        }));
+        });
+        self.dhcp = Some((lease, task));
     }
 
     async fn back_off(&mut self) {

@@ -54,6 +54,7 @@ impl Runner {
             if self.update_quietly(|status| status.reboots).is_some_and(|done| self.goal.reboots > done) {
                 return (Ended::Reboot, machine);
             }
+            self.follow_ipv6().await;
             if self.turn.is_some()
                 && (began.elapsed() > TURN || self.update_quietly(|status| status.is_heard()) == Some(true))
             {

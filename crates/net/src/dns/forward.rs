@@ -1,7 +1,7 @@
 //! Asking others about names outside the zone.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -102,10 +102,11 @@ fn is_answer(answer: &[u8], question: &[u8], number: [u8; 2]) -> bool {
 }
 
 /// The addresses in an answer, and for how many seconds the shortest-lived of them may be kept.
-pub(super) fn addresses(answer: &[u8]) -> (Vec<Ipv4Addr>, u32) {
+pub(super) fn addresses(answer: &[u8]) -> (Vec<IpAddr>, u32) {
     let Ok(message) = Message::from_vec(answer) else { return (Vec::new(), 0) };
     let found = message.answers.iter().filter_map(|record| match &record.data {
-        RData::A(address) => Some((address.0, record.ttl)),
+        RData::A(address) => Some((address.0.into(), record.ttl)),
+        RData::AAAA(address) => Some((address.0.into(), record.ttl)),
         _ => None,
     });
     found.take(ADDRESSES).fold((Vec::new(), u32::MAX), |(mut all, seconds), (address, ttl)| {

@@ -13,6 +13,7 @@ pub(super) mod kind {
     pub(crate) const NS: u16 = 2;
     pub(crate) const SOA: u16 = 6;
     pub(crate) const PTR: u16 = 12;
+    pub(crate) const AAAA: u16 = 28;
     pub(crate) const SRV: u16 = 33;
     pub(crate) const OPT: u16 = 41;
     pub(crate) const ANY: u16 = 255;

@@ -54,7 +54,7 @@ pub trait NameObserver: Send + Sync {
     fn asked(&self, by: Ipv4Addr, name: &str, inside: bool) -> Asked;
 
     /// The guest is about to be told these addresses; they are good for so many seconds.
-    fn told(&self, guest: Ipv4Addr, name: &str, addresses: &[Ipv4Addr], seconds: u32);
+    fn told(&self, guest: Ipv4Addr, name: &str, addresses: &[IpAddr], seconds: u32);
 
     /// Whether any guest is restricted or watched.
     fn is_needed(&self) -> bool;
@@ -258,14 +258,14 @@ mod tests {
 
     /// Lets everybody ask for names below `org`, and writes down what they are told.
     #[derive(Default)]
-    struct Watcher(Mutex<Vec<(String, Vec<Ipv4Addr>, u32)>>);
+    struct Watcher(Mutex<Vec<(String, Vec<IpAddr>, u32)>>);
 
     impl NameObserver for Watcher {
         fn asked(&self, _: Ipv4Addr, name: &str, inside: bool) -> Asked {
             if inside || name.ends_with(".org") { Asked::Watched } else { Asked::Refused }
         }
 
-        fn told(&self, _: Ipv4Addr, name: &str, addresses: &[Ipv4Addr], seconds: u32) {
+        fn told(&self, _: Ipv4Addr, name: &str, addresses: &[IpAddr], seconds: u32) {
             self.0.lock().unwrap().push((name.to_owned(), addresses.to_vec(), seconds));
         }
 
@@ -310,7 +310,8 @@ mod tests {
     }
 
     fn zone() -> watch::Sender<Arc<Zone>> {
-        let shop = DnsRecord { name: "shop.z".to_owned(), address: Ipv4Addr::new(192, 0, 2, 2), canonical: true };
+        let shop =
+            DnsRecord { name: "shop.z".to_owned(), address: Ipv4Addr::new(192, 0, 2, 2).into(), canonical: true };
         watch::Sender::new(Arc::new(Zone::new("z", &[shop], &[])))
     }
 
@@ -335,8 +336,8 @@ mod tests {
         assert_eq!(ask(address, "www.example.com.").await.unwrap().metadata.response_code, ResponseCode::Refused);
         // What is told is open before it is told; a change is answered at once.
         let told = watcher.0.lock().unwrap().clone();
-        assert_eq!(told[20], ("www.example.org".to_owned(), vec![Ipv4Addr::new(192, 0, 2, 7)], 300));
-        assert_eq!(told[0], ("shop.z".to_owned(), vec![Ipv4Addr::new(192, 0, 2, 2)], LEARNED_AT_LEAST));
+        assert_eq!(told[20], ("www.example.org".to_owned(), vec![Ipv4Addr::new(192, 0, 2, 7).into()], 300));
+        assert_eq!(told[0], ("shop.z".to_owned(), vec![Ipv4Addr::new(192, 0, 2, 2).into()], LEARNED_AT_LEAST));
         zone.send_replace(Arc::new(Zone::new("z", &[], &[])));
         assert_eq!(ask(address, "shop.z.").await.unwrap().metadata.response_code, ResponseCode::NXDomain);
         stop.store(true, Relaxed);

@@ -1,8 +1,9 @@
 //! The zone, ready to be asked.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
+use mayfly_model::ipv6::PREFIX_BITS;
 use mayfly_model::{DnsRecord, ServiceRecord};
 
 use crate::address::{DIP_NETWORK, DIP_PREFIX};
@@ -60,11 +61,16 @@ impl Zone {
             zone.add_origin(&name, origin);
         }
         for record in records {
-            zone.add(&record.name, kind::A, &record.address.octets());
+            match record.address {
+                IpAddr::V4(address) => zone.add(&record.name, kind::A, &address.octets()),
+                IpAddr::V6(address) => zone.add(&record.name, kind::AAAA, &address.octets()),
+            }
             let back = backwards(record.address);
             if zone.origin_of(&question::labels(&back).unwrap_or_default()).is_none() {
-                // A public address: nobody else in the world knows its name.
-                zone.add_origin(&back, origin);
+                // A public address: nobody else in the world knows its name. Over IPv6, all of the location's have a prefix in
+                // common.
+                let digits = if record.address.is_ipv6() { usize::from(128 - PREFIX_BITS) / 4 } else { 0 };
+                zone.add_origin(back.splitn(digits + 1, '.').last().unwrap_or(&back), origin);
             }
             let known = question::labels(&back).and_then(|name| zone.nodes.get(&name));
             if record.canonical
@@ -216,9 +222,17 @@ fn record(name: &[u8], kind: u16, data: &[u8]) -> Vec<u8> {
 }
 
 /// The name that leads from an address to its name.
-fn backwards(address: Ipv4Addr) -> String {
-    let [a, b, c, d] = address.octets();
-    format!("{d}.{c}.{b}.{a}.in-addr.arpa")
+fn backwards(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => {
+            let [a, b, c, d] = address.octets();
+            format!("{d}.{c}.{b}.{a}.in-addr.arpa")
+        }
+        IpAddr::V6(address) => {
+            let digits = address.octets().into_iter().rev().flat_map(|byte| [byte & 15, byte >> 4]);
+            digits.map(|digit| format!("{digit:x}.")).chain(["ip6.arpa".to_owned()]).collect()
+        }
+    }
 }
 
 #[cfg(test)]
@@ -234,7 +248,11 @@ mod tests {
     }
 
     fn zone() -> Zone {
-        let record = |name: &str, address, canonical| DnsRecord { name: name.to_owned(), address, canonical };
+        let record = |name: &str, address: Ipv4Addr, canonical| DnsRecord {
+            name: name.to_owned(),
+            address: address.into(),
+            canonical,
+        };
         let dip = Ipv4Addr::new(10, 80, 0, 3);
         let records = [
             record("shop.mayfly.test", Ipv4Addr::new(192, 0, 2, 2), true),
@@ -315,7 +333,7 @@ mod tests {
     fn who_speaks_edns_is_spoken_to_likewise_and_large_answers_are_cut() {
         let dip = |last: u8| Ipv4Addr::new(10, 80, 1, last);
         let records: Vec<DnsRecord> = (0..100)
-            .map(|last| DnsRecord { name: "many.mayfly.test".to_owned(), address: dip(last), canonical: false })
+            .map(|last| DnsRecord { name: "many.mayfly.test".to_owned(), address: dip(last).into(), canonical: false })
             .collect();
         let zone = Zone::new("mayfly.test", &records, &[]);
         let ask = |size: Option<u16>, version: u8, tcp: bool| {

@@ -1,11 +1,12 @@
 //! Load balancing: a chain for each endpoint, and a map of addresses and ports that leads to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::net::Ipv4Addr;
 
 use mayfly_model::{Backend, Distribution, EndpointGoal};
 
+use crate::plan::family::Family;
 use crate::plan::ruleset::{Elements, Ruleset};
 use crate::plan::{Inputs, LocalGuest};
 
@@ -31,38 +32,52 @@ pub(super) fn in_rotation(inputs: &Inputs<'_>, backend: &Backend) -> bool {
 
 /// Writes all endpoints.
 pub(super) fn endpoints(rules: &mut Ruleset, inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>) {
-    let mut doors = Elements::map("type ipv4_addr . inet_proto . inet_service : verdict;");
-    let mut served = Elements::set("type ipv4_addr . inet_proto . inet_service;");
-    for vip in &inputs.goal.vips {
+    for family in Family::of(inputs) {
+        endpoints_of(rules, inputs, own, family);
+    }
+}
+
+fn endpoints_of(rules: &mut Ruleset, inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>, family: Family) {
+    let door = format!("type {} . inet_proto . inet_service", family.kind());
+    let (mut doors, mut served) = (Elements::map(&format!("{door} : verdict;")), Elements::set(&format!("{door};")));
+    let newer: BTreeSet<Ipv4Addr> =
+        inputs.goal.routes.iter().filter(|route| route.ipv6).map(|route| route.dip).collect();
+    let has = |dip: &Ipv4Addr| family == Family::V4 || newer.contains(dip);
+    for vip in inputs.goal.vips.iter().filter(|vip| vip.ipv6 || family == Family::V4) {
+        let address = family.address(vip.vip);
         for endpoint in &vip.endpoints {
             let protocol = protocol(endpoint);
-            let here = endpoint.backends.iter().filter(|backend| own.contains_key(&backend.dip));
-            let guests = here.map(|backend| format!("{} . {protocol} . {}", backend.dip, endpoint.local_port));
+            let here = endpoint.backends.iter().filter(|one| own.contains_key(&one.dip) && has(&one.dip));
+            let guests = here.map(|one| format!("{} . {protocol} . {}", family.address(one.dip), endpoint.local_port));
             served.elements.extend(guests.map(|key| (key, String::new())));
-            let up: Vec<Ipv4Addr> =
-                endpoint.backends.iter().filter(|one| in_rotation(inputs, one)).map(|one| one.dip).collect();
-            let name = endpoint_name(vip.vip, endpoint);
-            rules.counters.insert(name.clone());
+            let up = endpoint.backends.iter().filter(|one| in_rotation(inputs, one)).map(|one| one.dip);
+            let up: Vec<Ipv4Addr> = up.filter(has).collect();
+            let counter = endpoint_name(vip.vip, endpoint);
+            rules.counters.insert(counter.clone());
             // Without anybody behind it, the address itself refuses.
             if !up.is_empty() {
-                rules.chains.insert(name.clone(), admit(endpoint, &name, &balance(endpoint, &up), up[0]));
-                doors.elements.insert(format!("{} . {protocol} . {}", vip.vip, endpoint.port), format!("goto {name}"));
+                let chain = family.named(&counter);
+                rules.chains.insert(chain.clone(), admit(endpoint, &counter, &up, family));
+                doors.elements.insert(format!("{address} . {protocol} . {}", endpoint.port), format!("goto {chain}"));
             }
         }
     }
-    rules.sets.insert("doors".to_owned(), doors);
-    rules.sets.insert("served".to_owned(), served);
+    rules.sets.insert(family.named("doors"), doors);
+    rules.sets.insert(family.named("served"), served);
 }
 
-/// Who is let in at an endpoint, and what becomes of them: the first rule that fits decides. `anybody` is one of the
-/// backends.
-fn admit(endpoint: &EndpointGoal, name: &str, balance: &str, anybody: Ipv4Addr) -> String {
+/// Who is let in at an endpoint, and what becomes of them: the first rule that fits decides.
+fn admit(endpoint: &EndpointGoal, counter: &str, up: &[Ipv4Addr], family: Family) -> String {
+    let (protocol, ip) = (protocol(endpoint), family.word());
     // The protocol is known here, but nftables wants it said before it translates ports.
-    let let_in = format!("meta l4proto {} counter name \"{name}\" {balance}\n", protocol(endpoint));
+    let let_in = format!("meta l4proto {protocol} counter name \"{counter}\" {}\n", balance(endpoint, up, family));
     let mut text = String::new();
     for rule in &endpoint.access {
-        if rule.prefix > 0 {
-            text.push_str(&format!("ip saddr {}/{} ", rule.network, rule.prefix));
+        match (rule.prefix, family) {
+            (0, _) => {}
+            (_, Family::V4) => text.push_str(&format!("ip saddr {}/{} ", rule.network, rule.prefix)),
+            // It says nothing of others than its own network's.
+            (_, Family::V6(_)) => continue,
         }
         text.push_str(if rule.permit { &let_in } else { "drop\n" });
     }
@@ -73,27 +88,29 @@ fn admit(endpoint: &EndpointGoal, name: &str, balance: &str, anybody: Ipv4Addr) 
     }
     text.push_str(&let_in);
     // A packet that is here at the very moment of a change finds the map of this rule gone, and would be refused.
-    let port = endpoint.local_port;
-    text.push_str(&format!("meta l4proto {} dnat ip to {anybody}:{port}\n", protocol(endpoint)));
+    let anybody = family.door(up[0], endpoint.local_port);
+    text.push_str(&format!("meta l4proto {protocol} dnat {ip} to {anybody}\n"));
     text
 }
 
 /// The choice of a backend.
-fn balance(endpoint: &EndpointGoal, up: &[Ipv4Addr]) -> String {
+fn balance(endpoint: &EndpointGoal, up: &[Ipv4Addr], family: Family) -> String {
+    let ip = family.word();
     let by = match endpoint.distribution {
-        Distribution::Connection => return sent("numgen inc", up.iter().copied(), endpoint.local_port),
-        Distribution::SourceIpProtocol => "jhash ip saddr . meta l4proto",
-        Distribution::SourceIp => "jhash ip saddr . ip daddr",
+        Distribution::Connection => return sent("numgen inc", up.iter().copied(), endpoint.local_port, family),
+        Distribution::SourceIpProtocol => format!("jhash {ip} saddr . meta l4proto"),
+        Distribution::SourceIp => format!("jhash {ip} saddr . {ip} daddr"),
     };
     // A backend that comes or goes moves only the clients of its own slots.
     let slots = (0..SLOTS).filter_map(|slot| up.iter().copied().max_by_key(|dip| weight(slot, *dip)));
-    let text = sent(by, slots, endpoint.local_port);
+    let text = sent(&by, slots, endpoint.local_port, family);
     text.replacen(&format!("mod {SLOTS} "), &format!("mod {SLOTS} seed {SEED:#x} "), 1)
 }
 
-fn sent(by: &str, slots: impl Iterator<Item = Ipv4Addr>, port: u16) -> String {
-    let slots: Vec<String> = slots.enumerate().map(|(slot, dip)| format!("{slot} : {dip}")).collect();
-    format!("dnat ip to {by} mod {} map {{ {} }} : {port}", slots.len(), slots.join(", "))
+fn sent(by: &str, slots: impl Iterator<Item = Ipv4Addr>, port: u16, family: Family) -> String {
+    let slot = |(slot, dip)| format!("{slot} : {}", family.address(dip));
+    let (ip, slots) = (family.word(), slots.enumerate().map(slot).collect::<Vec<_>>());
+    format!("dnat {ip} to {by} mod {} map {{ {} }} : {port}", slots.len(), slots.join(", "))
 }
 
 /// The rank of a backend for a slot: FNV-1a, which is the same in every build.

@@ -15,6 +15,7 @@ use std::hash::Hasher;
 use mayfly_model::{Destination, Egress, Target};
 
 use crate::plan::balance::Fnv;
+use crate::plan::family::{Family, V6};
 use crate::plan::frame::DENIED;
 use crate::plan::isolation::deployment_set;
 use crate::plan::ruleset::{Elements, Ruleset};
@@ -22,25 +23,31 @@ use crate::plan::{Inputs, LocalGuest};
 
 /// Writes the policies of this host's guests.
 pub(super) fn exits(rules: &mut Ruleset, inputs: &Inputs<'_>) {
-    let mut exits = Elements::map("type ipv4_addr : verdict;");
-    for guest in inputs.guests {
+    for family in Family::of(inputs) {
+        exits_of(rules, inputs, family);
+    }
+}
+
+fn exits_of(rules: &mut Ruleset, inputs: &Inputs<'_>, family: Family) {
+    let mut exits = Elements::map(&format!("type {} : verdict;", family.kind()));
+    for guest in inputs.guests.iter().filter(|guest| guest.ipv6 || family == Family::V4) {
         let destinations = match &guest.egress {
             Egress::Allow => continue,
             Egress::Deny => &[][..],
             Egress::Only(destinations) => destinations,
         };
-        let chain = format!("x_{}", policy_name(&guest.deployment_id, &guest.egress));
-        exits.elements.insert(guest.dip.to_string(), format!("jump {chain}"));
+        let chain = family.named(&format!("x_{}", policy_name(&guest.deployment_id, &guest.egress)));
+        exits.elements.insert(family.address(guest.dip).to_string(), format!("jump {chain}"));
         if !rules.chains.contains_key(&chain) {
-            let text = policy(rules, guest, destinations);
+            let text = policy(rules, guest, destinations, family);
             rules.chains.insert(chain, text);
         }
     }
-    rules.sets.insert("exits".to_owned(), exits);
+    rules.sets.insert(family.named("exits"), exits);
 }
 
-fn policy(rules: &mut Ruleset, guest: &LocalGuest, destinations: &[Destination]) -> String {
-    let mut text = String::new();
+fn policy(rules: &mut Ruleset, guest: &LocalGuest, destinations: &[Destination], family: Family) -> String {
+    let (mut text, ip) = (String::new(), family.word());
     let mark = |destination: &Destination| {
         // Never nothing, which all others bear.
         let mark = hash(&[&guest.deployment_id, &destination.to_string()]) as u32 | 1;
@@ -51,19 +58,21 @@ fn policy(rules: &mut Ruleset, guest: &LocalGuest, destinations: &[Destination])
         let marks = marks.into_iter().collect::<Vec<_>>().join(", ");
         let _ = writeln!(text, "ct mark {{ {marks} }} return");
     }
-    let own = deployment_set(&guest.deployment_id);
+    let own = deployment_set(&guest.deployment_id, family);
     if rules.sets.contains_key(&own) {
         // Among themselves, the receiver judges.
-        let _ = writeln!(text, "ct original ip daddr @{own} return");
+        let _ = writeln!(text, "ct original {ip} daddr @{own} return");
     }
     for destination in destinations {
         let target = match &destination.target {
             Target::Network { prefix: 0, .. } => String::new(),
+            // It has no addresses of the newer version.
+            Target::Network { .. } if family != Family::V4 => continue,
             Target::Network { address, prefix } => format!("ct original ip daddr {address}/{prefix} "),
             Target::Name(_) | Target::Below(_) => {
-                let set = learned_set(&guest.deployment_id, &destination.target);
-                let target = format!("ct original ip daddr @{set} ");
-                rules.kept.insert(set, "type ipv4_addr; flags timeout;".to_owned());
+                let set = family.named(&learned_set(&guest.deployment_id, &destination.target));
+                let target = format!("ct original {ip} daddr @{set} ");
+                rules.kept.insert(set, format!("type {}; flags timeout;", family.kind()));
                 target
             }
         };
@@ -87,10 +96,16 @@ fn what(destination: &Destination) -> String {
     }
 }
 
-/// The set of addresses that guests of this deployment have been told for such a destination. It outlives a policy, if the
+/// The set of IPv4 addresses that guests of this deployment have been told for such a destination; that of IPv6 addresses is
+/// called as [`learned_set6`] says. It outlives a policy, if the
 /// next one has the destination too.
 pub fn learned_set(deployment_id: &str, target: &Target) -> String {
     format!("n_{deployment_id}_{:016x}", hash(&[deployment_id, &target.to_string()]))
+}
+
+/// The set of IPv6 addresses that goes with one of IPv4 addresses.
+pub fn learned_set6(set: &str) -> String {
+    format!("{V6}{set}")
 }
 
 /// The policy's name: two that are equal share one.

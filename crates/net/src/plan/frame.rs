@@ -1,13 +1,14 @@
 //! What is the same whatever is deployed: the hooks, in the order in which packets meet them, and who the guests are.
 
 use std::fmt::Write;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use mayfly_model::PeerGoal;
 
 use crate::address::{
-    DIP_NETWORK, DIP_PREFIX, GATEWAY, METADATA, OVERLAY_DEVICE, PLUGIN_PORT, TAP_PREFIX, UNDERLAY_DEVICE, WIRE_SERVER,
+    GATEWAY, METADATA, OVERLAY_DEVICE, PLUGIN_PORT, TAP_GATEWAY, TAP_PREFIX, UNDERLAY_DEVICE, WIRE_SERVER,
 };
+use crate::plan::family::Family;
 use crate::plan::ruleset::{Elements, Ruleset, TABLE};
 use crate::plan::{Inputs, LocalGuest};
 use crate::transit::Transit;
@@ -19,19 +20,21 @@ pub(super) const ISOLATED: &str = "isolated";
 /// Packets from guests to where they may not go.
 pub(super) const DENIED: &str = "denied";
 
-/// The sets whose elements come and go with time.
-pub(super) const LEASED: &str = "leased";
+/// The set of addresses that this host's lease covers, whose elements come and go with time.
+pub(crate) const LEASED: &str = "leased";
+/// The set of the taps of guests that have IPv6.
+const V6_TAPS: &str = "v6_taps";
+/// How neighbours find each other (RFC 4861).
+const NEIGHBOURS: &str = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert }";
 
 /// The chains with hooks.
 pub(super) fn frame(inputs: &Inputs<'_>) -> String {
     let mut text = String::new();
-    hook(&mut text, "from_guest", "filter hook prerouting priority raw; policy accept", &from_guest());
-    hook(
-        &mut text,
-        "balance",
-        "nat hook prerouting priority dstnat; policy accept",
-        &["ip daddr . meta l4proto . th dport vmap @doors".to_owned()],
-    );
+    hook(&mut text, "from_guest", "filter hook prerouting priority raw; policy accept", &from_guest(inputs));
+    let doors =
+        |family: Family| format!("{} daddr . meta l4proto . th dport vmap @{}", family.word(), family.named("doors"));
+    let doors: Vec<String> = Family::of(inputs).map(doors).collect();
+    hook(&mut text, "balance", "nat hook prerouting priority dstnat; policy accept", &doors);
     hook(&mut text, "source", "nat hook postrouting priority srcnat; policy accept", &source(inputs));
     // What goes through the tunnel has less room than what the two ends agree on where one of them does not know of it.
     let syn = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu";
@@ -43,7 +46,7 @@ pub(super) fn frame(inputs: &Inputs<'_>) -> String {
     };
     hook(&mut text, "clamp", "filter hook forward priority mangle; policy accept", &clamp);
     hook(&mut text, "forward", "filter hook forward priority filter; policy drop", &forward(inputs));
-    hook(&mut text, "input", "filter hook input priority filter; policy accept", &input());
+    hook(&mut text, "input", "filter hook input priority filter; policy accept", &input(inputs));
     text
 }
 
@@ -55,16 +58,31 @@ fn hook(text: &mut String, name: &str, kind: &str, rules: &[String]) {
 }
 
 /// Packets from a guest have to carry its own addresses, and it has to be leased to this host.
-fn from_guest() -> Vec<String> {
+fn from_guest(inputs: &Inputs<'_>) -> Vec<String> {
     let drop = format!("counter name {SPOOFED} drop");
-    vec![
+    let only = if inputs.goal.ipv6.is_some() { format!("iifname != @{V6_TAPS} ") } else { String::new() };
+    let mut rules = vec![
         format!("iifname != \"{TAP_PREFIX}*\" accept"),
-        format!("meta nfproto ipv6 {drop}"),
+        format!("meta nfproto ipv6 {only}{drop}"),
         format!("iifname . ether saddr != @cards {drop}"),
         "ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept".to_owned(),
-        format!("iifname . ip saddr != @places {drop}"),
-        format!("ip saddr != @{LEASED} drop"),
-    ]
+    ];
+    if inputs.goal.ipv6.is_some() {
+        rules.extend([
+            // Which groups it listens to, nobody needs to know; only the host says who is a router.
+            "icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } drop".to_owned(),
+            format!("icmpv6 type {{ nd-router-advert, nd-redirect }} {drop}"),
+            format!("ip6 saddr {{ ::, fe80::/10 }} {NEIGHBOURS} accept"),
+            "ip6 saddr { ::, fe80::/10 } icmpv6 type nd-router-solicit accept".to_owned(),
+            "ip6 saddr fe80::/10 udp sport 546 udp dport 547 accept".to_owned(),
+        ]);
+    }
+    for family in Family::of(inputs) {
+        let saddr = format!("{} saddr", family.word());
+        rules.push(format!("iifname . {saddr} != @{} {drop}", family.named("places")));
+        rules.push(format!("{saddr} != @{} drop", family.named(LEASED)));
+    }
+    rules
 }
 
 /// The device to other hosts' guests.
@@ -76,85 +94,137 @@ fn wire(transit: Transit) -> &'static str {
 }
 
 /// The address by which other hosts' guests know a host that balances connections to them.
-pub(super) fn known_as(transit: Transit, peer: &PeerGoal) -> Ipv4Addr {
+pub(super) fn known_as(transit: Transit, peer: &PeerGoal, family: Family) -> IpAddr {
     match transit {
-        Transit::Vxlan => peer.overlay,
-        Transit::Routed => peer.address,
+        Transit::Vxlan => family.address(peer.overlay),
+        Transit::Routed => family.address(peer.address),
     }
 }
 
 fn source(inputs: &Inputs<'_>) -> Vec<String> {
-    let dips = format!("{DIP_NETWORK}/{DIP_PREFIX}");
     let own = inputs.goal.peers.iter().find(|peer| peer.host == *inputs.host);
-    let own = own.map(|peer| known_as(inputs.transit, peer));
     let wire = wire(inputs.transit);
-    // Answers have to come back through the host that balanced the connection.
-    let through = own.map(|own| format!("ct status dnat oifname \"{wire}\" snat ip to {own}"));
-    let near = format!("ct status dnat oifname \"{TAP_PREFIX}*\" ip saddr {dips} snat ip to {GATEWAY}");
-    let away = format!("ip saddr {dips} ip daddr != {dips} oifname \"{UNDERLAY_DEVICE}\" masquerade");
-    through.into_iter().chain([near, away]).collect()
+    let rules = |family: Family| {
+        let (ip, dips) = (family.word(), family.dips());
+        let own = own.map(|peer| known_as(inputs.transit, peer, family));
+        // Answers have to come back through the host that balanced the connection.
+        let through = own.map(|own| format!("ct status dnat oifname \"{wire}\" snat {ip} to {own}"));
+        let gateway = family.address(GATEWAY);
+        let near = format!("ct status dnat oifname \"{TAP_PREFIX}*\" {ip} saddr {dips} snat {ip} to {gateway}");
+        let away = format!("{ip} saddr {dips} {ip} daddr != {dips} oifname \"{UNDERLAY_DEVICE}\" masquerade");
+        through.into_iter().chain([near, away])
+    };
+    Family::of(inputs).flat_map(rules).collect()
 }
 
 fn forward(inputs: &Inputs<'_>) -> Vec<String> {
-    let dips = format!("{DIP_NETWORK}/{DIP_PREFIX}");
     let (guest, wire) = (format!("\"{TAP_PREFIX}*\""), format!("\"{}\"", wire(inputs.transit)));
-    let served = "ip daddr . meta l4proto . th dport @served";
-    let mut rules = vec![
-        format!("oifname {guest} ip daddr != @{LEASED} drop"),
-        // What was open before the guest's policy changed.
-        format!("iifname {guest} ct direction original ct state established ip saddr vmap @exits"),
-        format!("oifname {guest} ct direction reply ct state established ip daddr vmap @exits"),
-        "ct state established,related accept".to_owned(),
-        format!("iifname {guest} ip saddr vmap @exits"),
-        // To a guest of this host: from its own deployment, or through a load balancer to one of its endpoints.
-        format!("iifname {{ {guest}, {wire} }} oifname {guest} ip daddr vmap @homes"),
-        format!("oifname {guest} ct status dnat {served} accept"),
-        format!("oifname {guest} iifname {wire} ip saddr @hosts {served} accept"),
-        format!("oifname {guest} counter name {ISOLATED} drop"),
-        // To another host: to its own deployment, or through a load balancer. The receiver judges again.
-        format!("iifname {guest} oifname {wire} ip daddr {dips} ct status dnat accept"),
-        format!("iifname {guest} oifname {wire} ip saddr vmap @friends"),
-        // Also to addresses that nobody has, which would leave the fabric.
-        format!("iifname {guest} ip daddr {dips} counter name {ISOLATED} drop"),
-        format!("iifname \"{UNDERLAY_DEVICE}\" oifname {wire} ip daddr {dips} ct status dnat accept"),
-    ];
+    let both = |rules: &dyn Fn(Family) -> Vec<String>| Family::of(inputs).flat_map(rules).collect::<Vec<_>>();
+    let served = |family: Family| {
+        format!("{} daddr . meta l4proto . th dport @{} accept", family.word(), family.named("served"))
+    };
+    let mut rules = both(&|family| {
+        let (ip, leased, exits) = (family.word(), family.named(LEASED), family.named("exits"));
+        vec![
+            format!("oifname {guest} {ip} daddr != @{leased} drop"),
+            // What was open before the guest's policy changed.
+            format!("iifname {guest} ct direction original ct state established {ip} saddr vmap @{exits}"),
+            format!("oifname {guest} ct direction reply ct state established {ip} daddr vmap @{exits}"),
+        ]
+    });
+    rules.push("ct state established,related accept".to_owned());
+    rules.extend(both(&|family| {
+        let (ip, exits, homes) = (family.word(), family.named("exits"), family.named("homes"));
+        vec![
+            format!("iifname {guest} {ip} saddr vmap @{exits}"),
+            // To a guest of this host: from its own deployment, or through a load balancer to one of its endpoints.
+            format!("iifname {{ {guest}, {wire} }} oifname {guest} {ip} daddr vmap @{homes}"),
+            format!("oifname {guest} ct status dnat {}", served(family)),
+            format!("oifname {guest} iifname {wire} {ip} saddr @{} {}", family.named("hosts"), served(family)),
+        ]
+    }));
+    rules.push(format!("oifname {guest} counter name {ISOLATED} drop"));
+    rules.extend(both(&|family| {
+        let (ip, dips, friends) = (family.word(), family.dips(), family.named("friends"));
+        vec![
+            // To another host: to its own deployment, or through a load balancer. The receiver judges again.
+            format!("iifname {guest} oifname {wire} {ip} daddr {dips} ct status dnat accept"),
+            format!("iifname {guest} oifname {wire} {ip} saddr vmap @{friends}"),
+            // Also to addresses that nobody has, which would leave the fabric.
+            format!("iifname {guest} {ip} daddr {dips} counter name {ISOLATED} drop"),
+            format!("iifname \"{UNDERLAY_DEVICE}\" oifname {wire} {ip} daddr {dips} ct status dnat accept"),
+        ]
+    }));
     if let Some(underlay) = inputs.underlay {
         rules.push(format!("iifname {guest} oifname \"{UNDERLAY_DEVICE}\" ip daddr != {underlay} accept"));
+    }
+    if let (Some(underlay), Some(prefix)) = (inputs.underlay6, inputs.goal.ipv6) {
+        let inside = format!("{{ {underlay}, {prefix} }}");
+        rules.push(format!("iifname {guest} oifname \"{UNDERLAY_DEVICE}\" ip6 daddr != {inside} accept"));
     }
     rules
 }
 
 /// What may reach the host itself.
-fn input() -> Vec<String> {
-    vec![
-        "ct state established,related accept".to_owned(),
+fn input(inputs: &Inputs<'_>) -> Vec<String> {
+    let mut rules = vec!["ct state established,related accept".to_owned()];
+    if inputs.goal.ipv6.is_some() {
+        rules.push(format!("{NEIGHBOURS} accept"));
+    }
+    for family in Family::of(inputs) {
         // A public address with nobody behind it refuses, so that clients need not wait.
-        "ip daddr @vips meta l4proto tcp reject with tcp reset".to_owned(),
-        "ip daddr @vips drop".to_owned(),
-        // Guests of other hosts have no business with this one.
-        format!("iifname \"{OVERLAY_DEVICE}\" drop"),
-        format!("iifname != \"{TAP_PREFIX}*\" ip saddr {DIP_NETWORK}/{DIP_PREFIX} drop"),
+        let vips = format!("{} daddr @{}", family.word(), family.named("vips"));
+        rules.push(format!("{vips} meta l4proto tcp reject with tcp reset"));
+        rules.push(format!("{vips} drop"));
+    }
+    // Guests of other hosts have no business with this one.
+    rules.push(format!("iifname \"{OVERLAY_DEVICE}\" drop"));
+    for family in Family::of(inputs) {
+        rules.push(format!("iifname != \"{TAP_PREFIX}*\" {} saddr {} drop", family.word(), family.dips()));
+    }
+    rules.extend([
         format!("iifname != \"{TAP_PREFIX}*\" accept"),
         "udp dport 67 accept".to_owned(),
         format!("ip daddr {{ {WIRE_SERVER}, {METADATA} }} tcp dport 80 accept"),
         format!("ip daddr {WIRE_SERVER} tcp dport {PLUGIN_PORT} accept"),
         format!("ip daddr {WIRE_SERVER} meta l4proto {{ tcp, udp }} th dport 53 accept"),
         format!("ip daddr {{ {GATEWAY}, {WIRE_SERVER} }} icmp type echo-request accept"),
-        format!("counter name {ISOLATED} drop"),
-    ]
+    ]);
+    if let Some(prefix) = inputs.goal.ipv6 {
+        let gateway = prefix.embed(GATEWAY);
+        rules.extend([
+            "ip6 saddr fe80::/10 udp dport 547 accept".to_owned(),
+            "icmpv6 type nd-router-solicit accept".to_owned(),
+            format!("ip6 daddr {{ {TAP_GATEWAY}, {gateway} }} icmpv6 type echo-request accept"),
+        ]);
+    }
+    rules.push(format!("counter name {ISOLATED} drop"));
+    rules
 }
 
 /// Who the guests are, which addresses are public, and the counters that are always there.
 pub(super) fn guests(rules: &mut Ruleset, inputs: &Inputs<'_>) {
     let guests = inputs.guests;
-    rules.kept.insert(LEASED.to_owned(), "type ipv4_addr; flags timeout;".to_owned());
+    for family in Family::of(inputs) {
+        let kind = family.kind();
+        rules.kept.insert(family.named(LEASED), format!("type {kind}; flags timeout;"));
+        let has = move |ipv6: bool| ipv6 || family == Family::V4;
+        let places = guests.iter().filter(|guest| has(guest.ipv6)).map(|guest| place(guest, family));
+        let vips = inputs.goal.vips.iter().filter(|vip| has(vip.ipv6)).map(|vip| family.address(vip.vip).to_string());
+        let hosts = inputs.goal.peers.iter().map(|peer| known_as(inputs.transit, peer, family).to_string());
+        for (name, set) in [
+            ("places", Elements::set(&format!("type ifname . {kind};")).with(places)),
+            ("vips", Elements::set(&format!("type {kind};")).with(vips)),
+            ("hosts", Elements::set(&format!("type {kind};")).with(hosts)),
+        ] {
+            rules.sets.insert(family.named(name), set);
+        }
+    }
     let cards = Elements::set("type ifname . ether_addr;").with(guests.iter().map(card));
-    let places = Elements::set("type ifname . ipv4_addr;").with(guests.iter().map(place));
-    let vips = Elements::set("type ipv4_addr;").with(inputs.goal.vips.iter().map(|vip| vip.vip.to_string()));
-    let hosts = inputs.goal.peers.iter().map(|peer| known_as(inputs.transit, peer).to_string());
-    let hosts = Elements::set("type ipv4_addr;").with(hosts);
-    for (name, set) in [("cards", cards), ("places", places), ("vips", vips), ("hosts", hosts)] {
-        rules.sets.insert(name.to_owned(), set);
+    rules.sets.insert("cards".to_owned(), cards);
+    if inputs.goal.ipv6.is_some() {
+        let taps = guests.iter().filter(|guest| guest.ipv6).map(|guest| format!("\"{}\"", guest.tap));
+        rules.sets.insert(V6_TAPS.to_owned(), Elements::set("type ifname;").with(taps));
     }
     rules.counters.extend([SPOOFED, ISOLATED, DENIED].map(str::to_owned));
 }
@@ -163,8 +233,8 @@ fn card(guest: &LocalGuest) -> String {
     format!("\"{}\" . {}", guest.tap, guest.mac.map(|byte| format!("{byte:02x}")).join(":"))
 }
 
-fn place(guest: &LocalGuest) -> String {
-    format!("\"{}\" . {}", guest.tap, guest.dip)
+fn place(guest: &LocalGuest, family: Family) -> String {
+    format!("\"{}\" . {}", guest.tap, family.address(guest.dip))
 }
 
 /// What guests may say by ARP: their own hardware address, and their own address or (when they look whether it is
@@ -178,7 +248,7 @@ pub(super) fn arp(guests: &[LocalGuest]) -> String {
         return text;
     }
     let cards: Vec<String> = guests.iter().map(card).collect();
-    let places: Vec<String> = guests.iter().map(place).collect();
+    let places: Vec<String> = guests.iter().map(|guest| place(guest, Family::V4)).collect();
     let _ = writeln!(text, "  iifname . arp saddr ether != {{ {} }} drop", cards.join(", "));
     let _ = writeln!(text, "  arp saddr ip 0.0.0.0 accept");
     let _ = writeln!(text, "  iifname . arp saddr ip != {{ {} }} drop\n }}\n}}", places.join(", "));

@@ -5,31 +5,38 @@ use std::net::Ipv4Addr;
 
 use mayfly_model::{EndpointProtocol, GuardGoal, Pass, RoleName, RouteGoal};
 
+use crate::plan::family::Family;
 use crate::plan::ruleset::{Elements, Ruleset};
 use crate::plan::{Inputs, LocalGuest};
 
-const VERDICTS: &str = "type ipv4_addr : verdict;";
-const ADDRESSES: &str = "type ipv4_addr;";
-
 /// The set of a deployment's addresses.
-pub(super) fn deployment_set(deployment_id: &str) -> String {
-    format!("d_{deployment_id}")
+pub(super) fn deployment_set(deployment_id: &str, family: Family) -> String {
+    family.named(&format!("d_{deployment_id}"))
 }
 
 /// Writes who may talk to whom.
 pub(super) fn members(rules: &mut Ruleset, inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>) {
+    for family in Family::of(inputs) {
+        members_of(rules, inputs, own, family);
+    }
+}
+
+fn members_of(rules: &mut Ruleset, inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>, family: Family) {
+    let (kind, ip) = (family.kind(), family.word());
+    let (verdicts, addresses) = (format!("type {kind} : verdict;"), format!("type {kind};"));
+    let address = |route: &RouteGoal| family.address(route.dip).to_string();
     let mut deployments: BTreeMap<&str, Vec<&RouteGoal>> = BTreeMap::new();
-    for route in &inputs.goal.routes {
+    for route in inputs.goal.routes.iter().filter(|route| route.ipv6 || family == Family::V4) {
         deployments.entry(&route.deployment_id).or_default().push(route);
     }
-    let (mut homes, mut friends) = (Elements::map(VERDICTS), Elements::map(VERDICTS));
+    let (mut homes, mut friends) = (Elements::map(&verdicts), Elements::map(&verdicts));
     for (id, routes) in deployments {
         let here: Vec<&&RouteGoal> = routes.iter().filter(|route| own.contains_key(&route.dip)).collect();
         if here.is_empty() {
             continue;
         }
-        let all = Elements::set(ADDRESSES).with(routes.iter().map(|route| route.dip.to_string()));
-        rules.sets.insert(deployment_set(id), all);
+        let all = Elements::set(&addresses).with(routes.iter().map(|route| address(route)));
+        rules.sets.insert(deployment_set(id, family), all);
         // Roles that rules name and that have no instances now have numbers too.
         let guards = inputs.goal.guards.iter().filter(|guard| guard.deployment_id == id);
         let named = guards.flat_map(|guard| &guard.passes).flat_map(|pass| &pass.from_roles);
@@ -39,46 +46,47 @@ pub(super) fn members(rules: &mut Ruleset, inputs: &Inputs<'_>, own: &BTreeMap<I
             let guard = inputs.goal.guards.iter().find(|guard| guard.deployment_id == id && guard.role == route.role);
             let chain = match guard {
                 Some(guard) => {
-                    let chain = format!("t_{id}_{}", numbers[&route.role]);
-                    rules.chains.entry(chain.clone()).or_insert_with(|| guarded(guard, &numbers));
+                    let chain = family.named(&format!("t_{id}_{}", numbers[&route.role]));
+                    rules.chains.entry(chain.clone()).or_insert_with(|| guarded(guard, &numbers, family));
                     for role in guard.passes.iter().flat_map(|pass| &pass.from_roles) {
                         let of_role = routes.iter().filter(|route| route.role == *role);
-                        let set = Elements::set(ADDRESSES).with(of_role.map(|route| route.dip.to_string()));
-                        rules.sets.insert(role_set(id, numbers[role]), set);
+                        let set = Elements::set(&addresses).with(of_role.map(|route| address(route)));
+                        rules.sets.insert(role_set(id, numbers[role], family), set);
                     }
                     chain
                 }
                 None => {
-                    let chain = format!("t_{id}");
-                    let open = format!("ip saddr @{} accept\n", deployment_set(id));
+                    let chain = family.named(&format!("t_{id}"));
+                    let open = format!("{ip} saddr @{} accept\n", deployment_set(id, family));
                     rules.chains.entry(chain.clone()).or_insert(open);
                     chain
                 }
             };
-            homes.elements.insert(route.dip.to_string(), format!("jump {chain}"));
-            let out = format!("f_{id}");
-            friends.elements.insert(route.dip.to_string(), format!("jump {out}"));
-            rules.chains.entry(out).or_insert_with(|| format!("ip daddr @{} accept\n", deployment_set(id)));
+            homes.elements.insert(address(route), format!("jump {chain}"));
+            let out = family.named(&format!("f_{id}"));
+            friends.elements.insert(address(route), format!("jump {out}"));
+            rules.chains.entry(out).or_insert_with(|| format!("{ip} daddr @{} accept\n", deployment_set(id, family)));
         }
     }
-    rules.sets.insert("homes".to_owned(), homes);
-    rules.sets.insert("friends".to_owned(), friends);
+    rules.sets.insert(family.named("homes"), homes);
+    rules.sets.insert(family.named("friends"), friends);
 }
 
-fn role_set(deployment_id: &str, number: usize) -> String {
-    format!("r_{deployment_id}_{number}")
+fn role_set(deployment_id: &str, number: usize, family: Family) -> String {
+    family.named(&format!("r_{deployment_id}_{number}"))
 }
 
 /// What a role lets through that is guarded.
-fn guarded(guard: &GuardGoal, numbers: &BTreeMap<&RoleName, usize>) -> String {
-    let mut text = String::new();
+fn guarded(guard: &GuardGoal, numbers: &BTreeMap<&RoleName, usize>, family: Family) -> String {
+    let (mut text, ip) = (String::new(), family.word());
     for pass in &guard.passes {
         let what = ports(pass);
         if pass.from_roles.is_empty() {
-            text.push_str(&format!("ip saddr @{} {what}accept\n", deployment_set(&guard.deployment_id)));
+            text.push_str(&format!("{ip} saddr @{} {what}accept\n", deployment_set(&guard.deployment_id, family)));
         }
         for role in &pass.from_roles {
-            text.push_str(&format!("ip saddr @{} {what}accept\n", role_set(&guard.deployment_id, numbers[role])));
+            let set = role_set(&guard.deployment_id, numbers[role], family);
+            text.push_str(&format!("{ip} saddr @{set} {what}accept\n"));
         }
     }
     text

@@ -2,18 +2,21 @@
 
 mod balance;
 mod egress;
+mod family;
 mod frame;
 mod isolation;
 pub mod ruleset;
 pub mod trace;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use mayfly_model::{Egress, HostName, NetworkGoal, PeerGoal, ProbeGoal, VmId};
+use mayfly_model::{Egress, HostName, Ipv6Prefix, NetworkGoal, PeerGoal, ProbeGoal, VmId};
 
 pub use crate::plan::balance::endpoint_name;
-pub use crate::plan::egress::learned_set;
+pub use crate::plan::egress::{learned_set, learned_set6};
+use crate::plan::family::Family;
+pub(crate) use crate::plan::frame::LEASED;
 use crate::plan::ruleset::Ruleset;
 use crate::transit::Transit;
 
@@ -24,6 +27,8 @@ pub struct LocalGuest {
     pub tap: String,
     /// Its address.
     pub dip: Ipv4Addr,
+    /// Whether it has an IPv6 address too.
+    pub ipv6: bool,
     /// Its hardware address.
     pub mac: [u8; 6],
     /// Its deployment.
@@ -50,6 +55,8 @@ pub struct Inputs<'a> {
     pub live: &'a BTreeSet<HostName>,
     /// The hosts' own network, as `ADDRESS/PREFIX`, if guests may reach what lies beyond it. Itself they never may.
     pub underlay: Option<&'a str>,
+    /// The same over IPv6.
+    pub underlay6: Option<&'a str>,
     /// How packets get to other hosts' guests.
     pub transit: Transit,
 }
@@ -60,9 +67,9 @@ pub enum NextHop {
     /// To a guest of this host.
     Tap(String),
     /// To another host, through the overlay.
-    Overlay(Ipv4Addr),
+    Overlay(IpAddr),
     /// To another host, as it is.
-    Host(Ipv4Addr),
+    Host(IpAddr),
 }
 
 /// What the kernel should hold.
@@ -73,34 +80,31 @@ pub struct Plan {
     /// What guests may say by ARP: a script by itself.
     pub arp: String,
     /// Routes to DIPs.
-    pub routes: BTreeMap<Ipv4Addr, NextHop>,
+    pub routes: BTreeMap<IpAddr, NextHop>,
     /// VIPs that this host answers for.
-    pub vips: BTreeSet<Ipv4Addr>,
+    pub vips: BTreeSet<IpAddr>,
     /// The other hosts in the overlay, if there is one, as (overlay address, hardware address, underlay address).
     pub peers: BTreeSet<(Ipv4Addr, [u8; 6], Ipv4Addr)>,
+    /// What IPv6 addresses begin with, if there are any.
+    pub ipv6: Option<Ipv6Prefix>,
 }
 
 /// Makes the plan.
 pub fn plan(inputs: &Inputs<'_>) -> Plan {
     let Inputs { host, goal, guests, live, .. } = *inputs;
     let own: BTreeMap<Ipv4Addr, &LocalGuest> = guests.iter().map(|guest| (guest.dip, guest)).collect();
-    let hop = |peer: &PeerGoal| match inputs.transit {
-        Transit::Vxlan => NextHop::Overlay(peer.overlay),
-        Transit::Routed => NextHop::Host(peer.address),
-    };
-    let hops: BTreeMap<&HostName, NextHop> = goal.peers.iter().map(|peer| (&peer.host, hop(peer))).collect();
-    let remote = goal
-        .routes
-        .iter()
-        .filter(|route| route.host != *host)
-        .filter_map(|route| Some((route.dip, hops.get(&route.host)?.clone())));
-    let local = own.values().map(|guest| (guest.dip, NextHop::Tap(guest.tap.clone())));
     let owned = |owners: &[HostName]| owners.iter().find(|owner| live.contains(*owner)) == Some(host);
     Plan {
         rules: rules(inputs, &own),
+        ipv6: goal.ipv6,
         arp: frame::arp(guests),
-        routes: remote.chain(local).collect(),
-        vips: goal.vips.iter().filter(|vip| owned(&vip.owners)).map(|vip| vip.vip).collect(),
+        routes: Family::of(inputs).flat_map(|family| routes(inputs, &own, family)).collect(),
+        vips: Family::of(inputs)
+            .flat_map(|family| {
+                let there = goal.vips.iter().filter(move |vip| vip.ipv6 || family == Family::V4);
+                there.filter(|vip| owned(&vip.owners)).map(move |vip| family.address(vip.vip))
+            })
+            .collect(),
         peers: goal
             .peers
             .iter()
@@ -108,6 +112,22 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
             .map(|one| (one.overlay, one.mac, one.address))
             .collect(),
     }
+}
+
+/// Where each DIP is.
+fn routes(inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>, family: Family) -> Vec<(IpAddr, NextHop)> {
+    let hop = |peer: &PeerGoal| match inputs.transit {
+        Transit::Vxlan => NextHop::Overlay(family.address(peer.overlay)),
+        Transit::Routed => NextHop::Host(family.address(peer.address)),
+    };
+    let hops: BTreeMap<&HostName, NextHop> = inputs.goal.peers.iter().map(|peer| (&peer.host, hop(peer))).collect();
+    let elsewhere = inputs.goal.routes.iter().filter(|route| route.host != *inputs.host);
+    let remote = elsewhere
+        .filter(|route| route.ipv6 || family == Family::V4)
+        .filter_map(|route| Some((family.address(route.dip), hops.get(&route.host)?.clone())));
+    let here = own.values().filter(|guest| guest.ipv6 || family == Family::V4);
+    let local = here.map(|guest| (family.address(guest.dip), NextHop::Tap(guest.tap.clone())));
+    remote.chain(local).collect()
 }
 
 fn rules(inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>) -> Ruleset {

@@ -32,6 +32,7 @@ fn goal() -> NetworkGoal {
         role: RoleName::new(if last == 13 { "db" } else { "web" }).unwrap(),
         index: 0,
         update_domain: 0,
+        ipv6: last != 12,
     };
     let backends = (1..=3).map(|number| Backend {
         vm: VmId(u64::from(number)),
@@ -51,12 +52,14 @@ fn goal() -> NetworkGoal {
     };
     NetworkGoal {
         zone: "z".to_owned(),
+        ipv6: None,
         peers: peers.collect(),
         routes: vec![route(11, 1, "d"), route(12, 2, "d"), route(13, 3, "d"), route(20, 1, "other")],
         vips: vec![VipGoal {
             vip: Ipv4Addr::new(10, 78, 0, 2),
             endpoints: vec![endpoint],
             owners: vec![host(2), host(1), host(3)],
+            ipv6: true,
         }],
         guards: vec![],
         dns: vec![],
@@ -77,6 +80,7 @@ fn plan_for(goal: &NetworkGoal, live: &[u8], healthy: &[u64], egress: &str) -> P
     let guest = |last: u8, deployment: &str| LocalGuest {
         tap: format!("mft{last}"),
         dip: dip(last),
+        ipv6: true,
         mac: [2, 0, 10, 80, 0, last],
         deployment_id: deployment.to_owned(),
         egress: egress.parse().unwrap(),
@@ -88,6 +92,7 @@ fn plan_for(goal: &NetworkGoal, live: &[u8], healthy: &[u64], egress: &str) -> P
         health: &healthy.iter().map(|vm| (VmId(*vm), None)).collect(),
         live: &live.iter().map(|number| host(*number)).collect(),
         underlay: Some("10.77.0.0/24"),
+        underlay6: None,
         transit: Transit::Vxlan,
     })
 }
@@ -241,8 +246,8 @@ fn guests_go_only_where_they_may() {
 #[test]
 fn routes_lead_to_taps_and_hosts() {
     let routes = plan_of(&[1], &[]).routes;
-    assert_eq!(routes[&dip(11)], NextHop::Tap("mft11".to_owned()));
-    assert_eq!(routes[&dip(13)], NextHop::Overlay(Ipv4Addr::new(100, 64, 0, 3)));
+    assert_eq!(routes[&IpAddr::V4(dip(11))], NextHop::Tap("mft11".to_owned()));
+    assert_eq!(routes[&IpAddr::V4(dip(13))], NextHop::Overlay(Ipv4Addr::new(100, 64, 0, 3).into()));
     assert_eq!(routes.len(), 4);
 }
 

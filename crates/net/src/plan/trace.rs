@@ -3,7 +3,7 @@
 //! It follows the chains of `frame`, `egress`, `balance` and `isolation` in their order; a test holds it to what the kernel
 //! does.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use mayfly_model::{
     AccessRule, Destination, Egress, EndpointGoal, EndpointProtocol, Pass, RouteGoal, Target, Transport, VipGoal,
@@ -11,6 +11,7 @@ use mayfly_model::{
 
 use crate::address::{GATEWAY, METADATA, PLUGIN_PORT, WIRE_SERVER};
 use crate::plan::balance::in_rotation;
+use crate::plan::family::Family;
 use crate::plan::{Inputs, LocalGuest};
 
 /// Who sends.
@@ -19,7 +20,7 @@ pub enum Sender<'a> {
     /// A guest of the host whose plan it is.
     Guest(&'a LocalGuest),
     /// Somebody outside the fabric.
-    Outside(Ipv4Addr),
+    Outside(IpAddr),
 }
 
 /// Where to.
@@ -28,7 +29,7 @@ pub struct Receiver {
     /// The name, if the sender has asked for one.
     pub name: Option<String>,
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The protocol.
     pub protocol: Transport,
     /// The port.
@@ -54,24 +55,36 @@ fn stops(rule: impl Into<String>) -> Step {
 
 /// The rules that a connection's first packet meets. The last one decides: whoever stops it ends the row.
 pub fn trace(inputs: &Inputs<'_>, from: Sender<'_>, to: &Receiver) -> Vec<Step> {
+    let Some(family) = Family::of(inputs).find(|family| family.address(GATEWAY).is_ipv6() == to.address.is_ipv6())
+    else {
+        return vec![stops("this location has no IPv6")];
+    };
     let mut steps = Vec::new();
     let source = match from {
-        Sender::Guest(guest) => guest.dip,
+        Sender::Guest(guest) => family.address(guest.dip),
         Sender::Outside(address) => address,
     };
+    if source.is_ipv6() != to.address.is_ipv6() {
+        return vec![stops("the two speak different versions of IP")];
+    }
+    let has = |ipv6: bool| ipv6 || family == Family::V4;
     if let Sender::Guest(guest) = from {
-        if [GATEWAY, WIRE_SERVER, METADATA].contains(&to.address) {
+        if !has(guest.ipv6) {
+            return vec![stops("its role does not ask for IPv6 (Mayfly.IPv6)")];
+        }
+        if [GATEWAY, WIRE_SERVER, METADATA].map(|own| family.address(own)).contains(&to.address) {
             return vec![server(to)];
         }
-        steps.push(leaves(inputs, guest, to));
+        steps.push(leaves(inputs, guest, to, family));
     }
     if steps.iter().all(|step| step.passes) {
-        if let Some(vip) = inputs.goal.vips.iter().find(|vip| vip.vip == to.address) {
-            balanced(&mut steps, inputs, vip, source, to);
-        } else if let Some(route) = inputs.goal.routes.iter().find(|route| route.dip == to.address) {
+        let is = |own: Ipv4Addr| family.address(own) == to.address;
+        if let Some(vip) = inputs.goal.vips.iter().find(|vip| has(vip.ipv6) && is(vip.vip)) {
+            balanced(&mut steps, inputs, vip, source, to, family);
+        } else if let Some(route) = inputs.goal.routes.iter().find(|route| has(route.ipv6) && is(route.dip)) {
             steps.push(arrives(inputs, from, route, to));
         } else {
-            steps.push(away(inputs, from, to));
+            steps.push(away(inputs, from, to, family));
         }
     }
     steps
@@ -79,13 +92,16 @@ pub fn trace(inputs: &Inputs<'_>, from: Sender<'_>, to: &Receiver) -> Vec<Step> 
 
 /// The servers that each host has for its guests.
 fn server(to: &Receiver) -> Step {
-    let open = matches!(
-        (to.address, to.protocol, to.port),
-        (WIRE_SERVER | METADATA, Transport::Tcp, 80)
-            | (WIRE_SERVER, Transport::Tcp, PLUGIN_PORT)
-            | (WIRE_SERVER, _, 53)
-            | (_, Transport::Udp, 67)
-    );
+    let open = match to.address {
+        IpAddr::V4(address) => matches!(
+            (address, to.protocol, to.port),
+            (WIRE_SERVER | METADATA, Transport::Tcp, 80)
+                | (WIRE_SERVER, Transport::Tcp, PLUGIN_PORT)
+                | (WIRE_SERVER, _, 53)
+                | (_, Transport::Udp, 67)
+        ),
+        IpAddr::V6(_) => false,
+    };
     if open {
         passes("the host's own servers are open to its guests")
     } else {
@@ -94,8 +110,11 @@ fn server(to: &Receiver) -> Step {
 }
 
 /// Whether a guest's policy lets it go there.
-fn leaves(inputs: &Inputs<'_>, guest: &LocalGuest, to: &Receiver) -> Step {
-    let own = |route: &&RouteGoal| route.deployment_id == guest.deployment_id && route.dip == to.address;
+fn leaves(inputs: &Inputs<'_>, guest: &LocalGuest, to: &Receiver, family: Family) -> Step {
+    let own = |route: &&RouteGoal| {
+        let has = route.ipv6 || family == Family::V4;
+        has && route.deployment_id == guest.deployment_id && family.address(route.dip) == to.address
+    };
     let destinations = match &guest.egress {
         Egress::Allow => return passes("egress of its role: allow"),
         _ if inputs.goal.routes.iter().any(|route| own(&route)) => {
@@ -118,6 +137,7 @@ fn leaves(inputs: &Inputs<'_>, guest: &LocalGuest, to: &Receiver) -> Step {
 
 fn opens(destination: &Destination, to: &Receiver) -> bool {
     let target = match &destination.target {
+        Target::Network { prefix: 0, .. } => true,
         Target::Network { address, prefix } => is_in(to.address, *address, *prefix),
         named => to.name.as_ref().is_some_and(|name| named.is_named(name)),
     };
@@ -125,23 +145,25 @@ fn opens(destination: &Destination, to: &Receiver) -> bool {
     target && protocol && destination.ports.is_none_or(|ports| (ports.min..=ports.max).contains(&to.port))
 }
 
-fn is_in(address: Ipv4Addr, network: Ipv4Addr, prefix: u8) -> bool {
+fn is_in(address: IpAddr, network: Ipv4Addr, prefix: u8) -> bool {
+    let IpAddr::V4(address) = address else { return prefix == 0 };
     let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
     u32::from(address) & mask == u32::from(network) & mask
 }
 
 /// Through a public address.
-fn balanced(steps: &mut Vec<Step>, inputs: &Inputs<'_>, vip: &VipGoal, source: Ipv4Addr, to: &Receiver) {
+fn balanced(steps: &mut Vec<Step>, inputs: &Inputs<'_>, vip: &VipGoal, source: IpAddr, to: &Receiver, family: Family) {
     let udp = to.protocol == Transport::Udp;
     let Some(endpoint) = vip.endpoints.iter().find(|one| one.udp == udp && one.port == to.port) else {
-        let what = format!("no endpoint of {} is at port {}/{}", vip.vip, to.port, to.protocol.as_str());
+        let what = format!("no endpoint of {} is at port {}/{}", to.address, to.port, to.protocol.as_str());
         return steps.push(stops(what));
     };
     let up: Vec<String> = endpoint
         .backends
         .iter()
         .filter(|one| in_rotation(inputs, one))
-        .map(|one| format!("{}:{} on {}", one.dip, endpoint.local_port, one.host))
+        .filter(|one| family == Family::V4 || inputs.goal.routes.iter().any(|route| route.dip == one.dip && route.ipv6))
+        .map(|one| format!("{} on {}", family.door(one.dip, endpoint.local_port), one.host))
         .collect();
     let name = &endpoint.name;
     if up.is_empty() {
@@ -154,7 +176,7 @@ fn balanced(steps: &mut Vec<Step>, inputs: &Inputs<'_>, vip: &VipGoal, source: I
 }
 
 /// The first rule of an access control that fits decides.
-fn admitted(endpoint: &EndpointGoal, source: Ipv4Addr) -> Step {
+fn admitted(endpoint: &EndpointGoal, source: IpAddr) -> Step {
     let name = &endpoint.name;
     let fits = |rule: &&AccessRule| is_in(source, rule.network, rule.prefix);
     match endpoint.access.iter().find(fits) {
@@ -176,7 +198,7 @@ fn arrives(inputs: &Inputs<'_>, from: Sender<'_>, route: &RouteGoal, to: &Receiv
         return stops("instances are reached from outside through public addresses only");
     };
     if guest.deployment_id != route.deployment_id {
-        return stops(format!("{} belongs to another deployment", route.dip));
+        return stops(format!("{} belongs to another deployment", to.address));
     }
     let guards = &inputs.goal.guards;
     let guard = guards.iter().find(|guard| guard.deployment_id == route.deployment_id && guard.role == route.role);
@@ -197,14 +219,16 @@ fn arrives(inputs: &Inputs<'_>, from: Sender<'_>, route: &RouteGoal, to: &Receiv
 }
 
 /// Anywhere else.
-fn away(inputs: &Inputs<'_>, from: Sender<'_>, to: &Receiver) -> Step {
+fn away(inputs: &Inputs<'_>, from: Sender<'_>, to: &Receiver, family: Family) -> Step {
     if matches!(from, Sender::Outside(_)) {
         return stops(format!("nobody in the fabric has {}", to.address));
     }
-    if inputs.goal.peers.iter().any(|peer| peer.address == to.address || peer.overlay == to.address) {
+    let is = |own: Ipv4Addr| family.address(own) == to.address;
+    if inputs.goal.peers.iter().any(|peer| is(peer.address) || is(peer.overlay)) {
         return stops("the hosts' own network is closed to guests");
     }
-    match inputs.underlay {
+    let way_out = if family == Family::V4 { inputs.underlay } else { inputs.underlay6 };
+    match way_out {
         Some(_) => passes("it leaves the fabric, under its host's address"),
         None => stops("its host does not let guests out of the fabric"),
     }

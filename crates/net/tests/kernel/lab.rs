@@ -2,17 +2,18 @@
 //! namespace of its own. Hosts are set up by the code that sets up real ones.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
 use mayfly_model::{
-    Backend, Distribution, Egress, EndpointGoal, HostName, NetworkGoal, PeerGoal, RoleName, RouteGoal, VipGoal, VmId,
+    Backend, Distribution, Egress, EndpointGoal, HostName, Ipv6Prefix, NetworkGoal, PeerGoal, RoleName, RouteGoal,
+    VipGoal, VmId,
 };
-use mayfly_net::address::{GATEWAY, UNDERLAY_DEVICE};
+use mayfly_net::address::{GATEWAY, TAP_GATEWAY, UNDERLAY_DEVICE};
 use mayfly_net::plan::{Inputs, LocalGuest, Plan, plan};
-use mayfly_net::{Links, Nft, Transit, prepare_host, prepare_tap};
+use mayfly_net::{Links, Nft, Transit, prepare_host, prepare_ipv6, prepare_tap};
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -113,6 +114,11 @@ pub fn dip(number: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 80, high, low)
 }
 
+/// An address in the hosts' own IPv6 network.
+fn underlay6(last: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x77, 0, 0, 0, 0, 0, last)
+}
+
 fn overlay(number: usize) -> Ipv4Addr {
     Ipv4Addr::new(100, 64, 0, number as u8)
 }
@@ -122,6 +128,7 @@ fn guest(number: usize) -> LocalGuest {
     LocalGuest {
         tap: format!("mft{number}"),
         dip: dip(number),
+        ipv6: false,
         mac: [2, 0, a, b, c, d],
         deployment_id: "d".to_owned(),
         egress: Egress::Allow,
@@ -131,6 +138,11 @@ fn guest(number: usize) -> LocalGuest {
 impl Lab {
     /// So many hosts with one backend each, behind [`VIP`], which the first host has; and so many clients.
     pub fn new(hosts: usize, clients: usize, transit: Transit) -> Lab {
+        Lab::with(hosts, clients, transit, None)
+    }
+
+    /// The same; with a prefix, all have IPv6 besides.
+    pub fn with(hosts: usize, clients: usize, transit: Transit, ipv6: Option<Ipv6Prefix>) -> Lab {
         let centre = Namespace::new();
         centre.run(|kit| {
             let bridge = kit.links.create_bridge("dc", [2, 0, 0, 0, 0, 1], "mayfly lab");
@@ -143,15 +155,15 @@ impl Lab {
             hosts: Vec::new(),
             backends: Vec::new(),
             clients: Vec::new(),
-            goal: NetworkGoal { zone: "z".to_owned(), ..NetworkGoal::default() },
+            goal: NetworkGoal { zone: "z".to_owned(), ipv6, ..NetworkGoal::default() },
             transit,
             _centre: Namespace::new(),
         };
         for number in 1..=hosts {
             let (namespace, backend) = (Namespace::new(), Namespace::new());
             leg(format!("h{number}"), namespace.thread_id);
-            let guest = guest(number);
-            connect(&namespace, &backend, number, guest.clone(), transit.guest_mtu(1500));
+            let guest = LocalGuest { ipv6: ipv6.is_some(), ..guest(number) };
+            connect(&namespace, &backend, number, (guest.clone(), ipv6), transit.guest_mtu(1500));
             lab.backends.push(backend);
             let name = HostName::new(format!("host-{number}")).unwrap();
             lab.hosts.push(LabHost { name, namespace, guests: vec![guest], applied: None });
@@ -169,6 +181,10 @@ impl Lab {
                     let public =
                         RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(VIP, 32).output_interface(index);
                     kit.handle.route().add(public.scope(RouteScope::Link).build()).execute().await.unwrap();
+                    let Some(prefix) = ipv6 else { return };
+                    kit.links.add_address(UNDERLAY_DEVICE, underlay6(last.into()), 64).await.unwrap();
+                    let public = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(prefix.embed(VIP), 128);
+                    kit.handle.route().add(public.output_interface(index).build()).execute().await.unwrap();
                 });
             });
             lab.clients.push(namespace);
@@ -176,7 +192,22 @@ impl Lab {
         lab._centre = centre;
         lab.goal = lab.first_goal();
         lab.follow(&lab.all());
+        lab.settle();
         lab
+    }
+
+    /// Waits until nobody looks any more whether an IPv6 address of its own is taken: until then it asks for no others.
+    fn settle(&self) {
+        const TENTATIVE: u32 = 0x40;
+        let is_settled = |_: &mut Kit| {
+            let table = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
+            let flags = table.lines().filter_map(|line| u32::from_str_radix(line.split_whitespace().nth(4)?, 16).ok());
+            flags.into_iter().all(|flags| flags & TENTATIVE == 0)
+        };
+        let all = || self.hosts.iter().map(|host| &host.namespace).chain(&self.clients).chain(&self.backends);
+        while !all().all(|namespace| namespace.run(is_settled)) {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
     }
 
     fn first_goal(&self) -> NetworkGoal {
@@ -200,6 +231,7 @@ impl Lab {
         };
         NetworkGoal {
             zone: "z".to_owned(),
+            ipv6: self.goal.ipv6,
             peers: numbered()
                 .map(|(host, number)| PeerGoal {
                     host,
@@ -217,9 +249,15 @@ impl Lab {
                     role: RoleName::new("web").unwrap(),
                     index: 0,
                     update_domain: 0,
+                    ipv6: self.goal.ipv6.is_some(),
                 })
                 .collect(),
-            vips: vec![VipGoal { vip: VIP, endpoints: vec![endpoint], owners: names.clone() }],
+            vips: vec![VipGoal {
+                vip: VIP,
+                endpoints: vec![endpoint],
+                owners: names.clone(),
+                ipv6: self.goal.ipv6.is_some(),
+            }],
             ..NetworkGoal::default()
         }
     }
@@ -258,6 +296,7 @@ impl Lab {
             health: &health,
             live: &live,
             underlay: None,
+            underlay6: None,
             transit: self.transit,
         })
     }
@@ -274,19 +313,31 @@ impl Lab {
                 health: &health,
                 live: &live,
                 underlay: None,
+                underlay6: None,
                 transit: self.transit,
             };
             let wanted = plan(&inputs);
             let before = host.applied.replace(wanted.clone());
-            let dips: Vec<Ipv4Addr> = host.guests.iter().map(|guest| guest.dip).collect();
-            let number = number + 1;
-            host.namespace.run(move |kit| apply(kit, number, before.as_ref(), &wanted, &dips));
+            let addresses = |guest: &LocalGuest| {
+                let newer = wanted.ipv6.filter(|_| guest.ipv6).map(|prefix| IpAddr::V6(prefix.embed(guest.dip)));
+                [Some(IpAddr::V4(guest.dip)), newer]
+            };
+            let dips: Vec<IpAddr> = host.guests.iter().flat_map(addresses).flatten().collect();
+            let own = self.goal.peers[number].clone();
+            let (number, transit) = (number + 1, self.transit);
+            host.namespace.run(move |kit| apply(kit, number, before.as_ref(), &wanted, (&dips, &own, transit)));
         }
     }
 }
 
 /// Does what the host agent does.
-fn apply(kit: &mut Kit, number: usize, before: Option<&Plan>, wanted: &Plan, dips: &[Ipv4Addr]) {
+fn apply(
+    kit: &mut Kit,
+    number: usize,
+    before: Option<&Plan>,
+    wanted: &Plan,
+    (dips, own, transit): (&[IpAddr], &PeerGoal, Transit),
+) {
     let script = match before {
         Some(before) => wanted.rules.change(&before.rules),
         None => wanted.rules.whole(&kit.nft.present().unwrap()),
@@ -299,17 +350,30 @@ fn apply(kit: &mut Kit, number: usize, before: Option<&Plan>, wanted: &Plan, dip
     kit.nft.lease(dips, 3_600_000).unwrap();
     let mac = [2, 0x6d, 0x66, 0, 0, number as u8];
     kit.runtime.block_on(async {
-        if !wanted.peers.is_empty() {
+        if transit == Transit::Vxlan {
             kit.links.create_overlay(overlay(number), mac, underlay(number)).await.unwrap();
-            kit.links.set_peers(&wanted.peers).await.unwrap();
+        }
+        if let Some(prefix) = wanted.ipv6 {
+            prepare_ipv6(&kit.links, prefix, own, (transit, 24)).await.unwrap();
+            kit.links.add_address(UNDERLAY_DEVICE, underlay6(10 + number as u16), 64).await.unwrap();
+        }
+        if transit == Transit::Vxlan {
+            kit.links.set_peers(&wanted.peers, wanted.ipv6).await.unwrap();
         }
         kit.links.set_routes(&wanted.routes).await.unwrap();
-        kit.links.set_vips(&wanted.vips).await.unwrap();
+        let is_public = |address| wanted.ipv6.and_then(|prefix| prefix.embedded(address)).is_some_and(|one| one == VIP);
+        kit.links.set_vips(&wanted.vips, is_public).await.unwrap();
     });
 }
 
 /// Sets up a host, and a backend on a wire that is called as a tap would be.
-fn connect(host: &Namespace, backend: &Namespace, number: usize, guest: LocalGuest, mtu: u16) {
+fn connect(
+    host: &Namespace,
+    backend: &Namespace,
+    number: usize,
+    (guest, ipv6): (LocalGuest, Option<Ipv6Prefix>),
+    mtu: u16,
+) {
     let (far, thread_id) = (format!("far{number}"), backend.thread_id);
     let (tap, own) = (guest.tap.clone(), guest.clone());
     let near = far.clone();
@@ -321,9 +385,12 @@ fn connect(host: &Namespace, backend: &Namespace, number: usize, guest: LocalGue
             kit.handle.link().add(LinkVeth::new(&tap, &near).build()).execute().await.unwrap();
             let moved = LinkUnspec::new_with_name(&near).setns_by_pid(thread_id).build();
             kit.handle.link().set(moved).execute().await.unwrap();
-            prepare_tap(&tap).unwrap();
+            prepare_tap(&kit.links, &tap, ipv6.is_some()).await.unwrap();
             kit.links.up_with_mtu(&tap, mtu).await.unwrap();
             kit.links.pin_neighbour(&tap, own.dip, own.mac).await.unwrap();
+            if let Some(prefix) = ipv6 {
+                kit.links.pin_neighbour(&tap, prefix.embed(own.dip), own.mac).await.unwrap();
+            }
         });
     });
     backend.run(move |kit| {
@@ -334,6 +401,10 @@ fn connect(host: &Namespace, backend: &Namespace, number: usize, guest: LocalGue
             kit.links.add_address(UNDERLAY_DEVICE, guest.dip, 16).await.unwrap();
             kit.links.up_with_mtu(UNDERLAY_DEVICE, mtu).await.unwrap();
             kit.links.add_default_route(GATEWAY).await.unwrap();
+            let Some(prefix) = ipv6 else { return };
+            kit.links.add_address(UNDERLAY_DEVICE, prefix.embed(guest.dip), 128).await.unwrap();
+            let way = RouteMessageBuilder::<Ipv6Addr>::new().gateway(TAP_GATEWAY).output_interface(index);
+            kit.handle.route().add(way.build()).execute().await.unwrap();
         });
     });
 }

@@ -1,6 +1,7 @@
 //! The data plane's parts against the real kernel, each in a network namespace of its own. They need root.
 
 mod adversary;
+mod dual;
 mod frames;
 mod killed;
 #[expect(dead_code, reason = "the benchmarks use what the tests do not")]
@@ -10,17 +11,17 @@ mod narrowed;
 mod traced;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use mayfly_model::{
-    AccessRule, Backend, Distribution, EndpointGoal, HostName, NetworkGoal, PeerGoal, RoleName, RouteGoal, VipGoal,
-    VmId,
+    AccessRule, Backend, Distribution, EndpointGoal, HostName, Ipv6Prefix, NetworkGoal, PeerGoal, RoleName, RouteGoal,
+    VipGoal, VmId,
 };
 use mayfly_net::plan::ruleset::Ruleset;
 use mayfly_net::plan::{Inputs, LocalGuest, NextHop, plan};
-use mayfly_net::{Links, Nft, Transit, create_tap, delete_tap};
+use mayfly_net::{Links, Nft, Transit, create_tap, delete_tap, prepare_ipv6};
 use nix::sched::{CloneFlags, unshare};
 
 /// Runs a test in a new network namespace, which ends with its thread.
@@ -43,10 +44,10 @@ fn rules_are_accepted_and_leases_end_by_themselves() {
         for _ in 0..2 {
             nft.apply(include_str!("../rules.golden")).unwrap();
         }
-        nft.lease(&[Ipv4Addr::new(10, 80, 0, 11)], 5000).unwrap();
+        nft.lease(&[Ipv4Addr::new(10, 80, 0, 11).into()], 5000).unwrap();
         nft.apply(include_str!("../rules.golden")).unwrap();
         nft.apply("get element inet mayfly leased { 10.80.0.11 }").expect("a new rule set must not end a lease");
-        nft.lease(&[Ipv4Addr::new(10, 80, 0, 11)], 200).unwrap();
+        nft.lease(&[Ipv4Addr::new(10, 80, 0, 11).into()], 200).unwrap();
         tokio::time::sleep(Duration::from_millis(600)).await;
         nft.apply("get element inet mayfly leased { 10.80.0.11 }").expect_err("the lease is over");
         let error = nft.apply("add rule inet mayfly nonsense").unwrap_err().to_string();
@@ -64,8 +65,8 @@ fn routes_follow_the_plan() {
         let dip = Ipv4Addr::new(10, 80, 0, 2);
         links.pin_neighbour("mft1", dip, [2, 0, 10, 80, 0, 2]).await.unwrap();
         let routes = BTreeMap::from([
-            (dip, NextHop::Tap("mft1".to_owned())),
-            (Ipv4Addr::new(10, 80, 0, 3), NextHop::Tap("mft9".to_owned())),
+            (dip.into(), NextHop::Tap("mft1".to_owned())),
+            (Ipv4Addr::new(10, 80, 0, 3).into(), NextHop::Tap("mft9".to_owned())),
         ]);
         for changed in [1, 0] {
             assert_eq!(links.set_routes(&routes).await.unwrap(), changed);
@@ -89,15 +90,17 @@ fn overlay_and_public_addresses_can_be_set_again_and_again() {
         links.up("eth0").await.unwrap();
         let underlay = Ipv4Addr::new(10, 77, 0, 1);
         links.add_address("eth0", underlay, 24).await.unwrap();
+        let dip = Ipv4Addr::new(10, 80, 0, 7);
         for changed in [(2, 1), (0, 0)] {
             links.create_overlay(Ipv4Addr::new(100, 64, 0, 1), [2, 0x6d, 0x66, 0, 0, 1], underlay).await.unwrap();
             let peer = (Ipv4Addr::new(100, 64, 0, 2), [2, 0x6d, 0x66, 0, 0, 2], Ipv4Addr::new(10, 77, 0, 2));
-            let peers = links.set_peers(&BTreeSet::from([peer])).await.unwrap();
-            let dip = Ipv4Addr::new(10, 80, 0, 7);
-            let routes = links.set_routes(&BTreeMap::from([(dip, NextHop::Overlay(peer.0))])).await.unwrap();
+            let peers = links.set_peers(&BTreeSet::from([peer]), None).await.unwrap();
+            let way = BTreeMap::from([(dip.into(), NextHop::Overlay(peer.0.into()))]);
+            let routes = links.set_routes(&way).await.unwrap();
             assert_eq!((peers, routes), changed);
         }
         // A host that joins and one that leaves change their own entries only; one that moved changes where it is.
+        let name = host;
         let host = |number: u8, below: u8| {
             let mac = [2, 0x6d, 0x66, 0, 0, number];
             (Ipv4Addr::new(100, 64, 0, number), mac, Ipv4Addr::new(10, 77, 0, below))
@@ -110,15 +113,47 @@ fn overlay_and_public_addresses_can_be_set_again_and_again() {
             (vec![], 4),
         ] {
             let peers: BTreeSet<_> = peers.into_iter().collect();
-            assert_eq!(links.set_peers(&peers).await.unwrap(), changed, "{peers:?}");
+            assert_eq!(links.set_peers(&peers, None).await.unwrap(), changed, "{peers:?}");
         }
-        let vips = BTreeSet::from([Ipv4Addr::new(10, 78, 0, 2), Ipv4Addr::new(10, 78, 0, 3)]);
-        assert_eq!(links.set_vips(&vips).await.unwrap().len(), 2);
-        assert_eq!(links.set_vips(&vips).await.unwrap().len(), 0);
-        links.set_vips(&BTreeSet::new()).await.unwrap();
+        // The same over IPv6, where the host has addresses of its own that are nobody else's business.
+        let prefix: Ipv6Prefix = "fd6d:6179:666c:79::/96".parse().unwrap();
+        let own = PeerGoal {
+            host: name(1),
+            address: underlay,
+            overlay: Ipv4Addr::new(100, 64, 0, 1),
+            mac: [2, 0x6d, 0x66, 0, 0, 1],
+            voter: true,
+        };
+        for _ in 0..2 {
+            prepare_ipv6(&links, prefix, &own, (Transit::Vxlan, 24)).await.unwrap();
+        }
+        let peers = BTreeSet::from([host(2, 2)]);
+        for (ipv6, changed) in [(Some(prefix), 3), (Some(prefix), 0), (None, 1)] {
+            assert_eq!(links.set_peers(&peers, ipv6).await.unwrap(), changed, "{ipv6:?}");
+        }
+        links.add_address("eth0", Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1), 128).await.unwrap();
+        let way = BTreeMap::from([
+            (prefix.embed(dip).into(), NextHop::Overlay(prefix.embed(Ipv4Addr::new(100, 64, 0, 2)).into())),
+            (dip.into(), NextHop::Overlay(Ipv4Addr::new(100, 64, 0, 2).into())),
+        ]);
+        for changed in [1, 0] {
+            assert_eq!(links.set_routes(&way).await.unwrap(), changed);
+        }
+        assert_eq!(links.set_routes(&BTreeMap::new()).await.unwrap(), 2);
+        let vip = Ipv4Addr::new(10, 78, 0, 2);
+        let vips = BTreeSet::from([vip.into(), Ipv4Addr::new(10, 78, 0, 3).into(), prefix.embed(vip).into()]);
+        let is_public = |address| prefix.embedded(address).is_some();
+        for new in [3, 0] {
+            assert_eq!(links.set_vips(&vips, is_public).await.unwrap().len(), new);
+        }
+        links.set_vips(&BTreeSet::new(), is_public).await.unwrap();
+        let left = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
+        assert!(left.contains("fd000000000000000000000000000001") && !left.contains("0a4e0002"), "{left}");
         assert_eq!(links.addresses("eth0").await.unwrap(), [(underlay, 24)]);
         let index = links.index("eth0").await.unwrap();
-        mayfly_net::announce(index, links.mac("eth0").await.unwrap(), underlay).unwrap();
+        for address in [underlay.into(), prefix.embed(vip).into()] {
+            mayfly_net::announce(index, links.mac("eth0").await.unwrap(), address).unwrap();
+        }
     });
 }
 
@@ -160,6 +195,7 @@ fn any_rules(dice: &mut Dice) -> Ruleset {
             role,
             index: 0,
             update_domain: 0,
+            ipv6: dice.below(2) == 0,
         });
         backends.push(Backend {
             vm: VmId(u64::from(last)),
@@ -173,6 +209,7 @@ fn any_rules(dice: &mut Dice) -> Ruleset {
             guests.push(LocalGuest {
                 tap: format!("mft{last}"),
                 dip,
+                ipv6: dice.below(2) == 0,
                 mac: [2, 0, 10, 80, 0, last],
                 deployment_id,
                 egress,
@@ -195,10 +232,12 @@ fn any_rules(dice: &mut Dice) -> Ruleset {
         vip: Ipv4Addr::new(10, 78, 0, last),
         endpoints: (0..dice.below(4) as u16).map(|port| endpoint(dice, 80 + port)).collect(),
         owners: vec![host(1), host(2)],
+        ipv6: dice.below(2) == 0,
     });
     let vips = vips.collect();
     let peers = vec![peer(1), peer(2)];
-    let goal = NetworkGoal { zone: "z".to_owned(), peers, routes, vips, ..NetworkGoal::default() };
+    let ipv6 = (dice.below(2) == 0).then(|| "fd6d:6179:666c:79::/96".parse().unwrap());
+    let goal = NetworkGoal { zone: "z".to_owned(), ipv6, peers, routes, vips, ..NetworkGoal::default() };
     let health = (1..=8).filter(|_| dice.below(3) > 0).map(|vm| (VmId(vm), None)).collect();
     let underlay = (dice.below(2) == 0).then_some("10.77.0.0/24");
     let live = BTreeSet::from([host(1), host(2)]);
@@ -209,6 +248,7 @@ fn any_rules(dice: &mut Dice) -> Ruleset {
         health: &health,
         live: &live,
         underlay,
+        underlay6: underlay.map(|_| "fd00:77::/64"),
         transit: Transit::Vxlan,
     })
     .rules

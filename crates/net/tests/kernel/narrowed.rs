@@ -25,7 +25,7 @@ impl Stage {
 
     fn learn(&self, name: &str, seconds: u32) {
         let set = learned_set("d", &Target::Name(name.to_owned()));
-        self.lab.hosts[1].namespace.run(move |kit| kit.nft.learn(&set, &[VIP], seconds).unwrap());
+        self.lab.hosts[1].namespace.run(move |kit| kit.nft.learn(&set, &[VIP.into()], seconds).unwrap());
     }
 
     fn connect(&self) -> std::io::Result<TcpStream> {

@@ -36,6 +36,8 @@ const LATE: &[&str] = &[
     "drivers/net/net_failover.ko",
     "drivers/net/virtio_net.ko",
 ];
+/// What the init is built for: what Debian's kernel of the image is.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
 const BOOT_MIB: u64 = 20;
 const DATA_MIB: u64 = 16;
 const DATA_UUID: &str = "6d61796d-666c-4179-8000-68656c6c6f21";
@@ -84,9 +86,11 @@ fn build_init(root: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
         + &home.map_or_else(|_| String::new(), |home| remap(&home, "/cargo"));
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(["build", "--quiet", "--locked", "--release", "--package", "mayfly-hello"]).current_dir(root);
+    // Named, so that what runs while it is built does not have the same flags.
+    command.args(["--target", TARGET]);
     command.env("CARGO_TARGET_DIR", &target).env("RUSTFLAGS", flags);
     finish("cargo build of the demo guest's init", &mut command)?;
-    Ok(target.join("release/mayfly-hello"))
+    Ok(target.join(TARGET).join("release/mayfly-hello"))
 }
 
 /// The unpacked kernel package, fetched once.
