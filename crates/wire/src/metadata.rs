@@ -73,10 +73,16 @@ async fn vendor_data((State(guests), ConnectInfo(from)): Asked) -> Result<Respon
     }
 }
 
-/// There is none: the guest asks DHCP.
+/// Guests ask by DHCP, of which nobody has to tell them; those with IPv6 have to ask twice.
 async fn network_config((State(guests), ConnectInfo(from)): Asked) -> Result<Response, StatusCode> {
-    who(&guests, from)?;
-    Err(StatusCode::NOT_FOUND)
+    let guest = who(&guests, from)?;
+    if guest.goal.ipv6.is_none() {
+        return Err(StatusCode::NOT_FOUND);
+    }
+    let mac = guest.goal.mac().map(|byte| format!("{byte:02x}")).join(":");
+    Ok(text(format!(
+        "version: 2\nethernets:\n  card:\n    match: {{macaddress: \"{mac}\"}}\n    dhcp4: true\n    dhcp6: true\n"
+    )))
 }
 
 /// The header is what a page in a guest's browser, or a fooled proxy, cannot send; a proxy names itself in the other.
@@ -267,7 +273,7 @@ fn document(guest: &Guest) -> Value {
                 "ipAddress": [{ "privateIpAddress": goal.dip.to_string(), "publicIpAddress": "" }],
                 "subnet": [{ "address": "10.80.0.0", "prefix": "16" }],
             },
-            "ipv6": { "ipAddress": [] },
+            "ipv6": { "ipAddress": goal.ipv6.iter().map(|own| json!({ "privateIpAddress": own })).collect::<Vec<_>>() },
             "macAddress": mac,
         }] },
     })

@@ -51,7 +51,7 @@ fn guest() -> Guest {
         fault_domain: "fd-1".to_owned(),
         update_domain: 0,
         dip: OWN,
-        ipv6: None,
+        ipv6: Some(std::net::Ipv6Addr::new(0xfd6d, 0, 0, 0, 0, 0, 0x0a50, 5)),
         size: VmSize::Small,
         image: Digest::new("0".repeat(64)).unwrap(),
         image_bytes: 1,
@@ -368,6 +368,8 @@ async fn metadata_and_seed() {
     let guests: Arc<dyn Guests> = Arc::new(One::default());
     let (_, text) = get(metadata_router(guests.clone()), OWN, "/nocloud/meta-data").await;
     assert!(text.contains("local-hostname: mfabcdefghij\n"), "{text}");
+    let (_, text) = get(metadata_router(guests.clone()), OWN, "/nocloud/network-config").await;
+    assert!(text.contains("{macaddress: \"02:00:0a:50:00:05\"}") && text.contains("dhcp6: true"), "{text}");
     assert_eq!(get(metadata_router(guests.clone()), OWN, "/nocloud/user-data").await.1, "#!/bin/sh\n");
     let path = "/metadata/instance?api-version=2021-08-01";
     assert_eq!(
@@ -379,6 +381,7 @@ async fn metadata_and_seed() {
     let (status, body, _) = ask(metadata_router(guests.clone()), OWN, request).await;
     assert_eq!(status, StatusCode::OK);
     assert!(body.contains("\"macAddress\":\"02000A500005\""), "{body}");
+    assert!(body.contains("{\"privateIpAddress\":\"fd6d::a50:5\"}"), "{body}");
     let ask_for = async |path: &str| {
         let request = Request::get(path).header("Metadata", "true").body(Body::empty()).unwrap();
         let (status, body, _) = ask(metadata_router(guests.clone()), OWN, request).await;

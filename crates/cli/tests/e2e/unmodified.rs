@@ -16,6 +16,7 @@ const SCRIPT: &str = "#!/bin/sh\n\
     echo \"key $(cat /home/ada/.ssh/authorized_keys | grep -c ada), machine $(cat /etc/machine-id)\"\n\
     echo \"password $(python3 -W ignore -c \"$look\"), until 2039: $(chage -l ada | grep -c 2039)\"\n\
     echo \"host $(cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub), agent $(systemctl is-active walinuxagent)\"\n\
+    ip -6 -o address show scope global | grep -o 'fd6d[^/]*'\n\
     mount | grep -o 'on /mnt/keep type ext4'\n";
 
 /// The same for two roles, told in different ways: `az` as on the original platform, `nc` by NoCloud.
@@ -53,6 +54,7 @@ impl Told {
         ];
         let own = [
             ("Mayfly.Platform", "azure"),
+            ("Mayfly.IPv6", "on"),
             ("Mayfly.AdminUser", "ada"),
             ("Mayfly.AdminPasswordHash", &self.hash),
             ("Mayfly.SshKeys", "@key.pub"),
@@ -149,6 +151,10 @@ fn check_debian(stage: &Stage, role: &str) -> String {
     for part in [format!("name {computer}, zone Europe/Berlin, by cloud-config"), "on /mnt/keep type ext4".to_owned()] {
         assert!(output.contains(&part), "{role}: `{part}` is missing in\n{output}");
     }
+    // On the original platform, cloud-init is told that there is IPv6, and asks for its address.
+    let ipv6 = instance["ipv6"].as_str();
+    assert_eq!(ipv6.is_some(), role == "az");
+    assert!(ipv6.is_none_or(|ipv6| output.contains(ipv6)), "{ipv6:?} is missing in\n{output}");
     output
 }
 
