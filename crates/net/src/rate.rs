@@ -57,6 +57,28 @@ impl Links {
         bucket(&mut handle, self.index(&through).await?, bits_per_second).await.map_err(fail())
     }
 
+    /// Lets the guest behind a tap send and receive as fast as it can, whatever was said before.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub async fn lift_rate(&self, tap: &str) -> Result<(), NetError> {
+        if self.get(&device_of(tap)).await?.is_none() {
+            return Ok(());
+        }
+        let (mut handle, index) = (self.handle().clone(), self.index(tap).await?);
+        for parent in [TcHandle::ROOT, TcHandle::INGRESS] {
+            let mut message = TcMessage::with_index(index as i32);
+            message.header.parent = parent;
+            match ask(&mut handle, RouteNetlinkMessage::DelQueueDiscipline(message), 0).await {
+                // An earlier try may have got as far as this.
+                Err(rtnetlink::Error::NetlinkError(error))
+                    if [-libc::ENOENT, -libc::EINVAL].contains(&error.raw_code()) => {}
+                other => other.map_err(NetError::netlink(format!("lift the rate of {tap}")))?,
+            }
+        }
+        self.forget_rate(tap).await
+    }
+
     /// Takes back what [`limit_rate`](Links::limit_rate) made beside the tap.
     ///
     /// # Errors
@@ -89,8 +111,13 @@ async fn bucket(handle: &mut Handle, index: u32, bits_per_second: u64) -> Result
         options.push(TcOption::Other(DefaultNla::new(TCA_TBF_RATE64, rate.to_ne_bytes().to_vec())));
     }
     message.attributes.push(TcAttribute::Options(options));
-    let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(message));
-    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
+    ask(handle, RouteNetlinkMessage::NewQueueDiscipline(message), NLM_F_CREATE | NLM_F_REPLACE).await
+}
+
+/// Asks the kernel for a change that the library has no request for.
+async fn ask(handle: &mut Handle, message: RouteNetlinkMessage, flags: u16) -> Result<(), rtnetlink::Error> {
+    let mut request = NetlinkMessage::from(message);
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
     let mut answers = handle.request(request)?;
     while let Some(answer) = answers.next().await {
         if let rtnetlink::packet_core::NetlinkPayload::Error(error) = answer.payload

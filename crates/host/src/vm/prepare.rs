@@ -69,6 +69,9 @@ pub(super) async fn tap(agent: &Agent, goal: &VmGoal) -> anyhow::Result<()> {
              \"limit_rates\": false in the host's configuration",
         )?;
     }
+    if !agent.config.limit_rates {
+        agent.links.lift_rate(&tap).await?;
+    }
     agent.links.pin_neighbour(&tap, goal.dip, goal.mac()).await?;
     if let Some(address) = goal.ipv6 {
         agent.links.pin_neighbour(&tap, address, goal.mac()).await?;

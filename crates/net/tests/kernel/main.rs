@@ -377,6 +377,29 @@ fn guests_send_and_receive_no_faster_than_their_size_allows() {
 }
 
 #[test]
+fn a_limit_that_is_lifted_leaves_nothing() {
+    in_namespace(|| async {
+        let links = Links::open().unwrap();
+        create_tap("mft1").unwrap();
+        links.up("mft1").await.unwrap();
+        let buckets = || {
+            let tc = std::process::Command::new("tc").args(["qdisc", "show"]).output().unwrap();
+            let text = String::from_utf8(tc.stdout).unwrap();
+            (text.matches("tbf").count(), text.matches("ingress").count())
+        };
+        links.lift_rate("mft1").await.unwrap();
+        links.limit_rate("mft1", 5_000_000).await.unwrap();
+        assert_eq!(buckets(), (2, 1));
+        for _ in 0..2 {
+            links.lift_rate("mft1").await.unwrap();
+            assert_eq!((buckets(), links.names().await.unwrap()), ((0, 0), vec!["lo".to_owned(), "mft1".to_owned()]));
+        }
+        links.limit_rate("mft1", 5_000_000).await.unwrap();
+        assert_eq!(buckets(), (2, 1));
+    });
+}
+
+#[test]
 fn public_addresses_are_announced_by_bgp_as_the_example_says() {
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: this needs root");
