@@ -11,7 +11,7 @@ use anyhow::Context;
 use mayfly_api::Client;
 use mayfly_disk::DiskClient;
 use mayfly_identity::Clock;
-use mayfly_model::{Digest, GoalState, HostLease, Incident, Time, VmId};
+use mayfly_model::{Digest, GoalState, HostLease, Incident, Ipv6Prefix, Time, VmId};
 use mayfly_net::address::{UNDERLAY_DEVICE, WIRE_SERVER};
 use mayfly_net::mesh::Peers;
 use mayfly_net::{Links, Nft, Zone};
@@ -99,6 +99,11 @@ impl Agent {
     /// What is known of the VMs.
     pub(crate) fn statuses(&self) -> MutexGuard<'_, Statuses> {
         lock(&self.statuses)
+    }
+
+    /// What IPv6 addresses begin with, where the location has them and this host's kernel too.
+    pub(crate) fn ipv6(&self) -> Option<Ipv6Prefix> {
+        self.goal.borrow().network.ipv6.filter(|_| mayfly_net::has_ipv6())
     }
 
     /// Tells the other tasks that something has changed.

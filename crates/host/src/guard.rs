@@ -30,7 +30,7 @@ pub(crate) async fn run(agent: Arc<Agent>) {
 
 /// Looks once: renews what the kernel lets pass, or ends it.
 pub(crate) fn check(agent: &Agent) {
-    let prefix = agent.goal.borrow().network.ipv6;
+    let prefix = agent.ipv6();
     // Each once: the kernel refuses a whole transaction that names one twice.
     let guests: BTreeSet<_> = agent.statuses().guests().iter().map(|guest| (guest.dip, guest.ipv6)).collect();
     let newer = guests.iter().filter(|(_, ipv6)| *ipv6).filter_map(|(dip, _)| prefix.map(|prefix| prefix.embed(*dip)));

@@ -1,11 +1,12 @@
 //! Makes the kernel's tables what the plan says.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mayfly_model::HostName;
+use mayfly_model::{HostName, Ipv6Prefix, NetworkGoal};
 use mayfly_net::address::UNDERLAY_DEVICE;
 use mayfly_net::plan::ruleset::Present;
 use mayfly_net::plan::{Health, Inputs, Plan, plan};
@@ -100,9 +101,14 @@ fn current(agent: &Agent) -> Plan {
         health.extend(word.healthy.iter().cloned());
     }
     let (underlay, underlay6) = (agent.config.underlay(), agent.config.underlay6());
+    let network = match agent.ipv6() == goal.network.ipv6 {
+        true => Cow::Borrowed(&goal.network),
+        // Whoever cannot do it does the rest.
+        false => Cow::Owned(NetworkGoal { ipv6: None, ..goal.network.clone() }),
+    };
     let inputs = Inputs {
         host: &agent.config.name,
-        goal: &goal.network,
+        goal: &network,
         guests: &guests,
         health: &health,
         live: &live,
@@ -135,9 +141,11 @@ async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Resu
         agent.links.set_routes(&wanted.routes).await?;
     }
     if before.is_none_or(|before| before.vips != wanted.vips) {
+        // Also when there is no prefix any more.
+        let prefix = wanted.ipv6.or(before.and_then(|before| before.ipv6));
         let own = agent.config.address;
         let is_public =
-            |address| wanted.ipv6.is_some_and(|prefix| prefix.embedded(address).is_some_and(|one| one != own));
+            |address| prefix.is_some_and(|prefix: Ipv6Prefix| prefix.embedded(address).is_some_and(|one| one != own));
         let new = agent.links.set_vips(&wanted.vips, is_public).await?;
         if !new.is_empty() {
             tracing::info!(?new, "public addresses taken");

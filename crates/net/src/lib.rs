@@ -34,6 +34,6 @@ pub use garp::announce;
 pub use guest::serve_guest;
 pub use links::Links;
 pub use nft::Nft;
-pub use prepare::{enable_ipv6, prepare_host, prepare_ipv6, prepare_tap};
+pub use prepare::{enable_ipv6, has_ipv6, prepare_host, prepare_ipv6, prepare_tap};
 pub use tap::{create_tap, delete_tap, traffic};
 pub use transit::Transit;

@@ -63,6 +63,11 @@ pub async fn prepare_ipv6(
     Ok(())
 }
 
+/// Whether the kernel has IPv6.
+pub fn has_ipv6() -> bool {
+    fs::exists("/proc/sys/net/ipv6").unwrap_or(false)
+}
+
 /// Lets a device speak IPv6.
 ///
 /// # Errors

@@ -77,7 +77,7 @@ impl Fabric {
     /// What IPv6 addresses begin with, where the machine has IPv6.
     pub fn ipv6() -> Option<Ipv6Prefix> {
         let prefix = "fd6d:6179:666c:79::/96".parse().ok();
-        prefix.filter(|_| Path::new("/proc/sys/net/ipv6").exists())
+        prefix.filter(|_| mayfly_net::has_ipv6())
     }
 
     /// Where a controller of the fabric of that number listens for users.

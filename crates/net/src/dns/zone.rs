@@ -248,16 +248,14 @@ mod tests {
     }
 
     fn zone() -> Zone {
-        let record = |name: &str, address: Ipv4Addr, canonical| DnsRecord {
-            name: name.to_owned(),
-            address: address.into(),
-            canonical,
-        };
+        let record = |name: &str, address: IpAddr, canonical| DnsRecord { name: name.to_owned(), address, canonical };
+        let prefix: mayfly_model::Ipv6Prefix = "fd6d:6179:666c:79::/96".parse().unwrap();
         let dip = Ipv4Addr::new(10, 80, 0, 3);
         let records = [
-            record("shop.mayfly.test", Ipv4Addr::new(192, 0, 2, 2), true),
-            record("mfabc.shop.internal.mayfly.test", dip, false),
-            record("web-in-0.shop.internal.mayfly.test", dip, true),
+            record("shop.mayfly.test", Ipv4Addr::new(192, 0, 2, 2).into(), true),
+            record("mfabc.shop.internal.mayfly.test", dip.into(), false),
+            record("web-in-0.shop.internal.mayfly.test", dip.into(), true),
+            record("web-in-0.shop.internal.mayfly.test", prefix.embed(dip).into(), true),
         ];
         let service = |name: &str, port, target: &str| ServiceRecord {
             name: format!("{name}.mayfly.test"),
@@ -293,6 +291,12 @@ mod tests {
             ("SHOP.mayfly.test.", RecordType::A, "192.0.2.2"),
             ("mfabc.shop.internal.mayfly.test.", RecordType::A, "10.80.0.3"),
             ("3.0.80.10.in-addr.arpa.", RecordType::PTR, "web-in-0.shop.internal.mayfly.test."),
+            ("web-in-0.shop.internal.mayfly.test.", RecordType::AAAA, "fd6d:6179:666c:79::a50:3"),
+            (
+                "3.0.0.0.0.5.a.0.0.0.0.0.0.0.0.0.9.7.0.0.c.6.6.6.9.7.1.6.d.6.d.f.ip6.arpa.",
+                RecordType::PTR,
+                "web-in-0.shop.internal.mayfly.test.",
+            ),
             ("2.2.0.192.in-addr.arpa.", RecordType::PTR, "shop.mayfly.test."),
             ("_http._tcp.shop.mayfly.test.", RecordType::SRV, "0 0 8080 shop.mayfly.test."),
             ("_sql._tcp.shop.internal.mayfly.test.", RecordType::SRV, "0 0 1433 web-in-0.shop.internal.mayfly.test."),
@@ -313,6 +317,12 @@ mod tests {
             ("none.mayfly.test.", RecordType::A, ResponseCode::NXDomain),
             ("a.shop.mayfly.test.", RecordType::AAAA, ResponseCode::NXDomain),
             ("9.9.80.10.in-addr.arpa.", RecordType::PTR, ResponseCode::NXDomain),
+            // All addresses with the prefix are the fabric's.
+            (
+                "9.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.9.7.0.0.c.6.6.6.9.7.1.6.d.6.d.f.ip6.arpa.",
+                RecordType::PTR,
+                ResponseCode::NXDomain,
+            ),
         ] {
             let reply = ask(name, kind).unwrap();
             assert_eq!((reply.metadata.response_code, reply.answers.len()), (code, 0), "{name} {kind}");
@@ -324,7 +334,7 @@ mod tests {
         assert_eq!(soa.answers.len(), 1);
         let server = ask("mayfly.test.", RecordType::NS).unwrap().answers[0].data.to_string();
         assert_eq!(ask(&server, RecordType::A).unwrap().answers[0].data.to_string(), "192.0.2.53");
-        for name in ["example.org.", "notmayfly.test.", "test.", ".", "4.0.81.10.in-addr.arpa."] {
+        for name in ["example.org.", "notmayfly.test.", "test.", ".", "4.0.81.10.in-addr.arpa.", "d.f.ip6.arpa."] {
             assert!(ask(name, RecordType::A).is_none(), "{name} is not ours to answer for");
         }
     }

@@ -24,6 +24,8 @@ pub(super) const DENIED: &str = "denied";
 pub(crate) const LEASED: &str = "leased";
 /// The set of the taps of guests that have IPv6.
 const V6_TAPS: &str = "v6_taps";
+/// Where guests ask for their IPv6 addresses: all servers of the link.
+const SERVERS: &str = "ff02::1:2";
 /// How neighbours find each other (RFC 4861).
 const NEIGHBOURS: &str = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert }";
 
@@ -74,7 +76,7 @@ fn from_guest(inputs: &Inputs<'_>) -> Vec<String> {
             format!("icmpv6 type {{ nd-router-advert, nd-redirect }} {drop}"),
             format!("ip6 saddr {{ ::, fe80::/10 }} {NEIGHBOURS} accept"),
             "ip6 saddr { ::, fe80::/10 } icmpv6 type nd-router-solicit accept".to_owned(),
-            "ip6 saddr fe80::/10 udp sport 546 udp dport 547 accept".to_owned(),
+            format!("ip6 saddr fe80::/10 ip6 daddr {{ {SERVERS}, {TAP_GATEWAY} }} udp sport 546 udp dport 547 accept"),
         ]);
     }
     for family in Family::of(inputs) {
@@ -193,7 +195,7 @@ fn input(inputs: &Inputs<'_>) -> Vec<String> {
     if let Some(prefix) = inputs.goal.ipv6 {
         let gateway = prefix.embed(GATEWAY);
         rules.extend([
-            "ip6 saddr fe80::/10 udp dport 547 accept".to_owned(),
+            format!("ip6 daddr {{ {SERVERS}, {TAP_GATEWAY} }} udp dport 547 accept"),
             "icmpv6 type nd-router-solicit accept".to_owned(),
             format!("ip6 daddr {{ {TAP_GATEWAY}, {gateway} }} icmpv6 type echo-request accept"),
         ]);
