@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use mayfly_model::{
-    DeploymentKey, Digest, Endpoint, EndpointProtocol, HostFacts, HostName, HostReport, Image, Incarnation, Instance,
-    InstanceKey, InstanceState, InstanceStatus, Ipv6Prefix, LeaseTimings, Observed, Readiness, Resources,
+    AccessRule, DeploymentKey, Digest, Endpoint, EndpointProtocol, HostFacts, HostName, HostReport, Image, Incarnation,
+    Instance, InstanceKey, InstanceState, InstanceStatus, Ipv6Prefix, LeaseTimings, Observed, Readiness, Resources,
     RoleConfiguration, RoleDefinition, RoleKind, ServiceConfiguration, ServiceDefinition, Slot, Time, Traffic,
     UpgradeMode, Version, VmGoal, VmId, VmReport, VmSize,
 };
@@ -528,4 +528,23 @@ fn a_host_is_never_recorded_without_its_number() {
     let mut numbers: Vec<u32> = fabric.core.state().hosts().values().map(|host| host.number).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, [1, 2, 3]);
+}
+
+#[test]
+fn access_controls_of_earlier_records_are_read_and_those_of_both_versions_written() {
+    /// What stood in records before there was IPv6.
+    #[derive(serde::Serialize)]
+    struct Earlier {
+        permit: bool,
+        network: Ipv4Addr,
+        prefix: u8,
+    }
+    let earlier = Earlier { permit: true, network: Ipv4Addr::new(10, 1, 0, 0), prefix: 16 };
+    let read = |bytes: &[u8]| rmp_serde::from_slice::<AccessRule>(bytes).unwrap();
+    let rule = read(&rmp_serde::to_vec_named(&earlier).unwrap());
+    assert_eq!(rule.subnet().to_string(), "10.1.0.0/16");
+    assert_eq!(serde_json::from_value::<AccessRule>(serde_json::to_value(&earlier).unwrap()).unwrap(), rule);
+    let newer = AccessRule { network: "2001:db8::".parse().unwrap(), prefix: 32, ..rule };
+    assert_eq!(read(&rmp_serde::to_vec_named(&newer).unwrap()), newer);
+    assert_eq!(serde_json::from_str::<AccessRule>(&serde_json::to_string(&newer).unwrap()).unwrap(), newer);
 }

@@ -9,6 +9,7 @@ use crate::guest::{PLATFORM_SETTING, Platform};
 use crate::limits;
 use crate::name::{ImageName, ReservedName, RoleName};
 use crate::requirements::{Requirements, Spread};
+use crate::subnet::Subnet;
 
 /// The setting that holds a role's post-boot script or cloud-config, as text or as `@file`.
 pub const USER_DATA_SETTING: &str = "Mayfly.UserData";
@@ -131,9 +132,17 @@ pub struct AccessRule {
     /// Whether it lets in.
     pub permit: bool,
     /// The network's address.
-    pub network: std::net::Ipv4Addr,
-    /// The bits of its prefix, 0 to 32.
+    #[serde(with = "crate::subnet::plain")]
+    pub network: std::net::IpAddr,
+    /// The bits of its prefix, 0 to 32, for IPv6 to 128.
     pub prefix: u8,
+}
+
+impl AccessRule {
+    /// Whom it concerns.
+    pub fn subnet(&self) -> Subnet {
+        Subnet { address: self.network, prefix: self.prefix }
+    }
 }
 
 impl ServiceConfiguration {

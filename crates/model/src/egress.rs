@@ -1,18 +1,19 @@
 //! Where a role's guests may go outside their own deployment.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::definition::PortRange;
+use crate::subnet::Subnet;
 
 /// Where guests may go. Their own deployment, and the host's servers (DHCP, DNS, wire server, metadata), are always open
 /// to them as far as the definition says.
 ///
 /// Written `allow`, `deny`, or as a list of destinations, separated by commas or blanks: `198.51.100.0/24`,
-/// `198.51.100.7:443`, `example.org:443`, `*.example.org:8000-8080`, `example.org:53/udp`.
+/// `198.51.100.7:443`, `[2001:db8::/32]:443`, `example.org:443`, `*.example.org:8000-8080`, `example.org:53/udp`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Egress {
     /// Everywhere that the host lets guests go.
@@ -41,8 +42,8 @@ pub enum Target {
     /// A network.
     Network {
         /// Its address.
-        address: Ipv4Addr,
-        /// The bits of its prefix, 0 to 32.
+        address: IpAddr,
+        /// The bits of its prefix, 0 to 32, for IPv6 to 128.
         prefix: u8,
     },
     /// A name, in lower case: whatever addresses it has when the guest asks for them.
@@ -121,16 +122,20 @@ impl FromStr for Destination {
             Some((rest, "udp")) => (rest, Some(Transport::Udp)),
             _ => (text, None),
         };
-        let (target, ports) = match rest.split_once(':') {
-            Some((target, ports)) => {
-                (target, Some(read_ports(ports).ok_or_else(|| wrong("its ports are not 1 to 65535"))?))
-            }
-            None => (rest, None),
+        // Ports after an IPv6 network would be part of it, but for brackets.
+        let (target, ports) = match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((target, "")) => (target, None),
+            Some((target, ports)) => (target, Some(ports.strip_prefix(':').unwrap_or_default())),
+            None if rest.matches(':').count() > 1 => (rest, None),
+            None => rest.split_once(':').map_or((rest, None), |(target, ports)| (target, Some(ports))),
         };
+        let ports = ports.map(|ports| read_ports(ports).ok_or_else(|| wrong("its ports are not 1 to 65535")));
+        let ports = ports.transpose()?;
         let first = target.split(['/', '.']).next().unwrap_or_default();
-        let numeric = target.contains('/') || (first.parse::<u8>().is_ok() && target.split('.').count() == 4);
-        let target = if numeric {
-            read_network(target).ok_or_else(|| wrong("this is not a network such as 198.51.100.0/24"))?
+        let dotted = first.parse::<u8>().is_ok() && target.split('.').count() == 4;
+        let target = if target.contains(['/', ':']) || dotted {
+            read_network(target)
+                .ok_or_else(|| wrong("this is not a network such as 198.51.100.0/24 or [2001:db8::/32]:443"))?
         } else {
             read_name(target).ok_or_else(|| wrong("this is neither a network nor a name such as example.org"))?
         };
@@ -145,13 +150,8 @@ fn read_ports(text: &str) -> Option<PortRange> {
 }
 
 fn read_network(text: &str) -> Option<Target> {
-    let (address, prefix) = text.split_once('/').unwrap_or((text, "32"));
-    let (address, prefix): (Ipv4Addr, u8) = (address.parse().ok()?, prefix.parse().ok()?);
-    if prefix > 32 {
-        return None;
-    }
-    let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-    Some(Target::Network { address: Ipv4Addr::from(u32::from(address) & mask), prefix })
+    let Subnet { address, prefix } = text.parse().ok()?;
+    Some(Target::Network { address, prefix })
 }
 
 fn read_name(text: &str) -> Option<Target> {
@@ -181,6 +181,7 @@ impl fmt::Display for Egress {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Target::Network { address, prefix } if address.is_ipv6() => write!(f, "[{address}/{prefix}]"),
             Target::Network { address, prefix } => write!(f, "{address}/{prefix}"),
             Target::Name(name) => f.write_str(name),
             Target::Below(name) => write!(f, "*.{name}"),
@@ -215,6 +216,8 @@ mod tests {
             ("198.51.100.77/24", "198.51.100.0/24"),
             ("198.51.100.7:443", "198.51.100.7/32:443"),
             ("0.0.0.0/0:53/udp", "0.0.0.0/0:53/udp"),
+            ("2001:db8:1::/32, 2001:db8::7", "[2001:db8::/32], [2001:db8::7/128]"),
+            ("[2001:db8::/32]:80-90/tcp [2001:db8::7]", "[2001:db8::/32]:80-90/tcp, [2001:db8::7/128]"),
             (
                 "Example.ORG:443, *.example.net:8000-8080/tcp\n9.example",
                 "example.org:443, *.example.net:8000-8080/tcp, 9.example",
@@ -227,6 +230,10 @@ mod tests {
             " , ",
             "198.51.100.0/33",
             "198.51.100.300",
+            "[2001:db8::/32]443",
+            "[2001:db8::/32",
+            "2001:db8::/129",
+            "[example.org]:443:1",
             "a..b",
             "-a.b",
             "example.org:0",

@@ -1,11 +1,10 @@
 //! Reading a service configuration.
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::Ipv4Addr;
 
 use mayfly_model::{
-    AccessRule, EndpointAcl, ImageName, ReservedName, RoleConfiguration, RoleName, ServiceConfiguration, Thumbprint,
-    ThumbprintError, limits,
+    AccessRule, EndpointAcl, ImageName, ReservedName, RoleConfiguration, RoleName, ServiceConfiguration, Subnet,
+    Thumbprint, ThumbprintError, limits,
 };
 use roxmltree::Node;
 
@@ -95,15 +94,17 @@ fn read_rules(reader: &mut Reader<'_>, control: Node<'_, '_>) -> Vec<AccessRule>
         let order: u32 = reader.number(node, "order", 0..=u32::MAX, 0);
         let permit = reader.choice(node, "action", &[("permit", true), ("deny", false)]);
         let Some(subnet) = reader.required(node, "remoteSubnet") else { continue };
-        let parsed = subnet.split_once('/').unwrap_or((subnet, "32"));
-        let (network, prefix) = (parsed.0.parse::<Ipv4Addr>(), parsed.1.parse::<u8>());
-        match (network, prefix) {
-            (Ok(network), Ok(prefix @ 0..=32)) => {
+        match subnet.parse::<Subnet>() {
+            Ok(Subnet { address: network, prefix }) => {
                 rules.extend(permit.map(|permit| (order, AccessRule { permit, network, prefix })));
             }
-            _ => {
-                let message = format!("`{subnet}` is not a network");
-                reader.error_in(node, "remoteSubnet", &message, Some("write ADDRESS/BITS, for example 10.1.0.0/16"));
+            Err(message) => {
+                reader.error_in(
+                    node,
+                    "remoteSubnet",
+                    &message,
+                    Some("write ADDRESS/BITS, for example 10.1.0.0/16 or 2001:db8::/32"),
+                );
             }
         }
     }

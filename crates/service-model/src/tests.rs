@@ -103,9 +103,11 @@ fn access_controls_are_read_in_their_order() {
         let acls = read(&text(order, "a")).unwrap().endpoint_acls;
         assert_eq!((acls[0].role.as_str(), acls[0].rules.len(), acls[0].rules[0].permit), ("web", 2, first));
         let single = acls[0].rules.iter().find(|rule| !rule.permit).unwrap();
-        assert_eq!((single.network, single.prefix), ([10, 1, 2, 3].into(), 32));
+        assert_eq!(single.subnet().to_string(), "10.1.2.3/32");
     }
     let error = |text: &str| read(text).unwrap_err().to_string();
+    let newer = read(&text(1, "a").replace("10.1.2.3", "2001:db8:1::/48")).unwrap();
+    assert_eq!(newer.endpoint_acls[0].rules[0].subnet().to_string(), "2001:db8:1::/48");
     assert!(error(&text(1, "b")).contains("there is no access control `b`"));
     assert!(error(&text(1, "a").replace("/8", "/33")).contains("`10.0.0.0/33` is not a network"));
     assert!(error(&text(1, "a").replace("deny", "refuse")).contains("refuse"));

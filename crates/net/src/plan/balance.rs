@@ -73,11 +73,10 @@ fn admit(endpoint: &EndpointGoal, counter: &str, up: &[Ipv4Addr], family: Family
     let let_in = format!("meta l4proto {protocol} counter name \"{counter}\" {}\n", balance(endpoint, up, family));
     let mut text = String::new();
     for rule in &endpoint.access {
-        match (rule.prefix, family) {
-            (0, _) => {}
-            (_, Family::V4) => text.push_str(&format!("ip saddr {}/{} ", rule.network, rule.prefix)),
-            // It says nothing of others than its own network's.
-            (_, Family::V6(_)) => continue,
+        match rule.subnet() {
+            everybody if everybody.is_everybody() => {}
+            network if family.has(network.address) => text.push_str(&format!("{ip} saddr {network} ")),
+            _ => continue,
         }
         text.push_str(if rule.permit { &let_in } else { "drop\n" });
     }

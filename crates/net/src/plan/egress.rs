@@ -65,10 +65,9 @@ fn policy(rules: &mut Ruleset, guest: &LocalGuest, destinations: &[Destination],
     }
     for destination in destinations {
         let target = match &destination.target {
-            Target::Network { prefix: 0, .. } => String::new(),
-            // It has no addresses of the newer version.
-            Target::Network { .. } if family != Family::V4 => continue,
-            Target::Network { address, prefix } => format!("ct original ip daddr {address}/{prefix} "),
+            Target::Network { prefix: 0, address } if address.is_ipv4() => String::new(),
+            Target::Network { address, .. } if !family.has(*address) => continue,
+            Target::Network { address, prefix } => format!("ct original {ip} daddr {address}/{prefix} "),
             Target::Name(_) | Target::Below(_) => {
                 let set = family.named(&learned_set(&guest.deployment_id, &destination.target));
                 let target = format!("ct original {ip} daddr @{set} ");

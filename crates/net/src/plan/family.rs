@@ -54,6 +54,11 @@ impl Family {
         }
     }
 
+    /// Whether an address is one of this version.
+    pub(super) fn has(self, address: IpAddr) -> bool {
+        address.is_ipv4() == (self == Family::V4)
+    }
+
     /// An address with a port.
     pub(super) fn door(self, address: Ipv4Addr, port: u16) -> String {
         std::net::SocketAddr::new(self.address(address), port).to_string()

@@ -151,7 +151,7 @@ fn deployments_talk_only_among_themselves() {
 
 #[test]
 fn the_first_rule_that_fits_decides_who_comes_in() {
-    let rule = |permit, last, prefix| AccessRule { permit, network: Ipv4Addr::new(10, 1, 0, last), prefix };
+    let rule = |permit, last, prefix| AccessRule { permit, network: Ipv4Addr::new(10, 1, 0, last).into(), prefix };
     let balance =
         format!("meta l4proto tcp counter name \"{DOOR}\" dnat ip to numgen inc mod 1 map {{ 0 : 10.80.0.11 }} : 8080");
     let anybody = "meta l4proto tcp dnat ip to 10.80.0.11:8080".to_owned();

@@ -6,7 +6,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use mayfly_model::{
-    AccessRule, Destination, Egress, EndpointGoal, EndpointProtocol, Pass, RouteGoal, Target, Transport, VipGoal,
+    AccessRule, Destination, Egress, EndpointGoal, EndpointProtocol, Pass, RouteGoal, Subnet, Target, Transport,
+    VipGoal,
 };
 
 use crate::address::{GATEWAY, METADATA, PLUGIN_PORT, WIRE_SERVER};
@@ -137,18 +138,11 @@ fn leaves(inputs: &Inputs<'_>, guest: &LocalGuest, to: &Receiver, family: Family
 
 fn opens(destination: &Destination, to: &Receiver) -> bool {
     let target = match &destination.target {
-        Target::Network { prefix: 0, .. } => true,
-        Target::Network { address, prefix } => is_in(to.address, *address, *prefix),
+        Target::Network { address, prefix } => Subnet { address: *address, prefix: *prefix }.contains(to.address),
         named => to.name.as_ref().is_some_and(|name| named.is_named(name)),
     };
     let protocol = destination.protocol.is_none_or(|protocol| protocol == to.protocol);
     target && protocol && destination.ports.is_none_or(|ports| (ports.min..=ports.max).contains(&to.port))
-}
-
-fn is_in(address: IpAddr, network: Ipv4Addr, prefix: u8) -> bool {
-    let IpAddr::V4(address) = address else { return prefix == 0 };
-    let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-    u32::from(address) & mask == u32::from(network) & mask
 }
 
 /// Through a public address.
@@ -178,11 +172,11 @@ fn balanced(steps: &mut Vec<Step>, inputs: &Inputs<'_>, vip: &VipGoal, source: I
 /// The first rule of an access control that fits decides.
 fn admitted(endpoint: &EndpointGoal, source: IpAddr) -> Step {
     let name = &endpoint.name;
-    let fits = |rule: &&AccessRule| is_in(source, rule.network, rule.prefix);
+    let fits = |rule: &&AccessRule| rule.subnet().contains(source);
     match endpoint.access.iter().find(fits) {
         Some(rule) => {
             let word = if rule.permit { "permits" } else { "denies" };
-            let what = format!("access control of {name}: {word} {}/{}", rule.network, rule.prefix);
+            let what = format!("access control of {name}: {word} {}", rule.subnet());
             if rule.permit { passes(what) } else { stops(what) }
         }
         None if endpoint.access.iter().any(|rule| rule.permit) => {

@@ -182,7 +182,12 @@ fn any_rules(dice: &mut Dice) -> Ruleset {
         mac: [2, 0, 0, 0, 0, number],
         voter: true,
     };
-    let policies = ["allow", "deny", "198.51.100.0/24:443, *.example.org:80-90/tcp, 0.0.0.0/0:53/udp", "example.net"];
+    let policies = [
+        "allow",
+        "deny",
+        "198.51.100.0/24:443, *.example.org:80-90/tcp, 0.0.0.0/0:53/udp, [2001:db8::/32]:443",
+        "example.net",
+    ];
     let (mut routes, mut guests, mut backends) = (Vec::new(), Vec::new(), Vec::new());
     for last in (1..=8).filter(|_| dice.below(4) > 0).collect::<Vec<u8>>() {
         let (dip, on) = (Ipv4Addr::new(10, 80, 0, 10 + last), 1 + dice.below(2));
@@ -223,7 +228,12 @@ fn any_rules(dice: &mut Dice) -> Ruleset {
         local_port: 8000 + dice.below(3) as u16,
         backends: backends.iter().filter(|_| dice.below(3) > 0).cloned().collect(),
         access: (0..dice.below(3))
-            .map(|rule| AccessRule { permit: rule == 0, network: Ipv4Addr::new(10, 1, rule as u8, 0), prefix: 24 })
+            .map(|rule| AccessRule {
+                permit: rule == 0,
+                network: [Ipv4Addr::new(10, 1, rule as u8, 0).into(), "2001:db8::".parse().unwrap()]
+                    [dice.below(2) as usize],
+                prefix: 24,
+            })
             .collect(),
         distribution: [Distribution::Connection, Distribution::SourceIp, Distribution::SourceIpProtocol]
             [dice.below(3) as usize],

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use mayfly_model::{AccessRule, EndpointProtocol, GuardGoal, Pass, PortRange, RoleName, Transport};
+use mayfly_model::{AccessRule, EndpointProtocol, GuardGoal, Pass, PortRange, RoleName, Subnet, Transport};
 use mayfly_net::Transit;
 use mayfly_net::address::{GATEWAY, METADATA, WIRE_SERVER};
 use mayfly_net::plan::trace::{Receiver, Sender, trace};
@@ -33,11 +33,14 @@ fn lab(transit: Transit) -> Lab {
     // The balanced ones are the first and the stranger; the second door is closed to its own instances.
     let mut closed = lab.goal.vips[0].endpoints[0].clone();
     closed.port = 81;
-    let rule = |permit, network, prefix| AccessRule { permit, network, prefix };
-    closed.access = vec![rule(false, Ipv4Addr::new(10, 80, 0, 0), 16)];
+    let denied = |text: &str| {
+        let subnet: Subnet = text.parse().unwrap();
+        AccessRule { permit: false, network: subnet.address, prefix: subnet.prefix }
+    };
+    closed.access = vec![denied("10.80.0.0/16"), denied("fd6d:6179:666c:79::a50:0/113")];
     lab.goal.vips[0].endpoints.push(closed);
     let networks = |text: &str| text.parse().unwrap();
-    lab.hosts[2].guests[0].egress = networks("10.78.0.0/24:80/tcp, example.org");
+    lab.hosts[2].guests[0].egress = networks("10.78.0.0/24:80/tcp, example.org, [fd6d:6179:666c:79::a4e:0/120]:81");
     lab.hosts[3].guests[0].egress = networks("deny");
     let all = lab.all();
     lab.follow(&all);
