@@ -15,6 +15,18 @@ impl<K> Default for Turns<K> {
 }
 
 impl<K: Hash + Eq + Clone> Turns<K> {
+    /// Does `work` if nobody else is at work on `key`.
+    pub(crate) fn try_take<T>(&self, key: &K, work: impl FnOnce() -> T) -> Option<T> {
+        // Whoever comes now waits for the whole map, and so for this.
+        let locks = self.locks();
+        if locks.contains_key(key) {
+            return None;
+        }
+        let result = work();
+        drop(locks);
+        Some(result)
+    }
+
     /// Does `work` when nobody else is at work on `key`.
     pub(crate) fn take<T>(&self, key: &K, work: impl FnOnce() -> T) -> T {
         let lock = Arc::clone(self.locks().entry(key.clone()).or_default());

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mayfly_model::{HostName, Ipv6Prefix, NetworkGoal};
+use mayfly_model::{HostName, NetworkGoal};
 use mayfly_net::address::UNDERLAY_DEVICE;
 use mayfly_net::plan::ruleset::Present;
 use mayfly_net::plan::{Health, Inputs, Plan, plan};
@@ -141,11 +141,13 @@ async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Resu
         agent.links.set_routes(&wanted.routes).await?;
     }
     if before.is_none_or(|before| before.vips != wanted.vips) {
-        // Also when there is no prefix any more.
-        let prefix = wanted.ipv6.or(before.and_then(|before| before.ipv6));
+        // Also when there is another prefix now, or none.
+        let prefixes = [wanted.ipv6, before.and_then(|before| before.ipv6)];
         let own = agent.config.address;
-        let is_public =
-            |address| prefix.is_some_and(|prefix: Ipv6Prefix| prefix.embedded(address).is_some_and(|one| one != own));
+        let is_public = |address| {
+            let mut embedded = prefixes.iter().flatten().filter_map(|prefix| prefix.embedded(address));
+            embedded.any(|one| one != own)
+        };
         let new = agent.links.set_vips(&wanted.vips, is_public).await?;
         if !new.is_empty() {
             tracing::info!(?new, "public addresses taken");

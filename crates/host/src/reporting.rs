@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use mayfly_api::ErrorCode;
-use mayfly_model::{EGRESS_FEATURE, EGRESS6_FEATURE, HostFacts, HostReport};
+use mayfly_model::{EGRESS_FEATURE, EGRESS6_FEATURE, HostFacts, HostReport, IPV6_FEATURE};
 
 use crate::agent::{Agent, lock};
 use crate::clock;
@@ -112,6 +112,9 @@ fn features(agent: &Agent) -> BTreeSet<String> {
     }
     if agent.config.guest_egress {
         features.insert(EGRESS_FEATURE.to_owned());
+    }
+    if mayfly_net::has_ipv6() {
+        features.insert(IPV6_FEATURE.to_owned());
     }
     if agent.config.underlay6().is_some() {
         features.insert(EGRESS6_FEATURE.to_owned());

@@ -9,7 +9,7 @@ use axum::serve::ListenerExt;
 use futures_util::future::BoxFuture;
 use mayfly_model::Egress;
 use mayfly_net::address::{METADATA, PLUGIN_PORT, WIRE_SERVER};
-use mayfly_net::plan::learned_set;
+use mayfly_net::plan::{learned_set, learned_set6};
 use mayfly_net::{Asked, DnsServer, Forwarder, Limit, NameObserver};
 use mayfly_wire::{Guest, Guests, HealthReport, Word, metadata_router, plugin_router, wire_server_router};
 use tokio::net::TcpListener;
@@ -198,16 +198,23 @@ impl NameObserver for Names {
     fn told(&self, guest: Ipv4Addr, name: &str, addresses: &[IpAddr], seconds: u32) {
         let policy = {
             let mut statuses = self.agent.statuses();
-            statuses.at(guest).map(|status| (status.goal.deployment_id.clone(), status.goal.egress.clone()))
+            statuses
+                .at(guest)
+                .map(|status| (status.goal.deployment_id.clone(), status.goal.egress.clone(), status.goal.ipv6))
         };
-        let Some((deployment_id, Egress::Only(destinations))) = policy else { return };
+        let Some((deployment_id, Egress::Only(destinations), ipv6)) = policy else { return };
+        let (older, newer): (Vec<IpAddr>, Vec<IpAddr>) = addresses.iter().partition(|address| address.is_ipv4());
         for destination in destinations.iter().filter(|one| one.target.is_named(name)) {
             let set = learned_set(&deployment_id, &destination.target);
-            let new = self.to_open(&set, addresses, seconds);
-            if let Err(error) = lock(&self.agent.nft).learn(&set, &new, seconds) {
-                lock(&self.agent.opened).retain(|(of, _), _| *of != set);
-                // The guest's rules are not in force yet; it asks again.
-                tracing::debug!(%guest, name, %error, "addresses are not open yet");
+            // A guest without IPv6 has nothing to open with such addresses.
+            let newer = ipv6.map(|_| (learned_set6(&set), &newer));
+            for (set, addresses) in [(set, &older)].into_iter().chain(newer) {
+                let new = self.to_open(&set, addresses, seconds);
+                if let Err(error) = lock(&self.agent.nft).learn(&set, &new, seconds) {
+                    lock(&self.agent.opened).retain(|(of, _), _| *of != set);
+                    // The guest's rules are not in force yet; it asks again.
+                    tracing::debug!(%guest, name, %error, "addresses are not open yet");
+                }
             }
         }
     }

@@ -45,6 +45,8 @@ pub(crate) struct VmStatus {
     pub restarts: u32,
     /// Whether its tap is there.
     pub has_tap: bool,
+    /// Whether the tap speaks IPv6.
+    pub tap_has_ipv6: bool,
     /// Grows with each guest; answers to an earlier one's probes do not count.
     pub life: u32,
     /// Whether the guest has asked for its documents.
@@ -112,6 +114,7 @@ impl VmStatus {
             reboots: 0,
             restarts: 0,
             has_tap: false,
+            tap_has_ipv6: false,
             life: 0,
             asked: false,
             said: None,
@@ -311,7 +314,7 @@ impl Statuses {
         let guest = |status: &VmStatus| LocalGuest {
             tap: tap_name(status.goal.vm),
             dip: status.goal.dip,
-            ipv6: status.goal.ipv6.is_some(),
+            ipv6: status.goal.ipv6.is_some() && status.tap_has_ipv6,
             mac: status.goal.mac(),
             deployment_id: status.goal.deployment_id.clone(),
             egress: status.goal.egress.clone(),

@@ -6,6 +6,7 @@ use crate::autoscale::Autoscale;
 use crate::certificate::Thumbprint;
 use crate::egress::Egress;
 use crate::guest::{PLATFORM_SETTING, Platform};
+use crate::host::IPV6_FEATURE;
 use crate::limits;
 use crate::name::{ImageName, ReservedName, RoleName};
 use crate::requirements::{Requirements, Spread};
@@ -203,7 +204,12 @@ impl RoleConfiguration {
 
     /// What it asks of hosts. What cannot be read was refused before it got here.
     pub fn requirements(&self) -> Requirements {
-        self.setting(REQUIRE_SETTING).and_then(|text| text.parse().ok()).unwrap_or_default()
+        let said = self.setting(REQUIRE_SETTING).and_then(|text| text.parse().ok());
+        let mut requirements: Requirements = said.unwrap_or_default();
+        if self.ipv6() {
+            requirements.features.insert(IPV6_FEATURE.to_owned());
+        }
+        requirements
     }
 
     /// How strictly it is spread.

@@ -12,6 +12,8 @@ use crate::time::Time;
 
 /// The feature of hosts that let guests leave the fabric.
 pub const EGRESS_FEATURE: &str = "egress";
+/// The feature of hosts whose kernels have IPv6.
+pub const IPV6_FEATURE: &str = "ipv6";
 /// The feature of hosts that let guests leave it over IPv6.
 pub const EGRESS6_FEATURE: &str = "egress6";
 

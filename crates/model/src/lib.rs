@@ -50,7 +50,7 @@ pub use goal::{
     RouteGoal, ServiceRecord, VipGoal, VmGoal,
 };
 pub use guest::{Admin, GuestGoal, Platform, RemoteAccess, Script};
-pub use host::{Admission, EGRESS_FEATURE, EGRESS6_FEATURE, Host, HostCondition};
+pub use host::{Admission, EGRESS_FEATURE, EGRESS6_FEATURE, Host, HostCondition, IPV6_FEATURE};
 pub use image::{Digest, Image};
 pub use instance::{Expectation, Health, Instance, InstanceState, InstanceStatus, Rung, Then, Vm, VmPhase};
 pub use ipv6::Ipv6Prefix;

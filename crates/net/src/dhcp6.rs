@@ -82,11 +82,14 @@ fn answer(request: &Message, address: Ipv6Addr) -> Option<Message> {
     }
     match request.msg_type() {
         MessageType::Confirm => {
-            let good = associations(request).flat_map(|one| addresses(&one.opts)).all(|one| one == address);
+            let mut thought = associations(request).flat_map(|one| addresses(&one.opts)).peekable();
+            thought.peek()?;
+            let good = thought.all(|one| one == address);
             options.insert(status(if good { Status::Success } else { Status::NotOnLink }));
         }
         MessageType::Release | MessageType::Decline => options.insert(status(Status::Success)),
         MessageType::InformationRequest => {}
+        _ if associations(request).next().is_none() => options.insert(status(Status::NoAddrsAvail)),
         _ => {
             for asked in associations(request) {
                 options.insert(DhcpOption::IANA(granted(asked, address)));

@@ -102,20 +102,12 @@ impl Nft {
         Ok(read_counters(&self.run(&format!("list counters table {TABLE}"))?))
     }
 
-    /// Opens `addresses` for `seconds` in a set whose elements come and go with time, and in that of IPv6 addresses that goes
-    /// with it.
+    /// Opens `addresses` for `seconds` in a set of such addresses, whose elements come and go with time.
     ///
     /// # Errors
     /// [`NetError::Nft`], also when there is no such set any more.
     pub fn learn(&mut self, set: &str, addresses: &[IpAddr], seconds: u32) -> Result<(), NetError> {
-        self.refresh_both(set, addresses, &format!("{seconds}s"))
-    }
-
-    /// The older addresses come first, and are open even if the kernel has no set for the newer.
-    fn refresh_both(&mut self, set: &str, addresses: &[IpAddr], time: &str) -> Result<(), NetError> {
-        let (older, newer): (Vec<IpAddr>, Vec<IpAddr>) = addresses.iter().partition(|address| address.is_ipv4());
-        self.refresh(set, &older, time)?;
-        self.refresh(&learned_set6(set), &newer, time)
+        self.refresh(set, addresses, &format!("{seconds}s"))
     }
 
     /// An element that is there keeps its old time when it is added again, so it has to go first.
@@ -136,7 +128,11 @@ impl Nft {
     /// # Errors
     /// [`NetError::Nft`].
     pub fn lease(&mut self, dips: &[IpAddr], millis: u64) -> Result<(), NetError> {
-        self.refresh_both(LEASED, dips, &format!("{millis}ms"))
+        let (older, newer): (Vec<IpAddr>, Vec<IpAddr>) = dips.iter().partition(|address| address.is_ipv4());
+        let time = format!("{millis}ms");
+        // The older come first, and pass even if the kernel has no set for the newer yet.
+        self.refresh(LEASED, &older, &time)?;
+        self.refresh(&learned_set6(LEASED), &newer, &time)
     }
 
     /// Takes all DIPs off the network at once, those with `ipv6` too.
@@ -144,8 +140,10 @@ impl Nft {
     /// # Errors
     /// [`NetError::Nft`].
     pub fn revoke(&mut self, ipv6: bool) -> Result<(), NetError> {
-        self.apply(&format!("flush set {TABLE} {LEASED}\n"))?;
-        if ipv6 { self.apply(&format!("flush set {TABLE} {}\n", learned_set6(LEASED))) } else { Ok(()) }
+        // Each is tried whatever becomes of the other; without IPv6, there may be a set for it or none.
+        let older = self.apply(&format!("flush set {TABLE} {LEASED}\n"));
+        let newer = self.apply(&format!("flush set {TABLE} {}\n", learned_set6(LEASED)));
+        older.and(if ipv6 { newer } else { Ok(()) })
     }
 }
 

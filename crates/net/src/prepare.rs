@@ -44,12 +44,7 @@ pub async fn prepare_ipv6(
     own: &PeerGoal,
     (transit, bits): (Transit, u8),
 ) -> Result<(), NetError> {
-    // A host that forwards would else listen no more to the routers that tell it its own addresses.
-    if fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{UNDERLAY_DEVICE}/accept_ra"))
-        .is_ok_and(|on| on.trim() == "1")
-    {
-        sysctl(&format!("net/ipv6/conf/{UNDERLAY_DEVICE}/accept_ra"), "2")?;
-    }
+    keep_listening_to_routers(links).await?;
     sysctl("net/ipv6/conf/all/forwarding", "1")?;
     // Answers to those whose connections another host balances go to that host.
     let mut addresses = vec![("lo", GATEWAY, 32), (UNDERLAY_DEVICE, own.address, bits)];
@@ -59,6 +54,20 @@ pub async fn prepare_ipv6(
     for (device, address, bits) in addresses {
         enable_ipv6(device)?;
         links.add_aside(device, prefix.embed(address).into(), PREFIX_BITS + bits).await?;
+    }
+    Ok(())
+}
+
+/// A host that forwards would else hear no more of the routers that tell it its own addresses.
+async fn keep_listening_to_routers(links: &Links) -> Result<(), NetError> {
+    for device in links.names().await? {
+        let is = |name: &str, value: &str| {
+            fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{device}/{name}"))
+                .is_ok_and(|text| text.trim() == value)
+        };
+        if is("disable_ipv6", "0") && is("accept_ra", "1") && is("forwarding", "0") {
+            sysctl(&format!("net/ipv6/conf/{device}/accept_ra"), "2")?;
+        }
     }
     Ok(())
 }

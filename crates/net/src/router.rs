@@ -17,6 +17,8 @@ const ADVERTISEMENT: u8 = 134;
 /// Between two advertisements that nobody has asked for, and for how many seconds each is good.
 const INTERVAL: Duration = Duration::from_secs(300);
 const LIFETIME: u16 = 1800;
+/// Between two advertisements at the least.
+const PAUSE: Duration = Duration::from_secs(1);
 /// The hop limit by which neighbours know that a packet has passed no router.
 const FROM_HERE: u32 = 255;
 /// Flags: addresses, and whatever else, are had by DHCPv6.
@@ -37,6 +39,8 @@ pub(crate) async fn advertise(tap: &str, device: u32, mac: [u8; 6], mtu: u16) ->
             tracing::debug!(tap, %error, "an advertisement was lost");
         }
         let asked = async {
+            // A guest that asks on and on is answered now and then.
+            tokio::time::sleep(PAUSE).await;
             loop {
                 let (length, _) = socket.recv_from(&mut buffer).await?;
                 if buffer[..length].first() == Some(&SOLICITATION) {

@@ -83,7 +83,7 @@ fn follow(core: &Core, from: &From, to: &Target) -> Result<TraceView, ApiError> 
             let found = records.iter().filter(|record| record.name == to.host).map(|record| record.address);
             // The same version as the sender's, if it says which.
             let newer = matches!(from, From::Outside(IpAddr::V6(_)));
-            let found = found.filter(|address| address.is_ipv6() == newer).min();
+            let found = found.min_by_key(|address| (address.is_ipv6() != newer, *address));
             let message = || format!("`{}` is no name of the zone {}; give an address", to.host, core.config().zone);
             (Some(to.host.clone()), found.ok_or_else(|| ApiError::new(ErrorCode::NotFound, message()))?)
         }

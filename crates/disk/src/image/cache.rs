@@ -188,7 +188,7 @@ impl ImageCache {
                 return;
             }
             // One that is being opened must not lose its folder meanwhile.
-            if self.inner.turns.take(&digest, || self.throw_away(&digest)) {
+            if self.inner.turns.try_take(&digest, || self.throw_away(&digest)) == Some(true) {
                 total -= bytes;
             }
         }

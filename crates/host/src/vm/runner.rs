@@ -293,17 +293,26 @@ impl Runner {
         if self.dhcp.as_ref().is_none_or(|(lease, _)| lease.ipv6 == self.goal.ipv6) {
             return;
         }
-        if let Err(error) = prepare::tap(&self.agent, &self.goal).await {
+        self.prepare_tap().await;
+        self.serve_dhcp();
+    }
+
+    /// Makes the tap of a running guest what it should be.
+    pub(super) async fn prepare_tap(&self) {
+        // Its place in the network over IPv6 comes and goes with this.
+        let done = prepare::tap(&self.agent, &self.goal).await;
+        let (ready, wanted) = (done.is_ok(), self.goal.ipv6.is_some());
+        self.update(|status| status.tap_has_ipv6 = ready && wanted);
+        if let Err(error) = done {
             tracing::warn!(vm = %self.goal.vm, error = format!("{error:#}"), "its tap is not as it should be");
         }
-        self.serve_dhcp();
     }
 
     pub(super) fn serve_dhcp(&mut self) {
         let zone = self.agent.goal.borrow().network.zone.clone();
         let lease = DhcpLease {
             address: self.goal.dip,
-            ipv6: self.goal.ipv6,
+            ipv6: self.goal.ipv6.filter(|_| self.update_quietly(|status| status.tap_has_ipv6) == Some(true)),
             host_name: self.goal.computer_name.clone(),
             domain: domain(&self.goal, &zone),
             mtu: self.agent.guest_mtu,

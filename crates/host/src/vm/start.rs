@@ -43,7 +43,7 @@ impl Runner {
         let local_disks = local::disks(&agent, &goal).await?;
         let cdrom = provision::disk(&agent, &goal)?;
         prepare::tap(&agent, &goal).await?;
-        self.update(|status| status.has_tap = true);
+        self.update(|status| (status.has_tap, status.tap_has_ipv6) = (true, goal.ipv6.is_some()));
         self.serve_dhcp();
         crate::guard::check(&agent);
         self.take_turn().await?;
@@ -135,9 +135,7 @@ impl Runner {
             status.stage = Stage::Running;
         });
         // An earlier build, or another configuration, may have made its tap otherwise.
-        if let Err(error) = prepare::tap(&self.agent, &self.goal).await {
-            tracing::warn!(vm = %self.goal.vm, error = format!("{error:#}"), "its tap is not as it should be");
-        }
+        self.prepare_tap().await;
         self.serve_dhcp();
         crate::guard::check(&self.agent);
         self.ask_for_user();

@@ -73,10 +73,10 @@ fn admit(endpoint: &EndpointGoal, counter: &str, up: &[Ipv4Addr], family: Family
     let let_in = format!("meta l4proto {protocol} counter name \"{counter}\" {}\n", balance(endpoint, up, family));
     let mut text = String::new();
     for rule in &endpoint.access {
-        match rule.subnet() {
-            everybody if everybody.is_everybody() => {}
-            network if family.has(network.address) => text.push_str(&format!("{ip} saddr {network} ")),
-            _ => continue,
+        let subnet = rule.subnet();
+        let Some(network) = family.network(subnet) else { continue };
+        if !subnet.is_everybody() {
+            text.push_str(&format!("{ip} saddr {network} "));
         }
         text.push_str(if rule.permit { &let_in } else { "drop\n" });
     }

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::hash::Hasher;
 
-use mayfly_model::{Destination, Egress, Target};
+use mayfly_model::{Destination, Egress, Subnet, Target};
 
 use crate::plan::balance::Fnv;
 use crate::plan::family::{Family, V6};
@@ -65,9 +65,14 @@ fn policy(rules: &mut Ruleset, guest: &LocalGuest, destinations: &[Destination],
     }
     for destination in destinations {
         let target = match &destination.target {
-            Target::Network { prefix: 0, address } if address.is_ipv4() => String::new(),
-            Target::Network { address, .. } if !family.has(*address) => continue,
-            Target::Network { address, prefix } => format!("ct original {ip} daddr {address}/{prefix} "),
+            Target::Network { address, prefix } => {
+                let subnet = Subnet { address: *address, prefix: *prefix };
+                match family.network(subnet) {
+                    None => continue,
+                    Some(_) if subnet.is_everybody() => String::new(),
+                    Some(network) => format!("ct original {ip} daddr {network} "),
+                }
+            }
             Target::Name(_) | Target::Below(_) => {
                 let set = family.named(&learned_set(&guest.deployment_id, &destination.target));
                 let target = format!("ct original {ip} daddr @{set} ");

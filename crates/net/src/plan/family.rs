@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use mayfly_model::Ipv6Prefix;
+use mayfly_model::ipv6::PREFIX_BITS;
+use mayfly_model::{Ipv6Prefix, Subnet};
 
 use crate::address::{DIP_NETWORK, DIP_PREFIX};
 use crate::plan::Inputs;
@@ -54,9 +55,15 @@ impl Family {
         }
     }
 
-    /// Whether an address is one of this version.
-    pub(super) fn has(self, address: IpAddr) -> bool {
-        address.is_ipv4() == (self == Family::V4)
+    /// A network as this version has it: one of IPv4 addresses stands for the IPv6 addresses that go with them too.
+    pub(super) fn network(self, network: Subnet) -> Option<Subnet> {
+        match (self, network.address) {
+            (Family::V4, IpAddr::V4(_)) | (Family::V6(_), IpAddr::V6(_)) => Some(network),
+            (Family::V4, IpAddr::V6(_)) => None,
+            (Family::V6(prefix), IpAddr::V4(address)) => {
+                Some(Subnet { address: prefix.embed(address).into(), prefix: PREFIX_BITS + network.prefix })
+            }
+        }
     }
 
     /// An address with a port.
@@ -69,7 +76,7 @@ impl Family {
         match self {
             Family::V4 => format!("{DIP_NETWORK}/{DIP_PREFIX}"),
             Family::V6(prefix) => {
-                let bits = mayfly_model::ipv6::PREFIX_BITS + DIP_PREFIX;
+                let bits = PREFIX_BITS + DIP_PREFIX;
                 format!("{}/{bits}", prefix.embed(DIP_NETWORK))
             }
         }

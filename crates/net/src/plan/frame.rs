@@ -24,6 +24,11 @@ pub(super) const DENIED: &str = "denied";
 pub(crate) const LEASED: &str = "leased";
 /// The set of the taps of guests that have IPv6.
 const V6_TAPS: &str = "v6_taps";
+/// Leads each such tap to a chain that knows who speaks there: a guest has few addresses of the link, and each that the host
+/// hears of takes room in a table that all share.
+const V6_LINKS: &str = "v6_links";
+/// How many addresses of the link a guest may have within an hour.
+const LINK_ADDRESSES: u32 = 8;
 /// Where guests ask for their IPv6 addresses: all servers of the link.
 const SERVERS: &str = "ff02::1:2";
 /// How neighbours find each other (RFC 4861).
@@ -74,9 +79,13 @@ fn from_guest(inputs: &Inputs<'_>) -> Vec<String> {
             // Which groups it listens to, nobody needs to know; only the host says who is a router.
             "icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } drop".to_owned(),
             format!("icmpv6 type {{ nd-router-advert, nd-redirect }} {drop}"),
+            format!("ip6 saddr fe80::/10 iifname vmap @{V6_LINKS}"),
             format!("ip6 saddr {{ ::, fe80::/10 }} {NEIGHBOURS} accept"),
             "ip6 saddr { ::, fe80::/10 } icmpv6 type nd-router-solicit accept".to_owned(),
+            format!("ip6 saddr fe80::/10 ip6 daddr {TAP_GATEWAY} icmpv6 type echo-request accept"),
             format!("ip6 saddr fe80::/10 ip6 daddr {{ {SERVERS}, {TAP_GATEWAY} }} udp sport 546 udp dport 547 accept"),
+            // What it asks its neighbours, of whom it has none.
+            "ip6 saddr fe80::/10 ip6 daddr ff02::/16 drop".to_owned(),
         ]);
     }
     for family in Family::of(inputs) {
@@ -227,8 +236,24 @@ pub(super) fn guests(rules: &mut Ruleset, inputs: &Inputs<'_>) {
     if inputs.goal.ipv6.is_some() {
         let taps = guests.iter().filter(|guest| guest.ipv6).map(|guest| format!("\"{}\"", guest.tap));
         rules.sets.insert(V6_TAPS.to_owned(), Elements::set("type ifname;").with(taps));
+        links(rules, guests);
     }
     rules.counters.extend([SPOOFED, ISOLATED, DENIED].map(str::to_owned));
+}
+
+/// Who speaks on each tap with IPv6.
+fn links(rules: &mut Ruleset, guests: &[LocalGuest]) {
+    let mut links = Elements::map("type ifname : verdict;");
+    for guest in guests.iter().filter(|guest| guest.ipv6) {
+        let name = format!("l_{}", guest.tap);
+        let set = format!("type ipv6_addr; size {LINK_ADDRESSES}; flags dynamic, timeout; timeout 1h;");
+        rules.kept.insert(name.clone(), set);
+        // Where there is no room for another, the first rule does not hold.
+        let text = format!("update @{name} {{ ip6 saddr }} return\ncounter name {SPOOFED} drop\n");
+        rules.chains.insert(name.clone(), text);
+        links.elements.insert(format!("\"{}\"", guest.tap), format!("jump {name}"));
+    }
+    rules.sets.insert(V6_LINKS.to_owned(), links);
 }
 
 fn card(guest: &LocalGuest) -> String {

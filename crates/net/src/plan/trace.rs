@@ -6,8 +6,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use mayfly_model::{
-    AccessRule, Destination, Egress, EndpointGoal, EndpointProtocol, Pass, RouteGoal, Subnet, Target, Transport,
-    VipGoal,
+    AccessRule, Destination, Egress, EndpointGoal, EndpointProtocol, Ipv6Prefix, Pass, RouteGoal, Subnet, Target,
+    Transport, VipGoal,
 };
 
 use crate::address::{GATEWAY, METADATA, PLUGIN_PORT, WIRE_SERVER};
@@ -124,7 +124,7 @@ fn leaves(inputs: &Inputs<'_>, guest: &LocalGuest, to: &Receiver, family: Family
         Egress::Deny => return stops("egress of its role: deny"),
         Egress::Only(destinations) => destinations,
     };
-    match destinations.iter().find(|one| opens(one, to)) {
+    match destinations.iter().find(|one| opens(one, to, family)) {
         Some(one) => passes(format!("egress of its role: `{one}` is open")),
         None if to.name.is_none() && destinations.iter().any(|one| !matches!(one.target, Target::Network { .. })) => {
             stops(format!(
@@ -136,9 +136,16 @@ fn leaves(inputs: &Inputs<'_>, guest: &LocalGuest, to: &Receiver, family: Family
     }
 }
 
-fn opens(destination: &Destination, to: &Receiver) -> bool {
+/// Whether an address is in a network, or goes with one that is.
+fn covers(network: Subnet, address: IpAddr, family: Family) -> bool {
+    network.is_everybody() || family.network(network).is_some_and(|network| network.contains(address))
+}
+
+fn opens(destination: &Destination, to: &Receiver, family: Family) -> bool {
     let target = match &destination.target {
-        Target::Network { address, prefix } => Subnet { address: *address, prefix: *prefix }.contains(to.address),
+        Target::Network { address, prefix } => {
+            covers(Subnet { address: *address, prefix: *prefix }, to.address, family)
+        }
         named => to.name.as_ref().is_some_and(|name| named.is_named(name)),
     };
     let protocol = destination.protocol.is_none_or(|protocol| protocol == to.protocol);
@@ -163,16 +170,16 @@ fn balanced(steps: &mut Vec<Step>, inputs: &Inputs<'_>, vip: &VipGoal, source: I
     if up.is_empty() {
         return steps.push(stops(format!("endpoint {name}: nobody is in rotation, so it refuses")));
     }
-    steps.push(admitted(endpoint, source));
+    steps.push(admitted(endpoint, source, family));
     if steps.iter().all(|step| step.passes) {
         steps.push(passes(format!("endpoint {name}: sent to {}", up.join(" or "))));
     }
 }
 
 /// The first rule of an access control that fits decides.
-fn admitted(endpoint: &EndpointGoal, source: IpAddr) -> Step {
+fn admitted(endpoint: &EndpointGoal, source: IpAddr, family: Family) -> Step {
     let name = &endpoint.name;
-    let fits = |rule: &&AccessRule| rule.subnet().contains(source);
+    let fits = |rule: &&AccessRule| covers(rule.subnet(), source, family);
     match endpoint.access.iter().find(fits) {
         Some(rule) => {
             let word = if rule.permit { "permits" } else { "denies" };
@@ -220,6 +227,12 @@ fn away(inputs: &Inputs<'_>, from: Sender<'_>, to: &Receiver, family: Family) ->
     let is = |own: Ipv4Addr| family.address(own) == to.address;
     if inputs.goal.peers.iter().any(|peer| is(peer.address) || is(peer.overlay)) {
         return stops("the hosts' own network is closed to guests");
+    }
+    let is_ours = |prefix: Ipv6Prefix, address| prefix.embedded(address).is_some();
+    if let (IpAddr::V6(address), Family::V6(prefix)) = (to.address, family)
+        && (is_ours(prefix, address) || address.is_unicast_link_local() || address.is_multicast())
+    {
+        return stops(format!("nobody in the fabric has {address}, and nobody outside is reached at it"));
     }
     let way_out = if family == Family::V4 { inputs.underlay } else { inputs.underlay6 };
     match way_out {

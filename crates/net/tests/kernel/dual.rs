@@ -174,3 +174,27 @@ fn a_guest_learns_of_its_router() {
     assert!(routes.contains("via fe80::1 dev eth0 proto ra"), "{routes}");
     assert_eq!(mtu.trim(), "1400");
 }
+
+#[test]
+fn a_guest_takes_little_room_in_its_hosts_table_of_neighbours() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::with(1, 0, Transit::Vxlan, Some(prefix()));
+    let before = counted(&lab, 1, "spoofed");
+    lab.backends[0].run(|kit| {
+        let device = kit.runtime.block_on(kit.links.index("eth0")).unwrap();
+        for last in 100..120 {
+            let own = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, last);
+            kit.runtime.block_on(kit.links.add_address("eth0", own, 64)).unwrap();
+            let socket = std::net::UdpSocket::bind(std::net::SocketAddrV6::new(own, 0, 0, device)).unwrap();
+            let to = std::net::SocketAddrV6::new(mayfly_net::address::TAP_GATEWAY, 547, 0, device);
+            socket.send_to(b"here I am", to).unwrap();
+        }
+    });
+    // The first packet waits until the host has said where it is.
+    std::thread::sleep(Duration::from_millis(500));
+    let known = lab.hosts[0].namespace.run(|kit| kit.nft.run("list set inet mayfly l_mft1").unwrap());
+    assert_eq!(known.matches("fe80::").count(), 8, "{known}");
+    assert!(counted(&lab, 1, "spoofed") > before);
+}

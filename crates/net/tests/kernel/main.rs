@@ -173,15 +173,8 @@ fn host(number: u64) -> HostName {
     HostName::new(format!("host-{number}")).unwrap()
 }
 
-/// A location of two hosts with up to eight guests of three deployments, as the dice say.
-fn any_rules(dice: &mut Dice) -> Ruleset {
-    let peer = |number: u8| PeerGoal {
-        host: host(u64::from(number)),
-        address: Ipv4Addr::new(10, 77, 0, number),
-        overlay: Ipv4Addr::new(100, 64, 0, number),
-        mac: [2, 0, 0, 0, 0, number],
-        voter: true,
-    };
+/// Up to eight guests of three deployments on two hosts: where they are, those of the first host, and as backends.
+fn any_members(dice: &mut Dice) -> (Vec<RouteGoal>, Vec<LocalGuest>, Vec<Backend>) {
     let policies = [
         "allow",
         "deny",
@@ -221,6 +214,19 @@ fn any_rules(dice: &mut Dice) -> Ruleset {
             });
         }
     }
+    (routes, guests, backends)
+}
+
+/// A location of two hosts with up to eight guests of three deployments, as the dice say.
+fn any_rules(dice: &mut Dice) -> Ruleset {
+    let peer = |number: u8| PeerGoal {
+        host: host(u64::from(number)),
+        address: Ipv4Addr::new(10, 77, 0, number),
+        overlay: Ipv4Addr::new(100, 64, 0, number),
+        mac: [2, 0, 0, 0, 0, number],
+        voter: true,
+    };
+    let (routes, guests, backends) = any_members(dice);
     let endpoint = |dice: &mut Dice, port: u16| EndpointGoal {
         name: format!("web/{port}"),
         udp: dice.below(2) == 0,

@@ -37,7 +37,7 @@ fn lab(transit: Transit) -> Lab {
         let subnet: Subnet = text.parse().unwrap();
         AccessRule { permit: false, network: subnet.address, prefix: subnet.prefix }
     };
-    closed.access = vec![denied("10.80.0.0/16"), denied("fd6d:6179:666c:79::a50:0/113")];
+    closed.access = vec![denied("2001:db8::/32"), denied("10.80.0.0/16")];
     lab.goal.vips[0].endpoints.push(closed);
     let networks = |text: &str| text.parse().unwrap();
     lab.hosts[2].guests[0].egress = networks("10.78.0.0/24:80/tcp, example.org, [fd6d:6179:666c:79::a4e:0/120]:81");
