@@ -3,15 +3,15 @@
 //!
 //! Three patterns trip it. For everything: more hosts lost within the window than the largest fault domain has, and than
 //! a share of the fleet. For one deployment: three hosts, not all at once with one fault domain, lost while they were
-//! booting an instance of it; one identity that lost its host three times; or an instance that never became ready on three hosts.
+//! booting an instance of it; one identity that lost its host three times while it was booting, or six times; or an instance that never became ready on three hosts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use mayfly_model::breaker::Loss;
 use mayfly_model::{
-    Admission, Breaker, DeploymentKey, EventKind, Host, HostCondition, Instance, InstanceKey, InstanceState, Scope,
-    ServiceName, Slot, Trip, VmPhase,
+    Admission, Breaker, DeploymentKey, EventKind, Health, Host, HostCondition, HostName, Instance, InstanceKey,
+    InstanceState, Scope, ServiceName, Slot, Trip, VmPhase,
 };
 
 use crate::command::Rejected;
@@ -59,9 +59,8 @@ fn judge_fleet(step: &mut Step<'_>) {
     let largest = sizes.values().max().copied().unwrap_or(0);
     let share = (hosts.len() * step.config.healing.fleet_percent).div_ceil(100);
     let allowed = largest.max(share);
-    let is_lost = |name: &&mayfly_model::HostName| {
-        hosts.get(*name).is_some_and(|host| matches!(host.condition, HostCondition::Lost { .. }))
-    };
+    let is_lost =
+        |name: &&HostName| hosts.get(*name).is_some_and(|host| matches!(host.condition, HostCondition::Lost { .. }));
     let losses = step.state.breaker.losses.iter().filter(|(_, loss)| !loss.forgiven);
     let lost = losses.map(|(name, _)| name).filter(is_lost).count();
     if lost > allowed {
@@ -81,10 +80,17 @@ fn judge_boots(step: &mut Step<'_>, scope: Scope) {
     }
 }
 
-/// An instance has now lost its VM so often with its host.
-pub(crate) fn judge_instance(step: &mut Step<'_>, key: &InstanceKey, losses: usize) {
-    if losses >= step.config.healing.hosts {
-        let why = format!("{} was lost with its host {losses} times, one after the other", key.name());
+/// An instance has lost its VM with its host again. What it dies of while it boots, it is blamed for soon; one that was well
+/// each time may just have been where hosts were switched off in turn.
+pub(crate) fn judge_instance(step: &mut Step<'_>, key: &InstanceKey, health: &Health) {
+    let hosts: BTreeSet<&HostName> = health.lost_with.iter().map(|(host, _)| host).collect();
+    // Nobody can tell what one host dies of, again and again.
+    if hosts.len() < 2 {
+        return;
+    }
+    let (all, booting, most) = (health.lost_with.len(), health.lost_booting.len(), step.config.healing.hosts);
+    if booting >= most || all >= 2 * most {
+        let why = format!("{} was lost with its host {} times, one after the other", key.name(), all.max(booting));
         trip(step, scope(&key.deployment), why);
     }
 }

@@ -1,7 +1,5 @@
 //! Healing: a host is lost, so every instance it carried gets a new VM elsewhere.
 
-use std::collections::BTreeSet;
-
 use mayfly_model::{EventKind, Health, Host, HostCondition, HostName, Instance, InstanceState, Then};
 
 use crate::mutant::Mutant;
@@ -46,17 +44,16 @@ fn lose(step: &mut Step<'_>, instance: &Instance, host: &HostName) {
     }
     let mut health = instance.health.as_deref().cloned().unwrap_or_else(Health::default);
     let window = step.config.healing.window;
+    let boots = breaker::is_booting(instance);
     // A host that dies again under an instance that was well is to blame itself; under one that boots it may be the
     // instance's doing: in a small fleet the same two hosts take turns.
-    let counts_again = breaker::is_booting(instance);
-    health.lost_with.retain(|(lost, at)| (counts_again || lost != host) && step.now.since(*at) <= window);
+    health.lost_with.retain(|(lost, at)| (boots || lost != host) && step.now.since(*at) <= window);
     health.lost_with.push((host.clone(), step.now));
+    health.lost_booting.retain(|at| step.now.since(*at) <= window);
+    health.lost_booting.extend(boots.then_some(step.now));
     let reason = format!("its VM was lost with {host}");
     let state = InstanceState::Waiting { reason, prefer: None, since: step.now, heals: true };
-    let hosts: BTreeSet<&HostName> = health.lost_with.iter().map(|(host, _)| host).collect();
-    // Nobody can tell what one host dies of, again and again.
-    let losses = if hosts.len() > 1 { health.lost_with.len() } else { 1 };
-    let key = instance.key.clone();
+    let (judged, key) = (health.clone(), instance.key.clone());
     step.put_instance(Instance { state, health: Some(Box::new(health)), ..instance.clone() });
-    breaker::judge_instance(step, &key, losses);
+    breaker::judge_instance(step, &key, &judged);
 }

@@ -82,6 +82,9 @@ pub struct Health {
     pub failed_on: Vec<HostName>,
     /// Hosts that were lost while they carried it, and when; the same one again if it was lost while the instance booted.
     pub lost_with: Vec<(HostName, Time)>,
+    /// When it was lost with its host before it was up.
+    #[serde(default)]
+    pub lost_booting: Vec<Time>,
 }
 
 /// What can be tried with a sick instance, mildest first.

@@ -245,6 +245,18 @@ fn an_image_that_ends_its_hosts_is_stopped_where_two_hosts_take_turns() {
 }
 
 #[test]
+fn hosts_that_are_switched_off_in_turn_are_nobodys_fault() {
+    let mut fabric = Fabric::new(3);
+    fabric.deploy(&[("web", 1, VmSize::Small)]).unwrap();
+    fabric.run(1000);
+    for _ in 0..6 {
+        fabric.dead = vec![fabric.instance("shop/web_IN_0").vm().expect("healing goes on").host.clone()];
+        fabric.run(20_000);
+        assert!(fabric.instance("shop/web_IN_0").is_ready());
+    }
+}
+
+#[test]
 fn a_pattern_of_lost_hosts_stops_healing() {
     let mut fabric = Fabric::running(12);
     // Five of twelve may be lost within ten minutes, the sixth may not.
