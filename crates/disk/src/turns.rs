@@ -17,14 +17,9 @@ impl<K> Default for Turns<K> {
 impl<K: Hash + Eq + Clone> Turns<K> {
     /// Does `work` if nobody else is at work on `key`.
     pub(crate) fn try_take<T>(&self, key: &K, work: impl FnOnce() -> T) -> Option<T> {
-        // Whoever comes now waits for the whole map, and so for this.
-        let locks = self.locks();
-        if locks.contains_key(key) {
-            return None;
-        }
-        let result = work();
-        drop(locks);
-        Some(result)
+        // Whoever comes in between has a short turn, and is waited for.
+        let is_free = !self.locks().contains_key(key);
+        is_free.then(|| self.take(key, work))
     }
 
     /// Does `work` when nobody else is at work on `key`.

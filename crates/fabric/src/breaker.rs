@@ -3,7 +3,8 @@
 //!
 //! Three patterns trip it. For everything: more hosts lost within the window than the largest fault domain has, and than
 //! a share of the fleet. For one deployment: three hosts, not all at once with one fault domain, lost while they were
-//! booting an instance of it; one identity that lost its host three times while it was booting, or six times; or an instance that never became ready on three hosts.
+//! booting an instance of it; one identity that lost its host three times while it was booting, or six times; or an instance
+//! that never became ready on three hosts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
