@@ -112,10 +112,10 @@ impl Agent {
         self.report_now.notify_one();
     }
 
-    /// Takes a goal state, if it is newer.
-    pub(crate) fn take_goal(&self, goal: GoalState) {
+    /// Takes a goal state, if it is newer. Returns whether a lease of the same moment may be used.
+    pub(crate) fn take_goal(&self, goal: GoalState) -> bool {
         if goal.incarnation <= self.goal.borrow().incarnation {
-            return;
+            return true;
         }
         if let Err(error) = self.ledger.write_goal(&goal) {
             // It comes again with the next report.
@@ -123,11 +123,12 @@ impl Agent {
                 error = format!("{error:#}"),
                 "the goal state cannot be written down, so it is not followed"
             );
-            return;
+            return goal.may_wait(&self.goal.borrow());
         }
         self.take_names(&goal);
         self.goal.send_replace(Arc::new(goal));
         self.tell();
+        true
     }
 }
 

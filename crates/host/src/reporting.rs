@@ -71,8 +71,9 @@ async fn report(agent: &Agent) -> Result<(), mayfly_api::ClientError> {
     let answer = agent.client.report(&report, Duration::from_millis(agent.config.timings.renew * 2)).await?;
     agent.reported.send_replace(sent);
     // The goal state first: with the lease alone, a VM that is no longer wanted could be served for a moment.
-    if let Some(goal) = answer.goal {
-        agent.take_goal(goal);
+    let may_use = answer.goal.is_none_or(|goal| agent.take_goal(goal));
+    if !may_use {
+        return Ok(());
     }
     let lease = {
         let mut lease = lock(&agent.lease);

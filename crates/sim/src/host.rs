@@ -1,11 +1,12 @@
 //! A simulated host: does what its goal state says, a little later, and fences itself by the real lease.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use mayfly_model::lease::MayServe;
 use mayfly_model::{
-    Digest, GoalState, HostFacts, HostLease, HostName, HostReport, Incarnation, LeaseGrant, LeaseTimings, NetworkGoal,
-    Observed, Readiness, Resources, ServiceName, Time, Traffic, VmGoal, VmId, VmReport,
+    Digest, GoalState, HostFacts, HostLease, HostName, HostReport, LeaseGrant, LeaseTimings, NetworkGoal, Observed,
+    Readiness, Resources, ServiceName, Time, Traffic, VmGoal, VmId, VmReport,
 };
 
 use crate::nodes::Nodes;
@@ -79,7 +80,8 @@ pub(crate) struct SimHost {
     kernel_until: Time,
     /// Before this true time it does not count as a voter: it has forgotten what lease it held.
     votes_from: u64,
-    applied: Incarnation,
+    /// The goal state that it has written down.
+    followed: Arc<GoalState>,
     /// The voters of its goal state: how many, and whether it is one.
     pub(crate) voters: (usize, Nodes),
     pub(crate) vms: BTreeMap<VmId, SimVm>,
@@ -88,10 +90,9 @@ pub(crate) struct SimHost {
     pub(crate) disk_full: bool,
     /// Bytes that the guests of each service have sent.
     pub(crate) carried: BTreeMap<ServiceName, u64>,
-    /// The goal state is made of a backup: no guest is started.
-    holds: bool,
     /// Planted mistakes.
     pub(crate) ignores_lease: bool,
+    pub(crate) is_stubborn: bool,
     pub(crate) reuses_disks: bool,
 }
 
@@ -114,14 +115,14 @@ impl SimHost {
             serving: false,
             kernel_until: Time(0),
             votes_from: 0,
-            applied: Incarnation(0),
+            followed: Arc::default(),
             voters: (0, Nodes::default()),
             vms: BTreeMap::new(),
             destroyed: BTreeSet::new(),
             disk_full: false,
             carried: BTreeMap::new(),
-            holds: false,
             ignores_lease: false,
+            is_stubborn: false,
             reuses_disks: false,
         }
     }
@@ -180,7 +181,7 @@ impl SimHost {
             boot_id: self.session,
             sequence: self.sequence,
             lease_ack: self.lease.number(),
-            applied: self.applied,
+            applied: self.followed.incarnation,
             vms,
             incidents: Vec::new(),
             counters: Default::default(),
@@ -201,9 +202,14 @@ impl SimHost {
     }
 
     /// Takes the answer to a report: the grant, and the goal state of the same moment.
-    pub(crate) fn granted(&mut self, now: u64, sent: Time, grant: LeaseGrant, goal: Option<&GoalState>, delay: u64) {
+    pub(crate) fn granted(&mut self, now: u64, sent: Time, grant: LeaseGrant, goal: Arc<GoalState>, delay: u64) {
         // The goal state first: with the lease alone, a VM that is no longer wanted could be served for a moment.
-        if let Some(goal) = goal.filter(|goal| goal.incarnation >= self.applied) {
+        if goal.incarnation > self.followed.incarnation && self.disk_full {
+            // It cannot be written down, so it is not followed.
+            if !goal.may_wait(&self.followed) && !self.is_stubborn {
+                return;
+            }
+        } else if goal.incarnation >= self.followed.incarnation {
             self.follow(now, goal, delay);
         }
         self.lease.granted(sent, self.clock(now), grant);
@@ -213,10 +219,8 @@ impl SimHost {
         }
     }
 
-    fn follow(&mut self, now: u64, goal: &GoalState, delay: u64) {
-        self.applied = goal.incarnation;
+    fn follow(&mut self, now: u64, goal: Arc<GoalState>, delay: u64) {
         self.voters = voters(&goal.network);
-        self.holds = goal.restored;
         for vm in self.vms.values_mut() {
             match goal.vms.iter().find(|wanted| wanted.vm == vm.goal.vm) {
                 None => drop(vm.gone_at.get_or_insert(now + delay)),
@@ -249,6 +253,7 @@ impl SimHost {
             };
             self.vms.insert(wanted.vm, fresh);
         }
+        self.followed = goal;
     }
 
     /// Takes what has arrived of the images that its VMs need. `damaged` says that it is not what it should be.
@@ -289,7 +294,7 @@ impl SimHost {
         self.serving = may != MayServe::No || (self.ignores_lease && self.lease.number() > 0);
         for vm in self.vms.values_mut() {
             // What is going is not started again, and runs until it is gone; without a lease nothing runs.
-            vm.running = self.serving && (vm.running || (vm.gone_at.is_none() && !self.holds));
+            vm.running = self.serving && (vm.running || (vm.gone_at.is_none() && !self.followed.restored));
         }
         self.kernel_until = match may {
             _ if self.ignores_lease => Time(u64::MAX),

@@ -133,6 +133,8 @@ pub enum Plant {
     Core(Mutant),
     /// Invariant 1: hosts go on when their lease is over.
     IgnoreLease,
+    /// Invariant 1: a host that cannot write down its goal state uses the lease all the same.
+    StubbornHost,
     /// Invariant 1: the controller thinks that leases are shorter than they are.
     Impatience,
     /// Invariant 4: a host gives a new VM the disk of the one before.
@@ -150,6 +152,7 @@ impl Plant {
     pub fn all() -> impl Iterator<Item = Plant> {
         let own = [
             Plant::IgnoreLease,
+            Plant::StubbornHost,
             Plant::Impatience,
             Plant::StaleLeader,
             Plant::ReuseDisk,

@@ -42,7 +42,7 @@ enum Event {
         session: u64,
         sent: Time,
         grant: LeaseGrant,
-        goal: Option<Arc<GoalState>>,
+        goal: Arc<GoalState>,
     },
     ControllerTicks,
     UserCommands,
@@ -132,6 +132,7 @@ impl World {
             // At least two are there from the start.
             host.alive = number < 2 || !late || rng.faults.random();
             host.ignores_lease = options.mutant == Some(Plant::IgnoreLease);
+            host.is_stubborn = options.mutant == Some(Plant::StubbornHost);
             host.reuses_disks = options.mutant == Some(Plant::ReuseDisk);
         }
         World {
@@ -237,7 +238,7 @@ impl World {
             }
             Event::ReportArrives { host, session, sent, report } => self.take_report(host, session, sent, *report),
             Event::AnswerArrives { host, session, sent, grant, goal } => {
-                self.take_answer(host, session, sent, grant, goal.as_deref())
+                self.take_answer(host, session, sent, grant, goal)
             }
             Event::ControllerTicks => {
                 self.at(100, Event::ControllerTicks);
@@ -332,8 +333,8 @@ impl World {
     }
 
     fn take_report(&mut self, host: usize, session: u64, sent: Time, report: HostReport) -> Checked {
-        if let Some(grant) = self.ask_deposed(host, &report) {
-            return self.answer(host, session, sent, grant, None);
+        if let Some((grant, goal)) = self.ask_deposed(host, &report) {
+            return self.answer(host, session, sent, grant, goal);
         }
         let Some(grant) = self.step(Input::Report(report))? else { return Ok(()) };
         let grant = LeaseGrant { ttl: self.timings.ttl, ..grant };
@@ -344,18 +345,11 @@ impl World {
             _ => Arc::new(small_goal(core, &self.hosts[host])),
         };
         self.goals.insert(host, Arc::clone(&goal));
-        self.answer(host, session, sent, grant, Some(goal))
+        self.answer(host, session, sent, grant, goal)
     }
 
-    /// Sends a host a grant, and the goal state if there is a newer one.
-    fn answer(
-        &mut self,
-        host: usize,
-        session: u64,
-        sent: Time,
-        grant: LeaseGrant,
-        goal: Option<Arc<GoalState>>,
-    ) -> Checked {
+    /// Sends a host a grant, and the goal state of the same moment.
+    fn answer(&mut self, host: usize, session: u64, sent: Time, grant: LeaseGrant, goal: Arc<GoalState>) -> Checked {
         for latency in self.network.deliver(self.controller(), host, &mut self.rng.network) {
             self.at(latency, Event::AnswerArrives { host, session, sent, grant, goal: goal.clone() });
         }
@@ -368,7 +362,7 @@ impl World {
         session: u64,
         sent: Time,
         grant: LeaseGrant,
-        goal: Option<&GoalState>,
+        goal: Arc<GoalState>,
     ) -> Checked {
         let delay = self.rng.network.random_range(20..300);
         let now = self.now;
@@ -376,7 +370,7 @@ impl World {
         if !sim.is_awake(now) || sim.session != session {
             return Ok(());
         }
-        if goal.is_some_and(|goal| sim.wants_reboot(goal)) {
+        if sim.wants_reboot(&goal) {
             self.at(500, Event::RebootHost(host));
         }
         self.hosts[host].granted(now, sent, grant, goal, delay);
@@ -436,6 +430,8 @@ impl World {
             if early {
                 self.promises.note(&command, &deployments);
             }
+            // Nobody is ever told of what was not committed, so it is no leader for a while either.
+            self.core = None;
             self.crash_controller();
             return Ok(());
         }
@@ -484,6 +480,7 @@ impl World {
         if self.core.is_some() {
             return Ok(());
         }
+        self.end_deposed();
         let epoch = self.store.take_over(0).map_err(|error| error.to_string())?;
         let records: Result<Vec<Record>, _> = self
             .store

@@ -1,11 +1,13 @@
 //! A leader that is cut off from the store while another takes over. For a while it does not know, and goes on answering
 //! hosts; what keeps the two apart is time (`mayfly_store::Leadership`): it stops before the other one can begin.
 
+use std::sync::Arc;
+
 use mayfly_fabric::{Core, Input};
-use mayfly_model::{HostReport, LeaseGrant};
+use mayfly_model::{GoalState, HostReport, LeaseGrant};
 use rand::Rng;
 
-use super::World;
+use super::{World, small_goal};
 use crate::nodes::{Node, Nodes};
 use crate::options::Plant;
 
@@ -32,8 +34,16 @@ impl World {
         self.deposed = Some(Deposed { core, until, reached_by });
     }
 
-    /// What it grants a host that asks it; nothing if the host asks the leader, or nobody answers.
-    pub(super) fn ask_deposed(&mut self, host: Node, report: &HostReport) -> Option<LeaseGrant> {
+    /// Another one begins, sooner than was said perhaps: never before this one's time is over.
+    pub(super) fn end_deposed(&mut self) {
+        if self.options.mutant != Some(Plant::StaleLeader) {
+            self.deposed = None;
+        }
+    }
+
+    /// What it answers a host that asks it: a grant, and what the host should be running as far as it knows. Nothing if the host
+    /// asks the leader, or nobody answers.
+    pub(super) fn ask_deposed(&mut self, host: Node, report: &HostReport) -> Option<(LeaseGrant, Arc<GoalState>)> {
         let (entropy, now) = (self.rng.core.random(), self.core_time());
         let deposed = self.deposed.as_mut().filter(|deposed| deposed.reached_by.contains(host))?;
         let outcome = deposed.core.step(now, entropy, Input::Report(report.clone())).ok()?;
@@ -42,6 +52,7 @@ impl World {
             self.deposed = None;
             return None;
         }
-        outcome.grant
+        let goal = small_goal(&deposed.core, &self.hosts[host]);
+        Some((outcome.grant?, Arc::new(goal)))
     }
 }

@@ -168,7 +168,7 @@ mod tests {
         let image = build(&root).unwrap();
         let folder = root.join("target/hello");
         let again = folder.join("again.vhd");
-        build_in(&root, &folder, &folder.join("build/release/mayfly-hello"), &again).unwrap();
+        build_in(&root, &folder, &build_init(&root, &folder).unwrap(), &again).unwrap();
         assert!(fs::read(&image).unwrap() == fs::read(&again).unwrap(), "the demo image is another each time");
         fs::remove_file(again).unwrap();
     }
