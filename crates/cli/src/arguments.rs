@@ -14,6 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use controller::{ControllerCommand, StorePlace, Target};
 pub use instance::InstanceCommand;
 use mayfly_model::{HostName, ImageName, InstanceKey, RoleName, Scope, ServiceName, Slot, UpgradeMode};
+use mayfly_net::Transit;
 
 /// A cloud fabric for transient virtual machines.
 ///
@@ -74,6 +75,27 @@ pub enum StoreKind {
     Embedded,
     /// Three members of etcd, which several controllers can share
     Etcd,
+}
+
+/// How hosts carry packets to each other's guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TransitKind {
+    /// In VXLAN
+    Vxlan,
+    /// As they are
+    Routed,
+    /// Encrypted: in VXLAN, and that in WireGuard
+    Wireguard,
+}
+
+impl From<TransitKind> for Transit {
+    fn from(kind: TransitKind) -> Transit {
+        match kind {
+            TransitKind::Vxlan => Transit::Vxlan,
+            TransitKind::Routed => Transit::Routed,
+            TransitKind::Wireguard => Transit::Wireguard,
+        }
+    }
 }
 
 fn default_state() -> PathBuf {
@@ -157,6 +179,9 @@ pub enum DevCommand {
         /// Where the controllers keep their records [default: embedded with one controller, etcd with several]
         #[arg(long, value_name = "STORE")]
         store: Option<StoreKind>,
+        /// How hosts carry packets to each other's guests [default: vxlan]
+        #[arg(long, value_name = "TRANSIT")]
+        transit: Option<TransitKind>,
     },
     /// Stop the dev fabric and remove all processes, namespaces and devices of it; also after a crash
     Down {

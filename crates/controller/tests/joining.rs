@@ -89,6 +89,7 @@ fn report(host: &str, sequence: u64) -> HostReport {
             labels: BTreeMap::new(),
             features: BTreeSet::new(),
             images: BTreeSet::new(),
+            tunnel_key: None,
         },
         boot_id: 1,
         sequence,

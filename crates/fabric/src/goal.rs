@@ -129,6 +129,7 @@ pub fn peer(host: &Host) -> PeerGoal {
         overlay: host.overlay_address(),
         mac: host.overlay_mac(),
         voter: host.voter,
+        tunnel_key: host.tunnel_key,
     }
 }
 

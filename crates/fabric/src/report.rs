@@ -68,6 +68,7 @@ fn register(step: &mut Step<'_>, report: &HostReport) {
         voter: known.map_or(step.planted.is(Mutant::HastyVoters), |host| host.voter),
         voted: known.map_or(step.planted.is(Mutant::HastyVoters), |host| host.voted),
         last_incident: known.map_or(0, |host| host.last_incident),
+        tunnel_key: report.facts.tunnel_key,
     };
     let message = match known {
         Some(known) if *known == host => return,

@@ -23,6 +23,7 @@ use crate::config::{HostConfig, disk_control};
 use crate::ledger::Ledger;
 use crate::secrets::{self, Secrets};
 use crate::status::Statuses;
+use crate::tunnel::{self, OwnTunnel};
 use crate::{disks, guard, joining, mesh, network, probes, reporting, servers, vm};
 
 /// What all tasks share.
@@ -41,6 +42,8 @@ pub(crate) struct Agent {
     pub ledger: Ledger,
     pub disks: DiskClient,
     pub links: Links,
+    /// This host's end of the encrypted tunnels, if there are any.
+    pub tunnel: Option<OwnTunnel>,
     /// The largest packet that a guest may send, in bytes.
     pub guest_mtu: u16,
     pub nft: Mutex<Nft>,
@@ -166,6 +169,7 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
         renew_now: Notify::new(),
         identity: watch::Sender::new(0),
         disks: DiskClient::new(disk_control(&folder)),
+        tunnel: tunnel::open(&config, &links).await?,
         guest_mtu: config.transit.guest_mtu(links.mtu(UNDERLAY_DEVICE).await?),
         links,
         nft: Mutex::new(Nft::load()?),

@@ -36,6 +36,7 @@ mod status;
 pub mod supervise;
 mod topology;
 mod traffic;
+mod tunnel;
 mod vm;
 
 pub use agent::run;

@@ -10,7 +10,7 @@ use mayfly_model::{HostName, NetworkGoal};
 use mayfly_net::address::UNDERLAY_DEVICE;
 use mayfly_net::plan::ruleset::Present;
 use mayfly_net::plan::{Health, Inputs, Plan, plan};
-use mayfly_net::{Links, NetError, Transit, announce, prepare_host, prepare_ipv6};
+use mayfly_net::{Links, NetError, announce, prepare_host, prepare_ipv6};
 
 use crate::agent::{Agent, lock};
 use crate::clock;
@@ -41,6 +41,10 @@ pub(crate) async fn prepare(agent: &Agent) -> anyhow::Result<()> {
     // Where there are rules already, an earlier agent made them for guests that may still run; they hold until it is
     // known how those are doing.
     let first = current(agent);
+    if let Some(own) = &agent.tunnel {
+        // The others are heard before there is a plan that tells who is there.
+        own.tunnel.lead_to(&first.tunnels).await?;
+    }
     let mut nft = lock(&agent.nft);
     let present = nft.present()?;
     if present == Present::default() {
@@ -120,16 +124,20 @@ fn current(agent: &Agent) -> Plan {
 }
 
 async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Result<(), NetError> {
+    if let Some(own) = agent.tunnel.as_ref().filter(|_| before.is_none_or(|before| before.tunnels != wanted.tunnels)) {
+        own.tunnel.lead_to(&wanted.tunnels).await?;
+    }
     let own = agent.goal.borrow().network.peers.iter().find(|peer| peer.host == agent.config.name).cloned();
     let new_peers = before.is_none_or(|before| (&before.peers, before.ipv6) != (&wanted.peers, wanted.ipv6));
     if let Some(own) = own.filter(|_| new_peers) {
-        if agent.config.transit == Transit::Vxlan {
-            agent.links.create_overlay(own.overlay, own.mac, agent.config.address).await?;
+        if agent.config.transit.has_overlay() {
+            let way = (agent.config.address, agent.config.transit);
+            agent.links.create_overlay(own.overlay, own.mac, way).await?;
         }
         if let Some(prefix) = wanted.ipv6 {
             prepare_ipv6(&agent.links, prefix, &own, (agent.config.transit, agent.config.prefix)).await?;
         }
-        if agent.config.transit == Transit::Vxlan {
+        if agent.config.transit.has_overlay() {
             agent.links.set_peers(&wanted.peers, wanted.ipv6).await?;
         }
     }

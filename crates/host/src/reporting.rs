@@ -57,6 +57,7 @@ async fn report(agent: &Agent) -> Result<(), mayfly_api::ClientError> {
             labels: agent.config.labels.clone(),
             features: features(agent),
             images: lock(&agent.images).clone(),
+            tunnel_key: agent.tunnel.as_ref().map(|tunnel| tunnel.key),
         },
         boot_id: agent.boot_id,
         // Grows over restarts of the agent too.

@@ -23,6 +23,7 @@ mod error;
 mod keys;
 mod tls;
 mod token;
+mod tunnel;
 
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ pub use error::IdentityError;
 pub use keys::{HostKeys, Request};
 pub use tls::{Presented, client_config, joining_config, server_config};
 pub use token::JoinToken;
+pub use tunnel::tunnel_secret;
 
 /// How long a host's certificate lasts, in seconds, unless the configuration says otherwise: 30 days.
 pub const HOST_LIFE: u64 = 30 * 86_400;

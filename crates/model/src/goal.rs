@@ -13,6 +13,7 @@ use crate::image::Digest;
 use crate::ipv6::Ipv6Prefix;
 use crate::name::{HostName, InstanceKey, RoleName};
 use crate::size::VmSize;
+use crate::tunnel_key::TunnelKey;
 use crate::{Incarnation, VmId};
 
 /// What one host should be running.
@@ -202,6 +203,9 @@ pub struct PeerGoal {
     /// Whether it counts among the voters; see `lease`.
     #[serde(default)]
     pub voter: bool,
+    /// The public key of its end of the tunnel, where tunnels are encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel_key: Option<TunnelKey>,
 }
 
 /// Where a DIP lives.
@@ -328,7 +332,14 @@ mod tests {
 
     fn peer(name: &str, voter: bool) -> PeerGoal {
         let host = name.parse().unwrap();
-        PeerGoal { host, address: Ipv4Addr::LOCALHOST, overlay: Ipv4Addr::LOCALHOST, mac: [0; 6], voter }
+        PeerGoal {
+            host,
+            address: Ipv4Addr::LOCALHOST,
+            overlay: Ipv4Addr::LOCALHOST,
+            mac: [0; 6],
+            voter,
+            tunnel_key: None,
+        }
     }
 
     fn goal(peers: Vec<PeerGoal>, voters: usize) -> GoalState {

@@ -28,6 +28,7 @@ pub mod service;
 pub mod size;
 pub mod subnet;
 pub mod time;
+pub mod tunnel_key;
 pub mod upgrade;
 pub mod usage;
 
@@ -66,6 +67,7 @@ pub use service::{Deployment, DeploymentEvent, DeploymentStatus, Metric, Service
 pub use size::{Resources, VmSize};
 pub use subnet::Subnet;
 pub use time::Time;
+pub use tunnel_key::TunnelKey;
 pub use upgrade::{RoleChange, Upgrade, UpgradeMode};
 pub use usage::Usage;
 

@@ -9,6 +9,7 @@ use crate::image::Digest;
 use crate::name::HostName;
 use crate::size::Resources;
 use crate::time::Time;
+use crate::tunnel_key::TunnelKey;
 use crate::{Incarnation, VmId};
 
 /// Facts about a host that change rarely.
@@ -29,6 +30,9 @@ pub struct HostFacts {
     /// The base images that it has.
     #[serde(default)]
     pub images: BTreeSet<Digest>,
+    /// The public key of its end of the tunnels between hosts, where they are encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel_key: Option<TunnelKey>,
 }
 
 /// A host's report, which is also its request to renew the lease.

@@ -26,6 +26,16 @@ pub const OVERLAY_PREFIX: u8 = 16;
 pub const UNDERLAY_DEVICE: &str = "eth0";
 /// The tunnel device.
 pub const OVERLAY_DEVICE: &str = "mfvx";
+/// The encrypted tunnel's device.
+pub const TUNNEL_DEVICE: &str = "mfwg";
+/// Where it is spoken to by other hosts (the usual port of WireGuard).
+pub const TUNNEL_PORT: u16 = 51820;
+/// The table of routes that lead into it.
+pub const TUNNEL_TABLE: u32 = 7077;
+/// The port of VXLAN (RFC 7348).
+pub const VXLAN_PORT: u16 = 4789;
+/// Where hosts give each other chunks of images.
+pub const IMAGE_PORT: u16 = 7473;
 /// What all taps start with.
 pub const TAP_PREFIX: &str = "mft";
 /// What the devices start with through which guests' packets are led to limit their rate.
@@ -34,6 +44,8 @@ pub const RATE_PREFIX: &str = "mfi";
 pub const OVERLAY_ID: u32 = 7070;
 /// The routing protocol number by which the agent knows its own routes again.
 pub const ROUTE_PROTOCOL: u8 = 77;
+/// The same of routes into the tunnel.
+pub const TUNNEL_ROUTE_PROTOCOL: u8 = 78;
 
 /// The tap of a VM.
 pub fn tap_name(vm: VmId) -> String {

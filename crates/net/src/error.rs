@@ -24,6 +24,9 @@ pub enum NetError {
         #[source]
         source: std::io::Error,
     },
+    /// The kernel has no WireGuard.
+    #[error("the kernel has no WireGuard: load its module (`modprobe wireguard`), or choose another `transit`")]
+    NoWireguard,
     /// nftables refused.
     #[error("nftables refused: {0}")]
     Nft(String),

@@ -1,7 +1,7 @@
 //! The host's data plane.
 //!
 //! Each instance has a tap of its own and a /32; the host is its gateway, DHCP, DNS and metadata server, and answers
-//! ARP for everybody. Between hosts, DIPs are routed, through one VXLAN device or as they are ([`Transit`]). nftables isolates
+//! ARP for everybody. Between hosts, DIPs are routed, through one VXLAN device or as they are, encrypted if that is wanted ([`Transit`]). nftables isolates
 //! deployments, drops spoofed packets, balances load, limits where guests may go and, by a set whose elements time out in the
 //! kernel, takes instances off the network when the host's lease runs out, even if the agent hangs.
 //!
@@ -26,6 +26,7 @@ mod router;
 mod routes;
 mod tap;
 mod transit;
+mod tunnel;
 
 pub use dhcp::DhcpLease;
 pub use dns::{Asked, DnsServer, Forwarder, Limit, NameObserver, Zone};
@@ -37,3 +38,4 @@ pub use nft::Nft;
 pub use prepare::{enable_ipv6, has_ipv6, prepare_host, prepare_ipv6, prepare_tap};
 pub use tap::{create_tap, delete_tap, traffic};
 pub use transit::Transit;
+pub use tunnel::Tunnel;

@@ -6,16 +6,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use futures_util::TryStreamExt;
 use rtnetlink::LinkVxlan;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::link::InfoVxlan;
+use rtnetlink::packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 
 use mayfly_model::Ipv6Prefix;
 
-use crate::address::{OVERLAY_DEVICE, OVERLAY_ID, OVERLAY_PREFIX, UNDERLAY_DEVICE};
+use crate::address::{OVERLAY_DEVICE, OVERLAY_ID, OVERLAY_PREFIX, VXLAN_PORT};
 use crate::error::NetError;
 use crate::links::Links;
+use crate::transit::Transit;
 
 /// Another host: its address on the overlay, its hardware address there, its address on the network below.
 pub type Peer = (Ipv4Addr, [u8; 6], Ipv4Addr);
@@ -25,18 +26,25 @@ impl Links {
     ///
     /// # Errors
     /// [`NetError`].
-    pub async fn create_overlay(&self, own: Ipv4Addr, mac: [u8; 6], underlay: Ipv4Addr) -> Result<(), NetError> {
-        // A host that has joined again has another number, and so another address there.
-        if self.get(OVERLAY_DEVICE).await?.is_some() && self.mac(OVERLAY_DEVICE).await? != mac {
+    pub async fn create_overlay(
+        &self,
+        own: Ipv4Addr,
+        mac: [u8; 6],
+        (underlay, transit): (Ipv4Addr, Transit),
+    ) -> Result<(), NetError> {
+        let below = self.index(transit.below()).await?;
+        // A host that has joined again has another number, and so another address there; or it is led another way now.
+        if let Some(link) = self.get(OVERLAY_DEVICE).await?
+            && (self.mac(OVERLAY_DEVICE).await? != mac || device_below(&link) != Some(below))
+        {
             self.delete(OVERLAY_DEVICE).await?;
         }
         if self.get(OVERLAY_DEVICE).await?.is_none() {
-            let below = self.index(UNDERLAY_DEVICE).await?;
             // The device below bounds the size of packets (by `dev`), so that none has to be cut. The kernel is told
             // where every peer is, so there is nothing to learn.
             let message = LinkVxlan::new(OVERLAY_DEVICE, OVERLAY_ID)
                 .dev(below)
-                .port(4789)
+                .port(VXLAN_PORT)
                 .append_info_data(InfoVxlan::Local(underlay))
                 .append_info_data(InfoVxlan::Learning(false))
                 .address(mac.to_vec())
@@ -108,6 +116,22 @@ impl Links {
         let request = request.state(NeighbourState::Permanent).replace();
         request.execute().await.map_err(NetError::netlink(format!("pin {address} to {tap}")))
     }
+}
+
+/// The device that a tunnel's packets go through.
+fn device_below(link: &LinkMessage) -> Option<u32> {
+    let infos = link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let tunnel = infos.flatten().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vxlan(tunnel)) => Some(tunnel),
+        _ => None,
+    });
+    tunnel?.iter().find_map(|info| match info {
+        InfoVxlan::Link(index) => Some(*index),
+        _ => None,
+    })
 }
 
 /// A hardware address on the overlay, and the address that goes with it: on the overlay, or below it.

@@ -48,7 +48,7 @@ pub async fn prepare_ipv6(
     sysctl("net/ipv6/conf/all/forwarding", "1")?;
     // Answers to those whose connections another host balances go to that host.
     let mut addresses = vec![("lo", GATEWAY, 32), (UNDERLAY_DEVICE, own.address, bits)];
-    if transit == Transit::Vxlan {
+    if transit.has_overlay() {
         addresses.push((OVERLAY_DEVICE, own.overlay, OVERLAY_PREFIX));
     }
     for (device, address, bits) in addresses {
@@ -106,6 +106,6 @@ pub async fn prepare_tap(links: &Links, tap: &str, ipv6: bool) -> Result<(), Net
     links.add_address(tap, TAP_GATEWAY, 64).await
 }
 
-fn sysctl(name: &str, value: &str) -> Result<(), NetError> {
+pub(crate) fn sysctl(name: &str, value: &str) -> Result<(), NetError> {
     fs::write(format!("/proc/sys/{name}"), value).map_err(NetError::io(format!("set {}", name.replace('/', "."))))
 }

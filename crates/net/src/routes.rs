@@ -115,7 +115,7 @@ fn address_of(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-fn destination(route: &RouteMessage) -> Option<IpAddr> {
+pub(crate) fn destination(route: &RouteMessage) -> Option<IpAddr> {
     route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(address) => address_of(address),
         _ => None,

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::address::{TUNNEL_DEVICE, UNDERLAY_DEVICE};
+
 /// How hosts carry packets to each other's guests. All hosts of a location do it in the same way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -12,10 +14,15 @@ pub enum Transit {
     /// As they are, where the hosts share a network at layer 2, or their routers know where every guest is: nothing is
     /// wrapped up, so more fits into a packet and less is done to it.
     Routed,
+    /// Through VXLAN, and that, with all else that hosts say to each other, through WireGuard: nobody on the way can read or
+    /// change it. It costs the most.
+    Wireguard,
 }
 
 /// Bytes that VXLAN over IPv4 adds to a guest's packet: outer IP, UDP and VXLAN headers, and the inner Ethernet header.
 const VXLAN_BYTES: u16 = 50;
+/// Bytes that WireGuard over IPv4 adds: outer IP, UDP and data headers, and the authentication tag.
+pub(crate) const TUNNEL_BYTES: u16 = 60;
 
 impl Transit {
     /// The largest packet of a guest that passes to another host, where the network between them carries packets of
@@ -23,7 +30,24 @@ impl Transit {
     pub fn guest_mtu(self, underlay_mtu: u16) -> u16 {
         match self {
             Transit::Vxlan => underlay_mtu.saturating_sub(VXLAN_BYTES),
+            Transit::Wireguard => underlay_mtu.saturating_sub(TUNNEL_BYTES + VXLAN_BYTES),
             Transit::Routed => underlay_mtu,
+        }
+    }
+
+    /// Whether guests' packets are wrapped up in VXLAN.
+    pub fn has_overlay(self) -> bool {
+        match self {
+            Transit::Vxlan | Transit::Wireguard => true,
+            Transit::Routed => false,
+        }
+    }
+
+    /// The device that carries the hosts' words to each other.
+    pub(crate) fn below(self) -> &'static str {
+        match self {
+            Transit::Vxlan | Transit::Routed => UNDERLAY_DEVICE,
+            Transit::Wireguard => TUNNEL_DEVICE,
         }
     }
 }

@@ -177,6 +177,7 @@ impl SimHost {
                 labels: BTreeMap::new(),
                 features: BTreeSet::new(),
                 images: BTreeSet::new(),
+                tunnel_key: None,
             },
             boot_id: self.session,
             sequence: self.sequence,

@@ -45,6 +45,7 @@ fn report_of(host: &HostName, number: usize, now: u64, ack: u64, revision: Incar
             labels: BTreeMap::new(),
             features: BTreeSet::new(),
             images: BTreeSet::new(),
+            tunnel_key: None,
         },
         boot_id: 1,
         sequence: now,

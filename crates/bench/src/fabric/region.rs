@@ -64,6 +64,7 @@ fn host(number: usize) -> anyhow::Result<Host> {
         capacity: CAPACITY,
         labels: BTreeMap::new(),
         features: BTreeSet::new(),
+        tunnel_key: None,
         images: BTreeSet::new(),
         condition: HostCondition::Up,
         admission: mayfly_model::Admission::Open,

@@ -181,6 +181,7 @@ async fn list(controller: &Controller) -> anyhow::Result<(usize, Vec<f64>, f64)>
                 labels: BTreeMap::new(),
                 features: BTreeSet::new(),
                 images: BTreeSet::new(),
+                tunnel_key: None,
             },
             boot_id: 1,
             sequence: 1,

@@ -94,6 +94,7 @@ pub fn measure(
     let between = match transit {
         Transit::Routed => "packets routed between hosts",
         Transit::Vxlan => "packets in VXLAN between hosts",
+        Transit::Wireguard => "packets in VXLAN in WireGuard between hosts",
     };
     report.table(
         &format!("Through a public address, three backends on three hosts, {between}"),

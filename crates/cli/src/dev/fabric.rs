@@ -9,7 +9,7 @@ use mayfly_api::Client;
 use mayfly_controller::backup::{self, Place};
 use mayfly_model::Resources;
 use mayfly_model::ipv6::PREFIX_BITS;
-use mayfly_net::{Links, enable_ipv6};
+use mayfly_net::{Links, Transit, enable_ipv6};
 use mayfly_qemu::{Accelerator, PROGRAM};
 use serde_json::json;
 
@@ -29,6 +29,7 @@ pub(super) struct Wanted {
     pub(super) memory: Option<u64>,
     pub(super) controllers: Option<u8>,
     pub(super) etcd: Option<bool>,
+    pub(super) transit: Option<Transit>,
 }
 
 impl Wanted {
@@ -50,7 +51,7 @@ impl Wanted {
             ..*self
         };
         let (controllers, etcd) = wanted.shape()?;
-        Ok(Fabric { controllers, etcd, ..fabric.clone() })
+        Ok(Fabric { controllers, etcd, transit: self.transit.unwrap_or(fabric.transit), ..fabric.clone() })
     }
 }
 
@@ -77,12 +78,13 @@ pub(super) async fn up(layout: &Layout, wanted: Wanted) -> anyhow::Result<()> {
     let _lock = layout.lock()?;
     if let Some(fabric) = layout.read_fabric()? {
         let other = wanted.reshape(&fabric)?;
-        if (other.controllers, other.etcd) != (fabric.controllers, fabric.etcd) {
+        if (other.controllers, other.etcd, other.transit) != (fabric.controllers, fabric.etcd, fabric.transit) {
             if controllers_run(layout, &fabric)? || hosts_run(layout, &fabric) {
                 let (count, store) = (fabric.controllers, if fabric.etcd { "etcd" } else { "embedded" });
+                let transit = format!("{:?}", fabric.transit).to_lowercase();
                 bail!(
-                    "this dev fabric runs with {count} controllers and the store {store}; stop it with `mayfly dev down`, and \
-                     the next `mayfly dev up` moves its records"
+                    "this dev fabric runs with {count} controllers, the store {store} and the transit {transit}; stop it with \
+                     `mayfly dev down`, and the next `mayfly dev up` takes its records and guests over"
                 );
             }
             reshape(layout, &fabric, &other).await?;
@@ -121,7 +123,7 @@ pub(super) async fn up(layout: &Layout, wanted: Wanted) -> anyhow::Result<()> {
             if shape.1 {
                 etcd::check_installed()?;
             }
-            found(layout, &links, shape).await?
+            found(layout, &links, shape, wanted.transit.unwrap_or_default()).await?
         }
     };
     let memory_mib = wanted.memory.map_or_else(quarter_of_memory, Ok)?;
@@ -217,7 +219,12 @@ fn check_machine() -> anyhow::Result<()> {
 }
 
 /// Founds a new fabric: the first number whose bridge is not there.
-async fn found(layout: &Layout, links: &Links, (controllers, etcd): (u8, bool)) -> anyhow::Result<Fabric> {
+async fn found(
+    layout: &Layout,
+    links: &Links,
+    (controllers, etcd): (u8, bool),
+    transit: Transit,
+) -> anyhow::Result<Fabric> {
     let names = links.names().await?;
     let token = || format!("{:016x}{:016x}", rand::random::<u64>(), rand::random::<u64>());
     // Without root, the namespace is new and all numbers are free in it; the gate knows which is free outside.
@@ -226,7 +233,7 @@ async fn found(layout: &Layout, links: &Links, (controllers, etcd): (u8, bool)) 
     let has_bridge = |number: &u8| names.contains(&format!("mayfly{number}"));
     let (number, _) = Fabric::take_number(first.unwrap_or(0), has_bridge)?;
     let hosts = (1..=HOSTS).map(|number| format!("host-{number}")).collect();
-    let fabric = Fabric { number, user_token: token(), hosts, controllers, etcd };
+    let fabric = Fabric { number, user_token: token(), hosts, controllers, etcd, transit };
     // Written first, so that whatever comes of it, `down` knows what to remove.
     layout.write_fabric(&fabric)?;
     claim(layout, &fabric, links).await?;

@@ -80,7 +80,7 @@ pub(super) fn configure(
         underlay6: None,
         dns_forwarders: None,
         limit_rates: true,
-        transit: Default::default(),
+        transit: fabric.transit,
         capacity,
         controller: fabric.host_url(),
         join: None,

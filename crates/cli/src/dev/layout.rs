@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use mayfly_controller::StoreConfig;
 use mayfly_model::Ipv6Prefix;
+use mayfly_net::Transit;
 use mayfly_store::EtcdConfig;
 use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
@@ -39,6 +40,9 @@ pub struct Fabric {
     /// Whether the records are in etcd.
     #[serde(default)]
     pub etcd: bool,
+    /// How hosts carry packets to each other's guests.
+    #[serde(default)]
+    pub transit: Transit,
 }
 
 fn one() -> u8 {

@@ -33,9 +33,10 @@ pub fn run(state: &Path, output: Output, command: DevCommand) -> anyhow::Result<
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(async {
         match command {
-            DevCommand::Up { host_cores, host_memory, controllers, store } => {
+            DevCommand::Up { host_cores, host_memory, controllers, store, transit } => {
                 let etcd = store.map(|store| store == crate::arguments::StoreKind::Etcd);
-                let wanted = fabric::Wanted { cores: host_cores, memory: host_memory, controllers, etcd };
+                let transit = transit.map(Into::into);
+                let wanted = fabric::Wanted { cores: host_cores, memory: host_memory, controllers, etcd, transit };
                 fabric::up(&layout, wanted).await
             }
             DevCommand::Down { purge } => fabric::down(&layout, purge).await,

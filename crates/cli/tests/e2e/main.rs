@@ -2,8 +2,11 @@
 //!
 //! Fabrics are started one after the other: the machine's cores are the guests'.
 
+#[path = "../../../net/tests/kernel/borrowed.rs"]
+mod borrowed;
 mod changes;
 mod disks;
+mod encrypted;
 mod faults;
 mod guests;
 mod help;

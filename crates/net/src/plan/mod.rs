@@ -11,7 +11,7 @@ pub mod trace;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use mayfly_model::{Egress, HostName, Ipv6Prefix, NetworkGoal, PeerGoal, ProbeGoal, VmId};
+use mayfly_model::{Egress, HostName, Ipv6Prefix, NetworkGoal, PeerGoal, ProbeGoal, TunnelKey, VmId};
 
 pub use crate::plan::balance::endpoint_name;
 pub use crate::plan::egress::{learned_set, learned_set6};
@@ -85,6 +85,8 @@ pub struct Plan {
     pub vips: BTreeSet<IpAddr>,
     /// The other hosts in the overlay, if there is one, as (overlay address, hardware address, underlay address).
     pub peers: BTreeSet<(Ipv4Addr, [u8; 6], Ipv4Addr)>,
+    /// The other ends of encrypted tunnels, by their addresses on the network below.
+    pub tunnels: BTreeMap<Ipv4Addr, TunnelKey>,
     /// What IPv6 addresses begin with, if there are any.
     pub ipv6: Option<Ipv6Prefix>,
 }
@@ -94,6 +96,8 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
     let Inputs { host, goal, guests, live, .. } = *inputs;
     let own: BTreeMap<Ipv4Addr, &LocalGuest> = guests.iter().map(|guest| (guest.dip, guest)).collect();
     let owned = |owners: &[HostName]| owners.iter().find(|owner| live.contains(*owner)) == Some(host);
+    let encrypts = inputs.transit == Transit::Wireguard;
+    let others = || goal.peers.iter().filter(|peer| peer.host != *host);
     Plan {
         rules: rules(inputs, &own),
         ipv6: goal.ipv6,
@@ -105,19 +109,19 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
                 there.filter(|vip| owned(&vip.owners)).map(move |vip| family.address(vip.vip))
             })
             .collect(),
-        peers: goal
-            .peers
-            .iter()
-            .filter(|peer| peer.host != *host && inputs.transit == Transit::Vxlan)
+        // A host that has no key yet gets nothing, rather than something that all can read.
+        peers: others()
+            .filter(|peer| inputs.transit.has_overlay() && (!encrypts || peer.tunnel_key.is_some()))
             .map(|one| (one.overlay, one.mac, one.address))
             .collect(),
+        tunnels: others().filter(|_| encrypts).filter_map(|peer| Some((peer.address, peer.tunnel_key?))).collect(),
     }
 }
 
 /// Where each DIP is.
 fn routes(inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>, family: Family) -> Vec<(IpAddr, NextHop)> {
     let hop = |peer: &PeerGoal| match inputs.transit {
-        Transit::Vxlan => NextHop::Overlay(family.address(peer.overlay)),
+        Transit::Vxlan | Transit::Wireguard => NextHop::Overlay(family.address(peer.overlay)),
         Transit::Routed => NextHop::Host(family.address(peer.address)),
     };
     let hops: BTreeMap<&HostName, NextHop> = inputs.goal.peers.iter().map(|peer| (&peer.host, hop(peer))).collect();

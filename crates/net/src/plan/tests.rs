@@ -24,6 +24,7 @@ fn goal() -> NetworkGoal {
         overlay: Ipv4Addr::new(100, 64, 0, number),
         mac: [2, 0, 0, 0, 0, number],
         voter: true,
+        tunnel_key: None,
     });
     let route = |last, on, deployment: &str| RouteGoal {
         dip: dip(last),
@@ -270,4 +271,31 @@ fn a_change_costs_what_changes() {
     let (counted, anybody) = (format!("counter name \"{DOOR}\" {two}"), "dnat ip to 10.80.0.11:8080");
     assert_eq!(script, format!("flush chain inet mayfly {DOOR}\n{}{}", rule(&counted), rule(anybody)));
     assert_eq!(after.change(&after), "");
+}
+
+#[test]
+fn who_has_no_key_gets_nothing_through_encrypted_tunnels() {
+    let mut goal = goal();
+    goal.peers[1].tunnel_key = Some(TunnelKey([1; 32]));
+    let (name, guests, live) = (host(1), [], BTreeSet::new());
+    let health = Health::new();
+    let made = |transit| {
+        plan(&Inputs {
+            host: &name,
+            goal: &goal,
+            guests: &guests,
+            health: &health,
+            live: &live,
+            underlay: None,
+            underlay6: None,
+            transit,
+        })
+    };
+    let encrypted = made(Transit::Wireguard);
+    assert_eq!(encrypted.tunnels, BTreeMap::from([(goal.peers[1].address, TunnelKey([1; 32]))]));
+    assert_eq!(encrypted.peers.iter().map(|peer| peer.2).collect::<Vec<_>>(), [goal.peers[1].address]);
+    let clear = made(Transit::Vxlan);
+    assert_eq!((clear.tunnels.len(), clear.peers.len()), (0, 2));
+    assert!(encrypted.rules.frame.contains("oifname \"eth0\" udp dport { 4789, 7471 } drop"));
+    assert!(!clear.rules.frame.contains("output"));
 }

@@ -15,7 +15,7 @@ pub fn prefix() -> Ipv6Prefix {
 }
 
 /// Answers whoever connects, over either version, with the number of the backend and the asker's address.
-fn serve(backend: &Namespace, number: usize) {
+pub fn serve(backend: &Namespace, number: usize) {
     backend.run(move |_| {
         let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT)).unwrap();
         std::thread::spawn(move || {
@@ -30,7 +30,7 @@ fn serve(backend: &Namespace, number: usize) {
 }
 
 /// What somebody is told at an address: the number of the backend, and the address it sees. Nothing if nobody answers.
-fn ask(who: &Namespace, address: impl Into<IpAddr>) -> Option<(usize, IpAddr)> {
+pub fn ask(who: &Namespace, address: impl Into<IpAddr>) -> Option<(usize, IpAddr)> {
     let door = SocketAddr::new(address.into(), PORT);
     who.run(move |_| {
         let mut stream = TcpStream::connect_timeout(&door, Duration::from_millis(700)).ok()?;
@@ -38,7 +38,7 @@ fn ask(who: &Namespace, address: impl Into<IpAddr>) -> Option<(usize, IpAddr)> {
         let mut told = String::new();
         stream.read_to_string(&mut told).ok()?;
         let (number, from) = told.split_once(' ')?;
-        Some((number.parse().unwrap(), from.parse().unwrap()))
+        Some((number.parse().unwrap(), from.parse::<IpAddr>().unwrap().to_canonical()))
     })
 }
 

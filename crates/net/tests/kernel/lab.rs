@@ -9,11 +9,11 @@ use std::thread::JoinHandle;
 
 use mayfly_model::{
     Backend, Distribution, Egress, EndpointGoal, HostName, Ipv6Prefix, NetworkGoal, PeerGoal, RoleName, RouteGoal,
-    VipGoal, VmId,
+    TunnelKey, VipGoal, VmId,
 };
 use mayfly_net::address::{GATEWAY, TAP_GATEWAY, UNDERLAY_DEVICE};
 use mayfly_net::plan::{Inputs, LocalGuest, Plan, plan};
-use mayfly_net::{Links, Nft, Transit, prepare_host, prepare_ipv6, prepare_tap};
+use mayfly_net::{Links, Nft, Transit, Tunnel, prepare_host, prepare_ipv6, prepare_tap};
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -25,6 +25,8 @@ pub struct Kit {
     pub links: Links,
     pub handle: Handle,
     pub nft: Nft,
+    /// The host's end of the encrypted tunnels, if it has one.
+    pub tunnel: Option<Tunnel>,
 }
 
 type Job = Box<dyn FnOnce(&mut Kit) + Send>;
@@ -51,7 +53,7 @@ impl Namespace {
                 links.up("lo").await.unwrap();
                 (links, handle)
             });
-            let mut kit = Kit { runtime, links, handle, nft: Nft::load().unwrap() };
+            let mut kit = Kit { runtime, links, handle, nft: Nft::load().unwrap(), tunnel: None };
             tell.send(nix::unistd::gettid().as_raw() as u32).unwrap();
             while let Ok(job) = queue.recv() {
                 job(&mut kit);
@@ -94,6 +96,8 @@ pub struct Lab {
     pub clients: Vec<Namespace>,
     pub goal: NetworkGoal,
     pub transit: Transit,
+    /// Each host's, where tunnels are encrypted.
+    keys: Vec<Option<TunnelKey>>,
     // The hosts' legs are on its bridge.
     _centre: Namespace,
 }
@@ -157,6 +161,7 @@ impl Lab {
             clients: Vec::new(),
             goal: NetworkGoal { zone: "z".to_owned(), ipv6, ..NetworkGoal::default() },
             transit,
+            keys: Vec::new(),
             _centre: Namespace::new(),
         };
         for number in 1..=hosts {
@@ -164,6 +169,7 @@ impl Lab {
             leg(format!("h{number}"), namespace.thread_id);
             let guest = LocalGuest { ipv6: ipv6.is_some(), ..guest(number) };
             connect(&namespace, &backend, number, (guest.clone(), ipv6), transit.guest_mtu(1500));
+            lab.keys.push((transit == Transit::Wireguard).then(|| open_tunnel(&namespace, number)));
             lab.backends.push(backend);
             let name = HostName::new(format!("host-{number}")).unwrap();
             lab.hosts.push(LabHost { name, namespace, guests: vec![guest], applied: None });
@@ -239,6 +245,7 @@ impl Lab {
                     overlay: overlay(number),
                     mac: [2, 0x6d, 0x66, 0, 0, number as u8],
                     voter: true,
+                    tunnel_key: self.keys[number - 1],
                 })
                 .collect(),
             routes: numbered()
@@ -350,20 +357,34 @@ fn apply(
     kit.nft.lease(dips, 3_600_000).unwrap();
     let mac = [2, 0x6d, 0x66, 0, 0, number as u8];
     kit.runtime.block_on(async {
-        if transit == Transit::Vxlan {
-            kit.links.create_overlay(overlay(number), mac, underlay(number)).await.unwrap();
+        if let Some(tunnel) = &kit.tunnel {
+            tunnel.lead_to(&wanted.tunnels).await.unwrap();
+        }
+        if transit.has_overlay() {
+            kit.links.create_overlay(overlay(number), mac, (underlay(number), transit)).await.unwrap();
         }
         if let Some(prefix) = wanted.ipv6 {
             prepare_ipv6(&kit.links, prefix, own, (transit, 24)).await.unwrap();
             kit.links.add_address(UNDERLAY_DEVICE, underlay6(10 + number as u16), 64).await.unwrap();
         }
-        if transit == Transit::Vxlan {
+        if transit.has_overlay() {
             kit.links.set_peers(&wanted.peers, wanted.ipv6).await.unwrap();
         }
         kit.links.set_routes(&wanted.routes).await.unwrap();
         let is_public = |address| wanted.ipv6.and_then(|prefix| prefix.embedded(address)).is_some_and(|one| one == VIP);
         kit.links.set_vips(&wanted.vips, is_public).await.unwrap();
     });
+}
+
+/// Sets up a host's end of the encrypted tunnels.
+fn open_tunnel(host: &Namespace, number: usize) -> TunnelKey {
+    host.run(move |kit| {
+        let opened = Tunnel::open(&kit.links, underlay(number), [number as u8; 32]);
+        let tunnel = kit.runtime.block_on(opened).unwrap();
+        let key = kit.runtime.block_on(tunnel.key()).unwrap();
+        kit.tunnel = Some(tunnel);
+        key
+    })
 }
 
 /// Sets up a host, and a backend on a wire that is called as a tap would be.

@@ -1,7 +1,9 @@
 //! The data plane's parts against the real kernel, each in a network namespace of its own. They need root.
 
 mod adversary;
+mod borrowed;
 mod dual;
+mod encrypted;
 mod frames;
 mod killed;
 #[expect(dead_code, reason = "the benchmarks use what the tests do not")]
@@ -92,7 +94,10 @@ fn overlay_and_public_addresses_can_be_set_again_and_again() {
         links.add_address("eth0", underlay, 24).await.unwrap();
         let dip = Ipv4Addr::new(10, 80, 0, 7);
         for changed in [(2, 1), (0, 0)] {
-            links.create_overlay(Ipv4Addr::new(100, 64, 0, 1), [2, 0x6d, 0x66, 0, 0, 1], underlay).await.unwrap();
+            links
+                .create_overlay(Ipv4Addr::new(100, 64, 0, 1), [2, 0x6d, 0x66, 0, 0, 1], (underlay, Transit::Vxlan))
+                .await
+                .unwrap();
             let peer = (Ipv4Addr::new(100, 64, 0, 2), [2, 0x6d, 0x66, 0, 0, 2], Ipv4Addr::new(10, 77, 0, 2));
             let peers = links.set_peers(&BTreeSet::from([peer]), None).await.unwrap();
             let way = BTreeMap::from([(dip.into(), NextHop::Overlay(peer.0.into()))]);
@@ -123,6 +128,7 @@ fn overlay_and_public_addresses_can_be_set_again_and_again() {
             overlay: Ipv4Addr::new(100, 64, 0, 1),
             mac: [2, 0x6d, 0x66, 0, 0, 1],
             voter: true,
+            tunnel_key: None,
         };
         for _ in 0..2 {
             prepare_ipv6(&links, prefix, &own, (Transit::Vxlan, 24)).await.unwrap();
@@ -225,6 +231,7 @@ fn any_rules(dice: &mut Dice) -> Ruleset {
         overlay: Ipv4Addr::new(100, 64, 0, number),
         mac: [2, 0, 0, 0, 0, number],
         voter: true,
+        tunnel_key: None,
     };
     let (routes, guests, backends) = any_members(dice);
     let endpoint = |dice: &mut Dice, port: u16| EndpointGoal {
