@@ -59,13 +59,7 @@ impl Tunnel {
     /// [`NetError`]; [`NetError::NoWireguard`] where the kernel has none.
     pub async fn open(links: &Links, own: Ipv4Addr, private_key: [u8; 32]) -> Result<Tunnel, NetError> {
         if links.get(TUNNEL_DEVICE).await?.is_none() {
-            let added = links.handle().link().add(LinkWireguard::new(TUNNEL_DEVICE).build()).execute().await;
-            added.map_err(|error| match error {
-                rtnetlink::Error::NetlinkError(refused) if refused.raw_code() == -libc::EOPNOTSUPP => {
-                    NetError::NoWireguard
-                }
-                other => NetError::netlink("make the tunnel")(other),
-            })?;
+            create(links, TUNNEL_DEVICE).await?;
         }
         let family = family("wireguard").await?;
         let (connection, kernel, _) =
@@ -80,6 +74,17 @@ impl Tunnel {
         links.up_with_mtu(TUNNEL_DEVICE, mtu).await?;
         tunnel.lead_in().await?;
         Ok(tunnel)
+    }
+
+    /// Looks whether the kernel has WireGuard, by making a device and taking it away.
+    ///
+    /// # Errors
+    /// [`NetError::NoWireguard`], or another.
+    pub async fn probe(links: &Links) -> Result<(), NetError> {
+        const PROBE_DEVICE: &str = "mfwgprobe";
+        links.delete(PROBE_DEVICE).await?;
+        create(links, PROBE_DEVICE).await?;
+        links.delete(PROBE_DEVICE).await
     }
 
     /// Takes the device away, where a host goes over to another transit. Rules that lead to an empty table lead nowhere.
@@ -213,6 +218,14 @@ impl Tunnel {
         message.set_resolved_family_id(self.family);
         message
     }
+}
+
+async fn create(links: &Links, device: &str) -> Result<(), NetError> {
+    let added = links.handle().link().add(LinkWireguard::new(device).build()).execute().await;
+    added.map_err(|error| match error {
+        rtnetlink::Error::NetlinkError(refused) if refused.raw_code() == -libc::EOPNOTSUPP => NetError::NoWireguard,
+        other => NetError::netlink("make the tunnel")(other),
+    })
 }
 
 const TUNNEL_ROUTE: RouteProtocol = RouteProtocol::Other(TUNNEL_ROUTE_PROTOCOL);

@@ -86,7 +86,12 @@ fn end(layout: &Layout, index: u8, signal: Signal) -> anyhow::Result<()> {
 
 /// The last lines of the controller's log, for an error message.
 pub(super) fn last_words(layout: &Layout) -> String {
-    let text = fs::read_to_string(log_file(&layout.controller(0))).unwrap_or_default();
+    end_of(&log_file(&layout.controller(0)))
+}
+
+/// The last lines of a log; nothing if there is none.
+pub(super) fn end_of(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().rev().take(5).collect();
     lines.into_iter().rev().collect::<Vec<_>>().join("\n")
 }

@@ -9,7 +9,7 @@ use mayfly_api::Client;
 use mayfly_controller::backup::{self, Place};
 use mayfly_model::Resources;
 use mayfly_model::ipv6::PREFIX_BITS;
-use mayfly_net::{Links, Transit, enable_ipv6};
+use mayfly_net::{Links, Transit, Tunnel, enable_ipv6};
 use mayfly_qemu::{Accelerator, PROGRAM};
 use serde_json::json;
 
@@ -75,6 +75,9 @@ async fn reshape(layout: &Layout, fabric: &Fabric, wanted: &Fabric) -> anyhow::R
 
 pub(super) async fn up(layout: &Layout, wanted: Wanted) -> anyhow::Result<()> {
     check_machine()?;
+    if wanted.transit == Some(Transit::Wireguard) {
+        Tunnel::probe(&Links::open()?).await?;
+    }
     let _lock = layout.lock()?;
     if let Some(fabric) = layout.read_fabric()? {
         let other = wanted.reshape(&fabric)?;
@@ -282,7 +285,9 @@ async fn wait_until_ready(layout: &Layout, fabric: &Fabric, wanted: usize) -> an
         if Instant::now() > deadline {
             progress.finish();
             let words = controller::last_words(layout);
-            bail!("not ready within {} s: {state}\nthe controller's last words:\n{words}", READY.as_secs());
+            let of_host = hosts::last_words(layout, &fabric.hosts[0]);
+            let own = if wanted > 0 { format!("\nthose of {}:\n{of_host}", fabric.hosts[0]) } else { String::new() };
+            bail!("not ready within {} s: {state}\nthe controller's last words:\n{words}{own}", READY.as_secs());
         }
         progress.show(state);
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -18,6 +18,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 
+use super::controller::end_of;
 use super::layout::{Fabric, Layout, read_json, write_json};
 use super::process::Process;
 
@@ -145,6 +146,11 @@ pub fn boot_host(folder: &Path) -> anyhow::Result<()> {
         .context("cannot start the host's first process")?;
     let process = Process::of(child.id() as i32).context("the host's first process ended at once")?;
     process.write(&init_file(folder))
+}
+
+/// The last lines of a host's agent's log, for an error message.
+pub(super) fn last_words(layout: &Layout, name: &str) -> String {
+    end_of(&layout.host(name).join("host-agent.log"))
 }
 
 /// The host's first process: arranges what it sees, waits for its cable, and keeps agent and disk server running.
