@@ -10,7 +10,7 @@ use mayfly_model::{HostName, NetworkGoal};
 use mayfly_net::address::UNDERLAY_DEVICE;
 use mayfly_net::plan::ruleset::Present;
 use mayfly_net::plan::{Health, Inputs, Plan, plan};
-use mayfly_net::{Links, NetError, announce, prepare_host, prepare_ipv6};
+use mayfly_net::{Links, NetError, announce, forget_strays, prepare_host, prepare_ipv6};
 
 use crate::agent::{Agent, lock};
 use crate::clock;
@@ -147,6 +147,17 @@ async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Resu
     }
     if before.is_none_or(|before| before.routes != wanted.routes) {
         agent.links.set_routes(&wanted.routes).await?;
+    }
+    if wanted.may_have_strays(before) {
+        // There may be many to look through, and the next change must not wait.
+        let (flows, routes) = (wanted.flows.clone(), wanted.routes.clone());
+        tokio::spawn(async move {
+            match forget_strays(&flows, |backend| routes.contains_key(backend)).await {
+                Ok(0) => {}
+                Ok(count) => tracing::info!(count, "flows of UDP look for another instance"),
+                Err(error) => tracing::warn!(%error, "flows of UDP stay with instances that are gone"),
+            }
+        });
     }
     if before.is_none_or(|before| before.vips != wanted.vips) {
         // Also when there is another prefix now, or none.

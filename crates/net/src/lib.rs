@@ -8,10 +8,12 @@
 //! [`plan`] chooses, purely: from the goal state and what is healthy to rules, routes and addresses. The rest does.
 
 pub mod address;
+mod ask;
 mod dhcp;
 mod dhcp6;
 mod dns;
 mod error;
+mod flows;
 mod garp;
 mod guest;
 mod links;
@@ -31,6 +33,7 @@ mod tunnel;
 pub use dhcp::DhcpLease;
 pub use dns::{Asked, DnsServer, Forwarder, Limit, NameObserver, Zone};
 pub use error::NetError;
+pub use flows::forget_strays;
 pub use garp::announce;
 pub use guest::serve_guest;
 pub use links::Links;

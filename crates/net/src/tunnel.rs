@@ -5,23 +5,19 @@
 //! nothing else has to know of the tunnel, and what is not led into it (controllers, public addresses) works without.
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::TryStreamExt;
 use mayfly_model::TunnelKey;
-use netlink_packet_core::{
-    Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload, ParseableParametrized,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
+use netlink_packet_generic::GenlMessage;
 use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
 use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
-use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
 use netlink_packet_wireguard::{
     WireguardAddressFamily, WireguardAllowedIp, WireguardAllowedIpAttr, WireguardAttribute, WireguardCmd,
     WireguardMessage, WireguardPeer, WireguardPeerAttribute, WireguardPeerFlags,
 };
 use netlink_proto::ConnectionHandle;
-use netlink_proto::sys::SocketAddr as KernelAddress;
 use netlink_proto::sys::protocols::NETLINK_GENERIC;
 use rtnetlink::packet_route::IpProtocol;
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope};
@@ -31,6 +27,7 @@ use rtnetlink::{LinkWireguard, RouteMessageBuilder};
 use crate::address::{
     IMAGE_PORT, TUNNEL_DEVICE, TUNNEL_PORT, TUNNEL_ROUTE_PROTOCOL, TUNNEL_TABLE, UNDERLAY_DEVICE, VXLAN_PORT,
 };
+use crate::ask::{ask, connect};
 use crate::error::NetError;
 use crate::links::Links;
 use crate::mesh;
@@ -62,9 +59,7 @@ impl Tunnel {
             create(links, TUNNEL_DEVICE).await?;
         }
         let family = family("wireguard").await?;
-        let (connection, kernel, _) =
-            netlink_proto::new_connection(NETLINK_GENERIC).map_err(NetError::io("open netlink"))?;
-        tokio::spawn(connection);
+        let kernel = connect(NETLINK_GENERIC).map_err(NetError::io("open netlink"))?;
         let tunnel = Tunnel { links: links.clone(), kernel, family, own };
         let (key, port) = (WireguardAttribute::PrivateKey(private_key), WireguardAttribute::ListenPort(TUNNEL_PORT));
         tunnel.set(vec![key, port]).await?;
@@ -203,7 +198,7 @@ impl Tunnel {
         let message = self.message(WireguardCmd::GetDevice, name);
         let asked = ask(&self.kernel, message, NLM_F_REQUEST | NLM_F_DUMP).await;
         let parts = asked.map_err(NetError::io("read the tunnel's state"))?;
-        Ok(parts.into_iter().flat_map(|part| part.attributes).collect())
+        Ok(parts.into_iter().flat_map(|part| part.payload.attributes).collect())
     }
 
     async fn set(&self, attributes: Vec<WireguardAttribute>) -> Result<(), NetError> {
@@ -272,41 +267,14 @@ fn allowed(peer: &WireguardPeer) -> Option<Ipv4Addr> {
 
 /// The number of a family of generic netlink.
 async fn family(name: &'static str) -> Result<u16, NetError> {
-    let (connection, kernel, _) =
-        netlink_proto::new_connection(NETLINK_GENERIC).map_err(NetError::io("open netlink"))?;
-    tokio::spawn(connection);
+    let kernel = connect(NETLINK_GENERIC).map_err(NetError::io("open netlink"))?;
     let nlas = vec![GenlCtrlAttrs::FamilyName(name.to_owned())];
     let message = GenlMessage::from_payload(GenlCtrl { cmd: GenlCtrlCmd::GetFamily, nlas });
     // Where it is not there, there is no module for it.
     let told = ask(&kernel, message, NLM_F_REQUEST).await.map_err(|_| NetError::NoWireguard)?;
-    let number = told.iter().flat_map(|answer| &answer.nlas).find_map(|attribute| match attribute {
+    let number = told.iter().flat_map(|answer| &answer.payload.nlas).find_map(|attribute| match attribute {
         GenlCtrlAttrs::FamilyId(number) => Some(*number),
         _ => None,
     });
     number.ok_or(NetError::NoWireguard)
-}
-
-/// Asks the kernel, and collects its answers.
-async fn ask<F>(
-    kernel: &ConnectionHandle<GenlMessage<F>>,
-    message: GenlMessage<F>,
-    flags: u16,
-) -> std::io::Result<Vec<F>>
-where
-    F: GenlFamily + Emitable + ParseableParametrized<[u8], GenlHeader> + Debug + Send + Unpin + 'static,
-{
-    let mut message = NetlinkMessage::from(message);
-    message.header.flags = flags;
-    message.finalize();
-    let answers = kernel.request(message, KernelAddress::new(0, 0)).map_err(std::io::Error::other)?;
-    let mut answers = std::pin::pin!(answers);
-    let mut parts = Vec::new();
-    while let Some(answer) = answers.next().await {
-        match answer.payload {
-            NetlinkPayload::InnerMessage(part) => parts.push(part.payload),
-            NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-            _ => {}
-        }
-    }
-    Ok(parts)
 }

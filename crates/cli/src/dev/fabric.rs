@@ -73,26 +73,31 @@ async fn reshape(layout: &Layout, fabric: &Fabric, wanted: &Fabric) -> anyhow::R
     layout.write_fabric(wanted)
 }
 
+/// Brings a fabric that is down into the shape that is asked for; one that runs has to be stopped first.
+async fn change_shape(layout: &Layout, wanted: &Wanted) -> anyhow::Result<()> {
+    let Some(fabric) = layout.read_fabric()? else { return Ok(()) };
+    let other = wanted.reshape(&fabric)?;
+    if (other.controllers, other.etcd, other.transit) == (fabric.controllers, fabric.etcd, fabric.transit) {
+        return Ok(());
+    }
+    if controllers_run(layout, &fabric)? || hosts_run(layout, &fabric) {
+        let (count, store) = (fabric.controllers, if fabric.etcd { "etcd" } else { "embedded" });
+        let transit = format!("{:?}", fabric.transit).to_lowercase();
+        bail!(
+            "this dev fabric runs with {count} controllers, the store {store} and the transit {transit}; stop it with \
+             `mayfly dev down`, and the next `mayfly dev up` takes its records and guests over"
+        );
+    }
+    reshape(layout, &fabric, &other).await
+}
+
 pub(super) async fn up(layout: &Layout, wanted: Wanted) -> anyhow::Result<()> {
     check_machine()?;
     if wanted.transit == Some(Transit::Wireguard) {
         Tunnel::probe(&Links::open()?).await?;
     }
     let _lock = layout.lock()?;
-    if let Some(fabric) = layout.read_fabric()? {
-        let other = wanted.reshape(&fabric)?;
-        if (other.controllers, other.etcd, other.transit) != (fabric.controllers, fabric.etcd, fabric.transit) {
-            if controllers_run(layout, &fabric)? || hosts_run(layout, &fabric) {
-                let (count, store) = (fabric.controllers, if fabric.etcd { "etcd" } else { "embedded" });
-                let transit = format!("{:?}", fabric.transit).to_lowercase();
-                bail!(
-                    "this dev fabric runs with {count} controllers, the store {store} and the transit {transit}; stop it with \
-                     `mayfly dev down`, and the next `mayfly dev up` takes its records and guests over"
-                );
-            }
-            reshape(layout, &fabric, &other).await?;
-        }
-    }
+    change_shape(layout, &wanted).await?;
     if let Some(fabric) = layout.read_fabric()?
         && controllers_run(layout, &fabric)?
     {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use mayfly_model::{Backend, Distribution, EndpointGoal};
 
@@ -64,6 +64,17 @@ fn endpoints_of(rules: &mut Ruleset, inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Add
     }
     rules.sets.insert(family.named("doors"), doors);
     rules.sets.insert(family.named("served"), served);
+}
+
+/// Endpoints of UDP, and which of their backends are out of rotation.
+pub(super) fn flows(inputs: &Inputs<'_>, family: Family) -> Vec<((IpAddr, u16), BTreeSet<IpAddr>)> {
+    let vips = inputs.goal.vips.iter().filter(|vip| vip.ipv6 || family == Family::V4);
+    let doors = vips.flat_map(|vip| vip.endpoints.iter().map(move |endpoint| (vip.vip, endpoint)));
+    let doors = doors.filter(|(_, endpoint)| endpoint.udp).map(|(vip, endpoint)| {
+        let out = endpoint.backends.iter().filter(|one| !in_rotation(inputs, one));
+        ((family.address(vip), endpoint.port), out.map(|one| family.address(one.dip)).collect())
+    });
+    doors.collect()
 }
 
 /// Who is let in at an endpoint, and what becomes of them: the first rule that fits decides.

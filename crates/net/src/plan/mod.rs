@@ -83,6 +83,8 @@ pub struct Plan {
     pub routes: BTreeMap<IpAddr, NextHop>,
     /// VIPs that this host answers for.
     pub vips: BTreeSet<IpAddr>,
+    /// Endpoints of UDP, and which of their backends are out of rotation.
+    pub flows: BTreeMap<(IpAddr, u16), BTreeSet<IpAddr>>,
     /// The other hosts in the overlay, if there is one, as (overlay address, hardware address, underlay address).
     pub peers: BTreeSet<(Ipv4Addr, [u8; 6], Ipv4Addr)>,
     /// The other ends of encrypted tunnels, by their addresses on the network below.
@@ -103,6 +105,7 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
         ipv6: goal.ipv6,
         arp: frame::arp(guests),
         routes: Family::of(inputs).flat_map(|family| routes(inputs, &own, family)).collect(),
+        flows: Family::of(inputs).flat_map(|family| balance::flows(inputs, family)).collect(),
         vips: Family::of(inputs)
             .flat_map(|family| {
                 let there = goal.vips.iter().filter(move |vip| vip.ipv6 || family == Family::V4);

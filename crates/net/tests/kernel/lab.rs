@@ -13,7 +13,7 @@ use mayfly_model::{
 };
 use mayfly_net::address::{GATEWAY, TAP_GATEWAY, UNDERLAY_DEVICE};
 use mayfly_net::plan::{Inputs, LocalGuest, Plan, plan};
-use mayfly_net::{Links, Nft, Transit, Tunnel, prepare_host, prepare_ipv6, prepare_tap};
+use mayfly_net::{Links, Nft, Transit, Tunnel, forget_strays, prepare_host, prepare_ipv6, prepare_tap};
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -350,6 +350,10 @@ fn apply(
         None => wanted.rules.whole(&kit.nft.present().unwrap()),
     };
     kit.nft.apply(&script).unwrap_or_else(|error| panic!("{error}\n{script}"));
+    if wanted.may_have_strays(before) {
+        let forgotten = forget_strays(&wanted.flows, |backend| wanted.routes.contains_key(backend));
+        kit.runtime.block_on(forgotten).unwrap();
+    }
     if before.is_some() {
         return;
     }

@@ -4,6 +4,7 @@ mod adversary;
 mod borrowed;
 mod dual;
 mod encrypted;
+mod flows;
 mod frames;
 mod killed;
 #[expect(dead_code, reason = "the benchmarks use what the tests do not")]
