@@ -8,10 +8,13 @@ use serde::de::DeserializeOwned;
 use crate::arguments::InternalCommand;
 use crate::dev;
 
+/// What is logged. The library for netlink writes messages that it cannot read as they are, and some hold keys.
+const FILTER: &str = "info,netlink_proto=off";
+
 pub fn run(command: InternalCommand) -> anyhow::Result<()> {
     if !matches!(command, InternalCommand::ProbeKvm) {
         let filter = tracing_subscriber::EnvFilter::try_from_env("MAYFLY_LOG")
-            .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+            .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(FILTER));
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
     }
     // A supervisor waits for signals by blocking them, which its children inherit.

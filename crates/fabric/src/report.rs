@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 
 use mayfly_model::{
-    Admission, EventKind, Expectation, Health, Host, HostCondition, HostReport, Instance, InstanceState, Resources, Vm,
-    VmPhase, VmReport,
+    Admission, EventKind, Expectation, Health, Host, HostCondition, HostName, HostReport, Instance, InstanceState,
+    Resources, Vm, VmPhase, VmReport,
 };
 
 use crate::instances;
 use crate::meter;
 use crate::mutant::Mutant;
+use crate::state::State;
 use crate::step::Step;
 
 /// Takes a host's report.
@@ -49,6 +50,13 @@ fn register(step: &mut Step<'_>, report: &HostReport) {
     };
     let admission = known.map(|host| host.admission.clone()).filter(|admission| !is_over(admission));
     let overcommit = step.config.overcommit;
+    let double = double_of(step.state, report);
+    if let Some(other) = &double
+        && known.is_none_or(|host| host.boot_id != report.boot_id || host.tunnel_key.is_some())
+    {
+        let message = format!("has the address or the tunnel key of {other}, so the others make no tunnel to it");
+        step.event(EventKind::Host, &report.host, message);
+    }
     let host = Host {
         name: report.host.clone(),
         number,
@@ -68,7 +76,7 @@ fn register(step: &mut Step<'_>, report: &HostReport) {
         voter: known.map_or(step.planted.is(Mutant::HastyVoters), |host| host.voter),
         voted: known.map_or(step.planted.is(Mutant::HastyVoters), |host| host.voted),
         last_incident: known.map_or(0, |host| host.last_incident),
-        tunnel_key: report.facts.tunnel_key,
+        tunnel_key: report.facts.tunnel_key.filter(|_| double.is_none()),
     };
     let message = match known {
         Some(known) if *known == host => return,
@@ -89,6 +97,20 @@ fn register(step: &mut Step<'_>, report: &HostReport) {
     if let Some(message) = message {
         step.event(EventKind::Host, &report.host, message);
     }
+}
+
+/// Another host whose address or key a report claims: whoever has it could read and say what is that one's.
+fn double_of(state: &State, report: &HostReport) -> Option<HostName> {
+    let key = report.facts.tunnel_key?;
+    let known = state.hosts.get(&report.host);
+    if known.is_some_and(|host| host.tunnel_key == Some(key) && host.address == report.facts.address) {
+        // That was looked at when it was new.
+        return None;
+    }
+    let others = state.hosts.values().filter(|host| host.name != report.host && host.tunnel_key.is_some());
+    let mut there = others.filter(|host| !matches!(host.condition, HostCondition::Lost { .. }));
+    let other = there.find(|host| host.tunnel_key == Some(key) || host.address == report.facts.address);
+    other.map(|host| host.name.clone())
 }
 
 /// Makes events of what went wrong on a host, each once.

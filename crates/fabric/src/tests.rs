@@ -15,6 +15,7 @@ use crate::check::{check, check_quiet};
 use crate::{Change, Command, Config, Core, HealingPolicy, Input, Overcommit, Record, Rejected, goal};
 
 mod changes;
+mod doubles;
 
 struct Fabric {
     core: Core,

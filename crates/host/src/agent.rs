@@ -115,18 +115,28 @@ impl Agent {
         self.report_now.notify_one();
     }
 
-    /// Takes a goal state, if it is newer. Returns whether a lease of the same moment may be used.
+    /// Takes a goal state, if it is newer. Returns whether a lease of the same moment may be used: not if neither the goal state
+    /// nor that there is no lease any more can be written down, as an agent that starts then would follow an old one with a lease.
     pub(crate) fn take_goal(&self, goal: GoalState) -> bool {
         if goal.incarnation <= self.goal.borrow().incarnation {
             return true;
         }
         if let Err(error) = self.ledger.write_goal(&goal) {
-            // It comes again with the next report.
+            // Removing a file needs no room on the disk.
+            if let Err(worse) = self.ledger.forget_lease() {
+                let (error, worse) = (format!("{error:#}"), format!("{worse:#}"));
+                tracing::error!(
+                    error,
+                    worse,
+                    "the goal state cannot be written down: this host takes no lease, and its guests stop"
+                );
+                return false;
+            }
+            let error = format!("{error:#}");
             tracing::error!(
-                error = format!("{error:#}"),
-                "the goal state cannot be written down, so it is not followed"
+                error,
+                "the goal state cannot be written down: an agent that starts again waits for the controller"
             );
-            return goal.may_wait(&self.goal.borrow());
         }
         self.take_names(&goal);
         self.goal.send_replace(Arc::new(goal));

@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use anyhow::Context;
 use mayfly_model::{BootStep, GoalState, HostLease, Time, VmGoal, VmId};
@@ -11,6 +12,7 @@ use mayfly_wire::ScriptReport;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::agent::lock;
 use crate::traffic::Counted;
 
 /// The ledger of a host.
@@ -19,8 +21,16 @@ pub(crate) struct Ledger {
     folder: PathBuf,
     /// Changes with each start of the host: a lease from before does not count.
     boot_id: u64,
-    /// The lease that was written last: its number, and until when the host was entitled.
-    written: std::sync::Mutex<(u64, Time)>,
+    written: Mutex<Written>,
+}
+
+/// What has been written of the lease.
+#[derive(Debug, Default)]
+struct Written {
+    /// The last one: its number, and until when the host was entitled.
+    last: (u64, Time),
+    /// Whether no more of it is written, as the goal state that goes with it could not be.
+    is_withheld: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -74,7 +84,9 @@ impl Ledger {
     }
 
     pub(crate) fn write_goal(&self, goal: &GoalState) -> anyhow::Result<()> {
-        write(&self.folder.join("goal.json"), goal)
+        write(&self.folder.join("goal.json"), goal)?;
+        lock(&self.written).is_withheld = false;
+        Ok(())
     }
 
     /// The lease of before, if it is of this start of the host.
@@ -89,11 +101,11 @@ impl Ledger {
 
     pub(crate) fn write_lease(&self, lease: &HostLease) -> anyhow::Result<()> {
         // Two tasks write it, and an older one must not come after a newer one.
-        let mut last = self.written.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if (lease.number(), lease.entitled_until()) < *last {
+        let mut written = lock(&self.written);
+        if written.is_withheld || (lease.number(), lease.entitled_until()) < written.last {
             return Ok(());
         }
-        *last = (lease.number(), lease.entitled_until());
+        written.last = (lease.number(), lease.entitled_until());
         let note = LeaseNote {
             boot_id: self.boot_id,
             number: lease.number(),
@@ -102,6 +114,17 @@ impl Ledger {
             entitled_until: lease.entitled_until(),
         };
         write(&self.folder.join("lease.json"), &note)
+    }
+
+    /// Takes back what was written of the lease, and writes no more of it until a goal state has been written down.
+    pub(crate) fn forget_lease(&self) -> anyhow::Result<()> {
+        let mut written = lock(&self.written);
+        written.is_withheld = true;
+        let path = self.folder.join("lease.json");
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            removed => removed.with_context(|| format!("cannot remove {}", path.display())),
+        }
     }
 
     /// The folder of a VM.
@@ -154,4 +177,34 @@ fn write(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
     fs::write(&temporary, bytes)
         .and_then(|()| fs::rename(&temporary, path))
         .with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use mayfly_model::{Incarnation, LeaseGrant};
+
+    use super::*;
+
+    #[test]
+    fn a_lease_is_not_kept_beside_a_goal_state_of_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = Ledger::new(folder.path(), 1);
+        let mut lease = HostLease::default();
+        let mut grant = |number| {
+            lease.granted(Time(1000), Time(1100), LeaseGrant { number, ttl: 3000, fresh: 2000 });
+            ledger.write_lease(&lease).unwrap();
+            Ledger::new(folder.path(), 1).lease()
+        };
+        assert_eq!(grant(1).number(), 1);
+        // As where a goal state finds no room on the disk.
+        fs::create_dir(folder.path().join("goal.new")).unwrap();
+        let goal = GoalState { incarnation: Incarnation(2), ..GoalState::default() };
+        ledger.write_goal(&goal).unwrap_err();
+        ledger.forget_lease().unwrap();
+        ledger.forget_lease().unwrap();
+        assert_eq!(grant(2), HostLease::default(), "none is written beside an old goal state");
+        fs::remove_dir(folder.path().join("goal.new")).unwrap();
+        ledger.write_goal(&goal).unwrap();
+        assert_eq!(grant(3).number(), 3);
+    }
 }

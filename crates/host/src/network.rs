@@ -9,7 +9,7 @@ use std::time::Duration;
 use mayfly_model::{HostName, NetworkGoal};
 use mayfly_net::address::UNDERLAY_DEVICE;
 use mayfly_net::plan::ruleset::Present;
-use mayfly_net::plan::{Health, Inputs, Plan, plan};
+use mayfly_net::plan::{Health, Inputs, Plan, clear, plan};
 use mayfly_net::{Links, NetError, announce, forget_strays, prepare_host, prepare_ipv6};
 
 use crate::agent::{Agent, lock};
@@ -41,8 +41,9 @@ pub(crate) async fn prepare(agent: &Agent) -> anyhow::Result<()> {
     // Where there are rules already, an earlier agent made them for guests that may still run; they hold until it is
     // known how those are doing.
     let first = current(agent);
+    // Before anything is said or heard, also where an earlier agent had another transit.
+    lock(&agent.nft).apply(&clear(agent.config.transit))?;
     if let Some(own) = &agent.tunnel {
-        // The others are heard before there is a plan that tells who is there.
         own.tunnel.lead_to(&first.tunnels).await?;
     }
     let mut nft = lock(&agent.nft);

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use mayfly_identity::tunnel_secret;
 use mayfly_model::TunnelKey;
-use mayfly_net::{Links, Transit, Tunnel};
+use mayfly_net::{Links, Tunnel};
 
 use crate::config::HostConfig;
 
@@ -18,7 +18,7 @@ pub(crate) struct OwnTunnel {
 
 /// Sets it up; or takes away what an earlier configuration asked for.
 pub(crate) async fn open(config: &HostConfig, links: &Links) -> anyhow::Result<Option<OwnTunnel>> {
-    if config.transit != Transit::Wireguard {
+    if !config.transit.encrypts() {
         Tunnel::close(links).await?;
         return Ok(None);
     }

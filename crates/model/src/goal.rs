@@ -1,6 +1,6 @@
 //! The goal state: what one host should be running, whole.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
@@ -35,15 +35,6 @@ pub struct GoalState {
     /// The host reboots, if this is the boot it is in.
     #[serde(default)]
     pub reboot: Option<u64>,
-}
-
-impl GoalState {
-    /// Whether a host that still follows `followed`, an earlier one, may use a lease of this one's moment: it has no VM that is
-    /// not wanted any more and so may be somebody else's, it may start what it has, and it counts by the present voters.
-    pub fn may_wait(&self, followed: &GoalState) -> bool {
-        let is_wanted = |vm: &VmGoal| self.vms.iter().any(|wanted| wanted.vm == vm.vm);
-        !self.restored && followed.vms.iter().all(is_wanted) && self.network.has_voters_of(&followed.network)
-    }
 }
 
 /// Local disks of an instance that has no VM at the moment.
@@ -177,16 +168,6 @@ pub struct NetworkGoal {
     pub services: Vec<ServiceRecord>,
     /// Voters of the location, controllers included; see `lease`.
     pub voters: usize,
-}
-
-impl NetworkGoal {
-    /// Whether the voters are the same; see `lease`.
-    fn has_voters_of(&self, other: &NetworkGoal) -> bool {
-        let voting = |network: &NetworkGoal| -> BTreeSet<HostName> {
-            network.peers.iter().filter(|peer| peer.voter).map(|peer| peer.host.clone()).collect()
-        };
-        self.voters == other.voters && voting(self) == voting(other)
-    }
 }
 
 /// One host of the location.
@@ -324,48 +305,4 @@ pub struct ServiceRecord {
     pub port: u16,
     /// The name of the machine.
     pub target: String,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn peer(name: &str, voter: bool) -> PeerGoal {
-        let host = name.parse().unwrap();
-        PeerGoal {
-            host,
-            address: Ipv4Addr::LOCALHOST,
-            overlay: Ipv4Addr::LOCALHOST,
-            mac: [0; 6],
-            voter,
-            tunnel_key: None,
-        }
-    }
-
-    fn goal(peers: Vec<PeerGoal>, voters: usize) -> GoalState {
-        GoalState { network: NetworkGoal { peers, voters, ..NetworkGoal::default() }, ..GoalState::default() }
-    }
-
-    fn vm(id: u64) -> VmGoal {
-        let text = serde_json::json!({
-            "vm": id, "instance": "shop/web_IN_0".parse::<InstanceKey>().unwrap(), "deployment_id": "d", "generation": id, "computer_name": "mf1",
-            "fault_domain": "a", "update_domain": 0, "dip": "10.80.0.4", "size": "Small", "image": Digest::of(b""),
-            "image_bytes": 0, "reboots": 0, "user_data": "", "settings": {}, "probes": [],
-        });
-        serde_json::from_value(text).unwrap()
-    }
-
-    #[test]
-    fn a_host_that_cannot_follow_waits_only_where_nothing_is_taken_from_it() {
-        let followed = GoalState { vms: vec![vm(1)], ..goal(vec![peer("a", true), peer("b", false)], 2) };
-        let more = GoalState { vms: vec![vm(1), vm(2)], ..followed.clone() };
-        assert!(more.may_wait(&followed), "a VM more that it does not have yet");
-        assert!(!followed.may_wait(&more), "it has one that is not wanted");
-        let held = GoalState { restored: true, ..more.clone() };
-        assert!(!held.may_wait(&followed), "it would start what must not be started");
-        let others = GoalState { vms: vec![vm(1)], ..goal(vec![peer("a", true), peer("b", true)], 3) };
-        assert!(!others.may_wait(&followed) && !followed.may_wait(&others), "it counts by other voters");
-        let swapped = GoalState { vms: vec![vm(1)], ..goal(vec![peer("a", false), peer("b", true)], 2) };
-        assert!(!swapped.may_wait(&followed), "as many, but others");
-    }
 }

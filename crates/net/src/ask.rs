@@ -2,11 +2,15 @@
 
 use std::fmt::Debug;
 use std::io;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use netlink_packet_core::{NetlinkDeserializable, NetlinkMessage, NetlinkPayload, NetlinkSerializable};
 use netlink_proto::ConnectionHandle;
 use netlink_proto::sys::SocketAddr;
+
+/// How long the kernel may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Opens a connection for messages of one kind, in the calling thread's network namespace. Needs a Tokio runtime.
 pub(crate) fn connect<T>(protocol: isize) -> io::Result<ConnectionHandle<T>>
@@ -27,14 +31,18 @@ where
     message.header.flags = flags;
     message.finalize();
     let answers = kernel.request(message, SocketAddr::new(0, 0)).map_err(io::Error::other)?;
-    let mut answers = std::pin::pin!(answers);
-    let mut parts = Vec::new();
-    while let Some(answer) = answers.next().await {
-        match answer.payload {
-            NetlinkPayload::InnerMessage(part) => parts.push(part),
-            NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-            _ => {}
+    let collected = async {
+        let mut answers = std::pin::pin!(answers);
+        let mut parts = Vec::new();
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                NetlinkPayload::InnerMessage(part) => parts.push(part),
+                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                _ => {}
+            }
         }
-    }
-    Ok(parts)
+        Ok(parts)
+    };
+    // An answer that the library cannot read is left out, be it the last.
+    tokio::time::timeout(PATIENCE, collected).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }

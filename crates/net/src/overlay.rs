@@ -35,7 +35,7 @@ impl Links {
         let below = self.index(transit.below()).await?;
         // A host that has joined again has another number, and so another address there; or it is led another way now.
         if let Some(link) = self.get(OVERLAY_DEVICE).await?
-            && (self.mac(OVERLAY_DEVICE).await? != mac || device_below(&link) != Some(below))
+            && (self.mac(OVERLAY_DEVICE).await? != mac || !leads(&link, below, underlay))
         {
             self.delete(OVERLAY_DEVICE).await?;
         }
@@ -118,8 +118,8 @@ impl Links {
     }
 }
 
-/// The device that a tunnel's packets go through.
-fn device_below(link: &LinkMessage) -> Option<u32> {
+/// Whether a tunnel's packets go through this device, from this address.
+fn leads(link: &LinkMessage, below: u32, from: Ipv4Addr) -> bool {
     let infos = link.attributes.iter().filter_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),
         _ => None,
@@ -128,10 +128,7 @@ fn device_below(link: &LinkMessage) -> Option<u32> {
         LinkInfo::Data(InfoData::Vxlan(tunnel)) => Some(tunnel),
         _ => None,
     });
-    tunnel?.iter().find_map(|info| match info {
-        InfoVxlan::Link(index) => Some(*index),
-        _ => None,
-    })
+    tunnel.is_some_and(|tunnel| tunnel.contains(&InfoVxlan::Link(below)) && tunnel.contains(&InfoVxlan::Local(from)))
 }
 
 /// A hardware address on the overlay, and the address that goes with it: on the overlay, or below it.

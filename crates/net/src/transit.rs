@@ -1,5 +1,7 @@
 //! How hosts carry packets to each other's guests.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::address::{TUNNEL_DEVICE, UNDERLAY_DEVICE};
@@ -24,6 +26,16 @@ const VXLAN_BYTES: u16 = 50;
 /// Bytes that WireGuard over IPv4 adds: outer IP, UDP and data headers, and the authentication tag.
 pub(crate) const TUNNEL_BYTES: u16 = 60;
 
+impl fmt::Display for Transit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Transit::Vxlan => "vxlan",
+            Transit::Routed => "routed",
+            Transit::Wireguard => "wireguard",
+        })
+    }
+}
+
 impl Transit {
     /// The largest packet of a guest that passes to another host, where the network between them carries packets of
     /// `underlay_mtu` bytes.
@@ -41,6 +53,11 @@ impl Transit {
             Transit::Vxlan | Transit::Wireguard => true,
             Transit::Routed => false,
         }
+    }
+
+    /// Whether what hosts say to each other is encrypted.
+    pub fn encrypts(self) -> bool {
+        self == Transit::Wireguard
     }
 
     /// The device that carries the hosts' words to each other.

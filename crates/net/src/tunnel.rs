@@ -43,6 +43,7 @@ const PEERS_AT_ONCE: usize = 100;
 /// This host's end of the tunnels.
 #[derive(Clone)]
 pub struct Tunnel {
+    private_key: [u8; 32],
     links: Links,
     kernel: ConnectionHandle<GenlMessage<WireguardMessage>>,
     family: u16,
@@ -60,15 +61,20 @@ impl Tunnel {
         }
         let family = family("wireguard").await?;
         let kernel = connect(NETLINK_GENERIC).map_err(NetError::io("open netlink"))?;
-        let tunnel = Tunnel { links: links.clone(), kernel, family, own };
-        let (key, port) = (WireguardAttribute::PrivateKey(private_key), WireguardAttribute::ListenPort(TUNNEL_PORT));
-        tunnel.set(vec![key, port]).await?;
-        // Answers come from where they were sent to, by whatever way.
-        sysctl(&format!("net/ipv4/conf/{TUNNEL_DEVICE}/rp_filter"), "0")?;
-        let mtu = links.mtu(UNDERLAY_DEVICE).await?.saturating_sub(TUNNEL_BYTES);
-        links.up_with_mtu(TUNNEL_DEVICE, mtu).await?;
+        let tunnel = Tunnel { private_key, links: links.clone(), kernel, family, own };
+        tunnel.set_up().await?;
         tunnel.lead_in().await?;
         Ok(tunnel)
+    }
+
+    /// Makes the device ready for other ends.
+    async fn set_up(&self) -> Result<(), NetError> {
+        let key = WireguardAttribute::PrivateKey(self.private_key);
+        self.set(vec![key, WireguardAttribute::ListenPort(TUNNEL_PORT)]).await?;
+        // Answers come from where they were sent to, by whatever way.
+        sysctl(&format!("net/ipv4/conf/{TUNNEL_DEVICE}/rp_filter"), "0")?;
+        let mtu = self.links.mtu(UNDERLAY_DEVICE).await?.saturating_sub(TUNNEL_BYTES);
+        self.links.up_with_mtu(TUNNEL_DEVICE, mtu).await
     }
 
     /// Looks whether the kernel has WireGuard, by making a device and taking it away.
@@ -108,14 +114,19 @@ impl Tunnel {
     /// # Errors
     /// [`NetError`].
     pub async fn lead_to(&self, peers: &BTreeMap<Ipv4Addr, TunnelKey>) -> Result<usize, NetError> {
+        // Somebody may have taken it away.
+        if self.links.get(TUNNEL_DEVICE).await?.is_none() {
+            create(&self.links, TUNNEL_DEVICE).await?;
+            self.set_up().await?;
+        }
         let present = self.peers().await?;
         // A key that is gone, or is another host's now. It goes first, so that nobody's packets are read as another's.
-        let is_right = |(key, allowed): &(TunnelKey, Option<Ipv4Addr>)| {
+        let is_right = |(key, allowed): &(&TunnelKey, &Option<Ipv4Addr>)| {
             allowed.is_some_and(|address| peers.get(&address) == Some(key))
         };
         let gone: Vec<WireguardPeer> =
             present.iter().filter(|peer| !is_right(peer)).map(|(key, _)| without(*key)).collect();
-        let is_there = |address: &Ipv4Addr, key: &TunnelKey| present.contains(&(*key, Some(*address)));
+        let is_there = |address: &Ipv4Addr, key: &TunnelKey| present.get(key) == Some(&Some(*address));
         let new: Vec<WireguardPeer> = peers
             .iter()
             .filter(|(address, key)| !is_there(address, key))
@@ -139,7 +150,9 @@ impl Tunnel {
         let mut present = Vec::new();
         for route in own {
             match destination(&route) {
-                Some(IpAddr::V4(address)) if peers.contains_key(&address) => present.push(address),
+                Some(IpAddr::V4(address)) if peers.contains_key(&address) && self.is_own(&route, index) => {
+                    present.push(address);
+                }
                 _ => {
                     changed += 1;
                     let gone = self.links.handle().route().del(route).execute().await;
@@ -161,6 +174,13 @@ impl Tunnel {
             changed += 1;
         }
         Ok(changed)
+    }
+
+    /// Whether a route leads through the device, from the address that the host has now.
+    fn is_own(&self, route: &RouteMessage, device: u32) -> bool {
+        [RouteAttribute::PrefSource(self.own.into()), RouteAttribute::Oif(device)]
+            .iter()
+            .all(|attribute| route.attributes.contains(attribute))
     }
 
     /// Leads what hosts say to each other into the tunnel.
@@ -185,12 +205,20 @@ impl Tunnel {
     }
 
     /// The other ends: their keys, and the address that each may speak for.
-    async fn peers(&self) -> Result<Vec<(TunnelKey, Option<Ipv4Addr>)>, NetError> {
-        let peers = self.get().await?.into_iter().filter_map(|attribute| match attribute {
+    async fn peers(&self) -> Result<BTreeMap<TunnelKey, Option<Ipv4Addr>>, NetError> {
+        let parts = self.get().await?.into_iter().filter_map(|attribute| match attribute {
             WireguardAttribute::Peers(peers) => Some(peers),
             _ => None,
         });
-        Ok(peers.flatten().filter_map(|peer| Some((key_of(&peer)?, allowed(&peer)))).collect())
+        let mut peers = BTreeMap::new();
+        for peer in parts.flatten() {
+            // One that does not fit into a message goes on in the next, with its key again.
+            if let Some(key) = key_of(&peer) {
+                let known: &mut Option<Ipv4Addr> = peers.entry(key).or_default();
+                *known = known.or(allowed(&peer));
+            }
+        }
+        Ok(peers)
     }
 
     async fn get(&self) -> Result<Vec<WireguardAttribute>, NetError> {
@@ -270,8 +298,11 @@ async fn family(name: &'static str) -> Result<u16, NetError> {
     let kernel = connect(NETLINK_GENERIC).map_err(NetError::io("open netlink"))?;
     let nlas = vec![GenlCtrlAttrs::FamilyName(name.to_owned())];
     let message = GenlMessage::from_payload(GenlCtrl { cmd: GenlCtrlCmd::GetFamily, nlas });
-    // Where it is not there, there is no module for it.
-    let told = ask(&kernel, message, NLM_F_REQUEST).await.map_err(|_| NetError::NoWireguard)?;
+    let told = ask(&kernel, message, NLM_F_REQUEST).await.map_err(|error| match error.kind() {
+        // There is no module for it.
+        std::io::ErrorKind::NotFound => NetError::NoWireguard,
+        _ => NetError::io("ask for WireGuard")(error),
+    })?;
     let number = told.iter().flat_map(|answer| &answer.payload.nlas).find_map(|attribute| match attribute {
         GenlCtrlAttrs::FamilyId(number) => Some(*number),
         _ => None,

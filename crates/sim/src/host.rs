@@ -71,6 +71,8 @@ pub(crate) struct SimHost {
     /// Changes with each start; messages for an earlier one are dropped.
     pub(crate) session: u64,
     sequence: u64,
+    /// When its agent was started, on its clock.
+    agent_since: Time,
     lease: HostLease,
     timings: LeaseTimings,
     /// The end of its freshness as it was from each true time on, latest last: what it told its peers then.
@@ -80,8 +82,9 @@ pub(crate) struct SimHost {
     kernel_until: Time,
     /// Before this true time it does not count as a voter: it has forgotten what lease it held.
     votes_from: u64,
-    /// The goal state that it has written down.
     followed: Arc<GoalState>,
+    /// The goal state that it has written down: an earlier one, if its disk was full.
+    written: Arc<GoalState>,
     /// The voters of its goal state: how many, and whether it is one.
     pub(crate) voters: (usize, Nodes),
     pub(crate) vms: BTreeMap<VmId, SimVm>,
@@ -109,6 +112,7 @@ impl SimHost {
             frozen_until: 0,
             session: 1,
             sequence: 0,
+            agent_since: Time(0),
             lease: HostLease::default(),
             timings,
             said: VecDeque::new(),
@@ -116,6 +120,7 @@ impl SimHost {
             kernel_until: Time(0),
             votes_from: 0,
             followed: Arc::default(),
+            written: Arc::default(),
             voters: (0, Nodes::default()),
             vms: BTreeMap::new(),
             destroyed: BTreeSet::new(),
@@ -205,12 +210,14 @@ impl SimHost {
     /// Takes the answer to a report: the grant, and the goal state of the same moment.
     pub(crate) fn granted(&mut self, now: u64, sent: Time, grant: LeaseGrant, goal: Arc<GoalState>, delay: u64) {
         // The goal state first: with the lease alone, a VM that is no longer wanted could be served for a moment.
-        if goal.incarnation > self.followed.incarnation && self.disk_full {
-            // It cannot be written down, so it is not followed.
-            if !goal.may_wait(&self.followed) && !self.is_stubborn {
-                return;
+        if sent < self.agent_since {
+            // Its question was that of another process.
+            return;
+        }
+        if goal.incarnation >= self.followed.incarnation && !(self.disk_full && self.is_stubborn) {
+            if !self.disk_full {
+                self.written = Arc::clone(&goal);
             }
-        } else if goal.incarnation >= self.followed.incarnation {
             self.follow(now, goal, delay);
         }
         self.lease.granted(sent, self.clock(now), grant);
@@ -334,6 +341,7 @@ impl SimHost {
         self.serving = false;
         self.votes_from = now + self.timings.fresh;
         self.lease = HostLease::default();
+        self.remember();
         self.said.clear();
         for vm in self.vms.values_mut() {
             (vm.ready_at, vm.guest, vm.running, vm.traffic) = (now + 2000, Guest::Well, false, vm.noted);
@@ -346,6 +354,25 @@ impl SimHost {
         self.lease =
             HostLease::resumed(lease.number(), lease.serve_until(), lease.fresh_until(), lease.entitled_until());
         self.frozen_until = now + 300;
+        self.agent_since = self.clock(now);
+        if self.written.incarnation != self.followed.incarnation {
+            // No lease is noted beside a goal state of before.
+            self.lease = HostLease::default();
+            self.votes_from = now + self.timings.fresh;
+        }
+        self.remember();
+    }
+
+    /// Goes on from what is written down.
+    fn remember(&mut self) {
+        self.followed = Arc::clone(&self.written);
+        self.voters = voters(&self.followed.network);
+        // What was about to go stays, if it was wanted then.
+        for vm in self.vms.values_mut().filter(|vm| vm.gone_at.is_some()) {
+            if self.followed.vms.iter().any(|wanted| wanted.vm == vm.goal.vm) {
+                vm.gone_at = None;
+            }
+        }
     }
 
     /// The identities that it may serve now, whether their guests are ready yet or not.

@@ -133,7 +133,7 @@ pub enum Plant {
     Core(Mutant),
     /// Invariant 1: hosts go on when their lease is over.
     IgnoreLease,
-    /// Invariant 1: a host that cannot write down its goal state uses the lease all the same.
+    /// Invariant 1: a host that cannot write down its goal state does not follow it, and uses the lease all the same.
     StubbornHost,
     /// Invariant 1: the controller thinks that leases are shorter than they are.
     Impatience,

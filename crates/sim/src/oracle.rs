@@ -301,8 +301,11 @@ fn spread_is_even(state: &State, placed: &Instance) -> Checked {
     }
 }
 
-/// Invariants 2 and 8 at rest, and that everything wanted runs.
-pub(crate) fn check_rest(core: &Core, hosts: &[SimHost], now: u64) -> Checked {
+/// How long an instance may be on its way at rest, in ms: autoscaling goes on, and may have asked for it a moment ago.
+const ON_ITS_WAY: u64 = 5000;
+
+/// Invariants 2 and 8 at rest, and that everything wanted runs. `now` is the true time, and that of the core.
+pub(crate) fn check_rest(core: &Core, hosts: &[SimHost], (now, core_now): (u64, Time)) -> Checked {
     if let Some(violation) = check_quiet(core.state()).first() {
         return Err(format!("at rest, invariant {}: {}", violation.invariant, violation.what));
     }
@@ -311,15 +314,18 @@ pub(crate) fn check_rest(core: &Core, hosts: &[SimHost], now: u64) -> Checked {
         |one: &Instance| !one.stopped && state.deployments().get(&one.key.deployment).is_some_and(|one| one.is_on());
     let placed = || state.instances().values().filter(|one| one.wanted_vm().is_some());
     let served: BTreeSet<VmId> = hosts.iter().flat_map(|host| host.identities(now)).map(|vm| vm.goal.vm).collect();
-    let wanted: BTreeSet<VmId> =
-        placed().filter(|one| on(one)).filter_map(|one| one.wanted_vm()).map(|vm| vm.id).collect();
-    if served != wanted {
+    let is_new = |one: &Instance| matches!(&one.state, InstanceState::Placed { since, .. } if core_now.since(*since) < ON_ITS_WAY);
+    let vms = |of: &dyn Fn(&Instance) -> bool| -> BTreeSet<VmId> {
+        placed().filter(|one| on(one) && of(one)).filter_map(|one| one.wanted_vm()).map(|vm| vm.id).collect()
+    };
+    let (wanted, settled) = (vms(&|_| true), vms(&|one| !is_new(one)));
+    if !served.is_subset(&wanted) || !settled.is_subset(&served) {
         return Err(format!("at rest, {} VMs are wanted and {} serve", wanted.len(), served.len()));
     }
     if let Some(deployment) = state.deployments().values().find(|one| one.key.service.as_str() == KILLER) {
         return Err(format!("at rest, {} is still there", deployment.key));
     }
-    if let Some(instance) = placed().find(|one| on(one) && !one.is_ready()) {
+    if let Some(instance) = placed().find(|one| on(one) && !one.is_ready() && !is_new(one)) {
         return Err(format!("at rest, {} is {}", instance.key, instance.state.status()));
     }
     for deployment in state.deployments().values().filter(|one| !one.is_deleting() && one.upgrade.is_none()) {

@@ -209,7 +209,7 @@ impl World {
             self.handle(event)?;
         }
         match &self.core {
-            Some(core) => oracle::check_rest(core, &self.hosts, self.now),
+            Some(core) => oracle::check_rest(core, &self.hosts, (self.now, self.core_time())),
             None => Err("the controller did not come back".to_owned()),
         }
     }

@@ -82,10 +82,10 @@ async fn change_shape(layout: &Layout, wanted: &Wanted) -> anyhow::Result<()> {
     }
     if controllers_run(layout, &fabric)? || hosts_run(layout, &fabric) {
         let (count, store) = (fabric.controllers, if fabric.etcd { "etcd" } else { "embedded" });
-        let transit = format!("{:?}", fabric.transit).to_lowercase();
         bail!(
-            "this dev fabric runs with {count} controllers, the store {store} and the transit {transit}; stop it with \
-             `mayfly dev down`, and the next `mayfly dev up` takes its records and guests over"
+            "this dev fabric runs with {count} controllers, the store {store} and the transit {}; stop it with \
+             `mayfly dev down`, and the next `mayfly dev up` takes its records and guests over",
+            fabric.transit
         );
     }
     reshape(layout, &fabric, &other).await
@@ -93,10 +93,11 @@ async fn change_shape(layout: &Layout, wanted: &Wanted) -> anyhow::Result<()> {
 
 pub(super) async fn up(layout: &Layout, wanted: Wanted) -> anyhow::Result<()> {
     check_machine()?;
-    if wanted.transit == Some(Transit::Wireguard) {
+    let _lock = layout.lock()?;
+    let known = layout.read_fabric()?.map(|fabric| fabric.transit);
+    if wanted.transit.or(known).is_some_and(Transit::encrypts) {
         Tunnel::probe(&Links::open()?).await?;
     }
-    let _lock = layout.lock()?;
     change_shape(layout, &wanted).await?;
     if let Some(fabric) = layout.read_fabric()?
         && controllers_run(layout, &fabric)?

@@ -36,7 +36,7 @@ impl Fabric {
         self.deployment().status
     }
 
-    fn told(&self, text: &str) -> bool {
+    pub(super) fn told(&self, text: &str) -> bool {
         self.core.state().events().values().any(|event| event.message.contains(text))
     }
 }

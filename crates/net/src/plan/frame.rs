@@ -6,10 +6,8 @@ use std::net::IpAddr;
 use mayfly_model::PeerGoal;
 
 use crate::address::{
-    GATEWAY, IMAGE_PORT, METADATA, OVERLAY_DEVICE, PLUGIN_PORT, TAP_GATEWAY, TAP_PREFIX, UNDERLAY_DEVICE, VXLAN_PORT,
-    WIRE_SERVER,
+    GATEWAY, METADATA, OVERLAY_DEVICE, PLUGIN_PORT, TAP_GATEWAY, TAP_PREFIX, UNDERLAY_DEVICE, WIRE_SERVER,
 };
-use crate::mesh;
 use crate::plan::family::Family;
 use crate::plan::ruleset::{Elements, Ruleset, TABLE};
 use crate::plan::{Inputs, LocalGuest};
@@ -56,20 +54,7 @@ pub(super) fn frame(inputs: &Inputs<'_>) -> String {
     hook(&mut text, "clamp", "filter hook forward priority mangle; policy accept", &clamp);
     hook(&mut text, "forward", "filter hook forward priority filter; policy drop", &forward(inputs));
     hook(&mut text, "input", "filter hook input priority filter; policy accept", &input(inputs));
-    if inputs.transit == Transit::Wireguard {
-        hook(&mut text, "output", "filter hook output priority filter; policy accept", &in_clear("oifname"));
-    }
     text
-}
-
-/// What hosts say to each other goes through the tunnel or not at all, whatever routes there are.
-fn in_clear(direction: &str) -> Vec<String> {
-    let clear = format!("{direction} \"{UNDERLAY_DEVICE}\"");
-    vec![
-        format!("{clear} udp dport {{ {VXLAN_PORT}, {} }} drop", mesh::PORT),
-        format!("{clear} tcp dport {IMAGE_PORT} drop"),
-        format!("{clear} tcp sport {IMAGE_PORT} drop"),
-    ]
 }
 
 fn hook(text: &mut String, name: &str, kind: &str, rules: &[String]) {
@@ -193,8 +178,7 @@ fn forward(inputs: &Inputs<'_>) -> Vec<String> {
 
 /// What may reach the host itself.
 fn input(inputs: &Inputs<'_>) -> Vec<String> {
-    let mut rules = if inputs.transit == Transit::Wireguard { in_clear("iifname") } else { Vec::new() };
-    rules.push("ct state established,related accept".to_owned());
+    let mut rules = vec!["ct state established,related accept".to_owned()];
     if inputs.goal.ipv6.is_some() {
         rules.push(format!("{NEIGHBOURS} accept"));
     }

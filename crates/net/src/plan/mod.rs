@@ -1,6 +1,7 @@
 //! From what is wanted and what is healthy to what the kernel should hold. Pure.
 
 mod balance;
+mod clear;
 mod egress;
 mod family;
 mod frame;
@@ -14,6 +15,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use mayfly_model::{Egress, HostName, Ipv6Prefix, NetworkGoal, PeerGoal, ProbeGoal, TunnelKey, VmId};
 
 pub use crate::plan::balance::endpoint_name;
+pub use crate::plan::clear::clear;
 pub use crate::plan::egress::{learned_set, learned_set6};
 use crate::plan::family::Family;
 pub(crate) use crate::plan::frame::LEASED;
@@ -98,7 +100,7 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
     let Inputs { host, goal, guests, live, .. } = *inputs;
     let own: BTreeMap<Ipv4Addr, &LocalGuest> = guests.iter().map(|guest| (guest.dip, guest)).collect();
     let owned = |owners: &[HostName]| owners.iter().find(|owner| live.contains(*owner)) == Some(host);
-    let encrypts = inputs.transit == Transit::Wireguard;
+    let encrypts = inputs.transit.encrypts();
     let others = || goal.peers.iter().filter(|peer| peer.host != *host);
     Plan {
         rules: rules(inputs, &own),

@@ -33,6 +33,7 @@ fn hosts_say_nothing_to_each_other_in_the_clear() {
     forgeries_are_dropped(&lab);
     keys_come_and_go(&lab);
     without_the_tunnel_nothing_goes(&lab);
+    the_tunnel_is_made_again(&lab);
 }
 
 fn everybody_is_reached(lab: &Lab) {
@@ -72,14 +73,13 @@ fn ports(frame: &[u8]) -> Option<(u8, u16, u16)> {
 
 fn the_wire_shows_nothing(lab: &Lab) {
     let backend = &lab.backends[1];
-    backend.run(|_| {
+    let arrived = backend.run(|_| {
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 9000)).unwrap();
         std::thread::spawn(move || {
             let mut told = Vec::new();
             listener.accept().unwrap().0.read_to_end(&mut told).unwrap();
-            // More than fits into one packet arrives whole.
-            assert_eq!(told.len(), 4000 * SECRET.len());
-        });
+            told.len()
+        })
     });
     let frames = seen_while(lab, 1, || {
         lab.backends[0].run(|_| {
@@ -90,6 +90,7 @@ fn the_wire_shows_nothing(lab: &Lab) {
             assert_eq!(stream.read(&mut [0]).unwrap(), 0, "all has been read");
         });
     });
+    assert_eq!(arrived.join().unwrap(), 4000 * SECRET.len(), "more than fits into one packet arrives whole");
     let through = frames.iter().filter(|frame| ports(frame).is_some_and(|(_, _, to)| to == TUNNEL_PORT)).count();
     assert!(through > 50, "{through} of {} frames", frames.len());
     for frame in &frames {
@@ -166,6 +167,13 @@ fn keys_come_and_go(lab: &Lab) {
     other.insert(underlay(2), TunnelKey([7; 32]));
     lab.hosts[0].namespace.run(move |kit| {
         let tunnel = kit.tunnel.clone().unwrap();
+        // So many that the kernel tells of them in several messages.
+        let address = |number: u32| Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 99, 0, 0)) + number);
+        let key = |number: u32| TunnelKey([[0x10; 28].as_slice(), &number.to_be_bytes()].concat().try_into().unwrap());
+        let many: BTreeMap<_, _> = (0..700).map(|number| (address(number), key(number))).collect();
+        for (peers, changed) in [(&many, 4 + 1400), (&many, 0), (&wanted, 4 + 1400)] {
+            assert_eq!(kit.runtime.block_on(tunnel.lead_to(peers)).unwrap(), changed);
+        }
         // Each end is a key and a way.
         for (peers, changed) in
             [(&wanted, 0), (&fewer, 2), (&other, 2), (&fewer, 2), (&BTreeMap::new(), 2), (&wanted, 4), (&wanted, 0)]
@@ -177,17 +185,43 @@ fn keys_come_and_go(lab: &Lab) {
 }
 
 fn without_the_tunnel_nothing_goes(lab: &Lab) {
+    lab.hosts[0].namespace.run(|kit| kit.runtime.block_on(kit.links.delete(TUNNEL_DEVICE)).unwrap());
     let frames = seen_while(lab, 2, || {
-        lab.hosts[0].namespace.run(|kit| {
-            kit.runtime.block_on(kit.links.delete(TUNNEL_DEVICE)).unwrap();
+        lab.hosts[0].namespace.run(|_| {
             // What is led nowhere by the table would go by the usual way.
             let words = UdpSocket::bind((underlay(1), mesh::PORT)).unwrap();
             let _ = words.send_to(SECRET, (underlay(2), mesh::PORT));
             let address = SocketAddr::from((underlay(2), IMAGE_PORT));
             assert!(TcpStream::connect_timeout(&address, Duration::from_millis(300)).is_err());
         });
-        assert_eq!(ask(&lab.backends[0], dip(2)), None);
     });
+    assert_eq!(ask(&lab.backends[0], dip(2)), None);
     let clear = [VXLAN_PORT, mesh::PORT, IMAGE_PORT];
     assert!(!frames.iter().any(|frame| ports(frame).is_some_and(|(_, _, to)| clear.contains(&to))), "{frames:02x?}");
+}
+
+/// Does what the agent does when something was not as planned.
+fn the_tunnel_is_made_again(lab: &Lab) {
+    let mut wanted = lab.hosts[0].applied.clone().unwrap();
+    wanted.routes.retain(|address, _| address.is_ipv4());
+    lab.hosts[0].namespace.run(move |kit| {
+        let (tunnel, links) = (kit.tunnel.clone().unwrap(), kit.links.clone());
+        let way = (underlay(1), Transit::Wireguard);
+        kit.runtime.block_on(async {
+            tunnel.lead_to(&wanted.tunnels).await.unwrap();
+            links.create_overlay(Ipv4Addr::new(100, 64, 0, 1), [2, 0x6d, 0x66, 0, 0, 1], way).await.unwrap();
+            links.set_peers(&wanted.peers, None).await.unwrap();
+            links.set_routes(&wanted.routes).await.unwrap();
+            // Another transit makes the device anew, the same one does not.
+            for (transit, changed) in [(Transit::Wireguard, 0), (Transit::Vxlan, 4), (Transit::Wireguard, 4)] {
+                links
+                    .create_overlay(Ipv4Addr::new(100, 64, 0, 1), [2, 0x6d, 0x66, 0, 0, 1], (underlay(1), transit))
+                    .await
+                    .unwrap();
+                assert_eq!(links.set_peers(&wanted.peers, None).await.unwrap(), changed, "{transit}");
+            }
+            links.set_routes(&wanted.routes).await.unwrap();
+        });
+    });
+    assert_eq!(ask(&lab.backends[0], dip(2)), Some((2, dip(1).into())));
 }

@@ -12,7 +12,7 @@ use mayfly_model::{
     TunnelKey, VipGoal, VmId,
 };
 use mayfly_net::address::{GATEWAY, TAP_GATEWAY, UNDERLAY_DEVICE};
-use mayfly_net::plan::{Inputs, LocalGuest, Plan, plan};
+use mayfly_net::plan::{Inputs, LocalGuest, Plan, clear, plan};
 use mayfly_net::{Links, Nft, Transit, Tunnel, forget_strays, prepare_host, prepare_ipv6, prepare_tap};
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::packet_route::route::RouteScope;
@@ -169,7 +169,7 @@ impl Lab {
             leg(format!("h{number}"), namespace.thread_id);
             let guest = LocalGuest { ipv6: ipv6.is_some(), ..guest(number) };
             connect(&namespace, &backend, number, (guest.clone(), ipv6), transit.guest_mtu(1500));
-            lab.keys.push((transit == Transit::Wireguard).then(|| open_tunnel(&namespace, number)));
+            lab.keys.push(transit.encrypts().then(|| open_tunnel(&namespace, number)));
             lab.backends.push(backend);
             let name = HostName::new(format!("host-{number}")).unwrap();
             lab.hosts.push(LabHost { name, namespace, guests: vec![guest], applied: None });
@@ -387,6 +387,7 @@ fn open_tunnel(host: &Namespace, number: usize) -> TunnelKey {
         let tunnel = kit.runtime.block_on(opened).unwrap();
         let key = kit.runtime.block_on(tunnel.key()).unwrap();
         kit.tunnel = Some(tunnel);
+        kit.nft.apply(&clear(Transit::Wireguard)).unwrap();
         key
     })
 }
