@@ -116,6 +116,11 @@ impl Ledger {
         write(&self.folder.join("lease.json"), &note)
     }
 
+    /// Whether the goal state that is followed could not be written.
+    pub(crate) fn lacks_goal(&self) -> bool {
+        lock(&self.written).is_withheld
+    }
+
     /// Takes back what was written of the lease, and writes no more of it until a goal state has been written down.
     pub(crate) fn forget_lease(&self) -> anyhow::Result<()> {
         let mut written = lock(&self.written);

@@ -76,6 +76,12 @@ async fn report(agent: &Agent) -> Result<(), mayfly_api::ClientError> {
     if !may_use {
         return Ok(());
     }
+    if agent.ledger.lacks_goal() {
+        let goal = Arc::clone(&agent.goal.borrow());
+        if agent.ledger.write_goal(&goal).is_ok() {
+            tracing::info!("the goal state is written down again");
+        }
+    }
     let lease = {
         let mut lease = lock(&agent.lease);
         lease.granted(sent, clock::now(), answer.grant);

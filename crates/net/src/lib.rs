@@ -1,9 +1,9 @@
 //! The host's data plane.
 //!
 //! Each instance has a tap of its own and a /32; the host is its gateway, DHCP, DNS and metadata server, and answers
-//! ARP for everybody. Between hosts, DIPs are routed, through one VXLAN device or as they are, encrypted if that is wanted ([`Transit`]). nftables isolates
-//! deployments, drops spoofed packets, balances load, limits where guests may go and, by a set whose elements time out in the
-//! kernel, takes instances off the network when the host's lease runs out, even if the agent hangs.
+//! ARP for everybody. Between hosts, DIPs are routed, through one VXLAN device or as they are, encrypted if that is wanted
+//! ([`Transit`]). nftables isolates deployments, drops spoofed packets, balances load, limits where guests may go and, by a set whose
+//! elements time out in the kernel, takes instances off the network when the host's lease runs out, even if the agent hangs.
 //!
 //! [`plan`] chooses, purely: from the goal state and what is healthy to rules, routes and addresses. The rest does.
 
