@@ -1,10 +1,11 @@
 //! Starting and stopping the whole dev fabric.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use mayfly_api::Client;
 use mayfly_controller::backup::{self, Place};
 use mayfly_model::Resources;
@@ -169,8 +170,14 @@ async fn start_all(
     accelerator: Accelerator,
 ) -> anyhow::Result<()> {
     for address in (0..fabric.controllers).flat_map(|index| fabric.controller(index)) {
-        TcpListener::bind(address).with_context(|| {
-            format!("{address} is in use by another program; `ss -ltnp` shows which, stop that one first")
+        TcpListener::bind(address).map_err(|error| match error.kind() {
+            ErrorKind::AddrInUse => {
+                anyhow!("{address} is in use by another program; `ss -ltnp` shows which, stop that one first")
+            }
+            ErrorKind::AddrNotAvailable => {
+                anyhow!("this machine has no {}: its loopback is off (ip link set lo up)", address.ip())
+            }
+            _ => anyhow!(error).context(format!("cannot listen at {address}")),
         })?;
     }
     start_controllers(layout, fabric)?;
