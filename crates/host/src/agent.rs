@@ -47,6 +47,8 @@ pub(crate) struct Agent {
     /// The largest packet that a guest may send, in bytes.
     pub guest_mtu: u16,
     pub nft: Mutex<Nft>,
+    /// Whether clients are answered by the hosts of the backends, where this one has the public address.
+    pub direct_return: bool,
     /// What should be.
     pub goal: watch::Sender<Arc<GoalState>>,
     /// Whether the controller has answered this agent, so that the goal state is the one in force.
@@ -171,6 +173,7 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
     let ledger = Ledger::new(&folder, boot_id);
     let links = Links::open()?;
     network::join_underlay(&config, &links).await.context("cannot prepare the network")?;
+    let mut nft = Nft::load()?;
     let wall = Clock::start();
     let agent = Arc::new(Agent {
         client: joining::client(&config, wall).await.context("this host cannot join")?,
@@ -182,7 +185,8 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
         tunnel: tunnel::open(&config, &links).await?,
         guest_mtu: config.transit.guest_mtu(links.mtu(UNDERLAY_DEVICE).await?),
         links,
-        nft: Mutex::new(Nft::load()?),
+        direct_return: config.direct_return && network::can_hand_on(&mut nft),
+        nft: Mutex::new(nft),
         goal: watch::Sender::new(Arc::new(ledger.goal())),
         confirmed: watch::Sender::new(false),
         statuses: Mutex::default(),

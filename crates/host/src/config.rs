@@ -35,6 +35,10 @@ pub struct HostConfig {
     /// How packets get to other hosts' guests; the same on all hosts.
     #[serde(default)]
     pub transit: Transit,
+    /// Whether this host, where it has a public address, leaves it to the hosts of its backends to answer clients. A network that
+    /// drops packets that do not come from their sender's own address needs `false`.
+    #[serde(default = "on")]
+    pub direct_return: bool,
     /// Whether guests send and receive only as fast as the table of sizes says.
     #[serde(default = "on")]
     pub limit_rates: bool,

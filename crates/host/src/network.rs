@@ -10,7 +10,7 @@ use mayfly_model::{HostName, NetworkGoal};
 use mayfly_net::address::UNDERLAY_DEVICE;
 use mayfly_net::plan::ruleset::Present;
 use mayfly_net::plan::{Health, Inputs, Plan, clear, plan};
-use mayfly_net::{Links, NetError, announce, forget_strays, prepare_host, prepare_ipv6};
+use mayfly_net::{Links, NetError, Nft, announce, forget_strays, prepare_host, prepare_ipv6};
 
 use crate::agent::{Agent, lock};
 use crate::clock;
@@ -35,6 +35,15 @@ pub(crate) async fn join_underlay(config: &HostConfig, links: &Links) -> anyhow:
     Ok(())
 }
 
+/// Whether packets can be handed on to other hosts as they come in; says so where they cannot.
+pub(crate) fn can_hand_on(nft: &mut Nft) -> bool {
+    let tried = nft.try_handing_on();
+    if let Err(error) = &tried {
+        tracing::warn!(%error, "this kernel cannot hand packets on as they come in, so answers come back through this host");
+    }
+    tried.is_ok()
+}
+
 /// Sets up what is the same for all goal states.
 pub(crate) async fn prepare(agent: &Agent) -> anyhow::Result<()> {
     prepare_host(&agent.links).await?;
@@ -47,7 +56,7 @@ pub(crate) async fn prepare(agent: &Agent) -> anyhow::Result<()> {
         own.tunnel.lead_to(&first.tunnels).await?;
     }
     let mut nft = lock(&agent.nft);
-    let present = nft.present()?;
+    let present = nft.present(first.rules.table)?;
     if present == Present::default() {
         nft.apply(&(first.rules.whole(&present) + &first.arp))?;
     }
@@ -120,6 +129,7 @@ fn current(agent: &Agent) -> Plan {
         underlay: agent.config.guest_egress.then_some(underlay.as_str()),
         underlay6: underlay6.as_deref(),
         transit: agent.config.transit,
+        direct_return: agent.direct_return,
     };
     plan(&inputs)
 }
@@ -129,11 +139,13 @@ async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Resu
         own.tunnel.lead_to(&wanted.tunnels).await?;
     }
     let own = agent.goal.borrow().network.peers.iter().find(|peer| peer.host == agent.config.name).cloned();
-    let new_peers = before.is_none_or(|before| (&before.peers, before.ipv6) != (&wanted.peers, wanted.ipv6));
+    let ways = |plan: &Plan| (plan.peers.clone(), plan.ipv6, plan.spread.frame.clone());
+    let new_peers = before.is_none_or(|before| ways(before) != ways(wanted));
+    let mut new_overlay = false;
     if let Some(own) = own.filter(|_| new_peers) {
         if agent.config.transit.has_overlay() {
             let way = (agent.config.address, agent.config.transit);
-            agent.links.create_overlay(own.overlay, own.mac, way).await?;
+            new_overlay = agent.links.create_overlay(own.overlay, own.mac, way).await?;
         }
         if let Some(prefix) = wanted.ipv6 {
             prepare_ipv6(&agent.links, prefix, &own, (agent.config.transit, agent.config.prefix)).await?;
@@ -142,8 +154,10 @@ async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Resu
             agent.links.set_peers(&wanted.peers, wanted.ipv6).await?;
         }
     }
-    if before.is_none_or(|before| (&before.rules, &before.arp) != (&wanted.rules, &wanted.arp)) {
-        set_rules(agent, before, wanted)?;
+    let other_rules =
+        |before: &Plan| (&before.rules, &before.spread, &before.arp) != (&wanted.rules, &wanted.spread, &wanted.arp);
+    if new_overlay || before.is_none_or(other_rules) {
+        set_rules(agent, before, wanted, new_overlay)?;
         crate::guard::check(agent);
     }
     if before.is_none_or(|before| before.routes != wanted.routes) {
@@ -177,12 +191,11 @@ async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Resu
     Ok(())
 }
 
-fn set_rules(agent: &Agent, before: Option<&Plan>, wanted: &Plan) -> Result<(), NetError> {
+fn set_rules(agent: &Agent, before: Option<&Plan>, wanted: &Plan, new_overlay: bool) -> Result<(), NetError> {
     let mut nft = lock(&agent.nft);
-    let script = match before {
-        Some(before) => wanted.rules.change(&before.rules),
-        None => wanted.rules.whole(&nft.present()?),
-    };
+    let script = nft.script(before.map(|before| &before.rules), &wanted.rules)?
+        // It names the overlay's device by its number.
+        + &nft.script(before.filter(|_| !new_overlay).map(|before| &before.spread), &wanted.spread)?;
     nft.apply(&script)?;
     // A set that is new, or gone and will come back, is empty.
     let stays = |set: &String| before.is_some_and(|before| before.rules.kept.contains_key(set));

@@ -178,7 +178,7 @@ impl fmt::Display for EndpointProtocol {
 }
 
 /// What a load balancer chooses a backend by. Packets of one connection always go to the same one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Distribution {
     /// Each connection by itself (the original's hash of the 5-tuple).
     #[default]

@@ -8,12 +8,15 @@ use std::net::IpAddr;
 use libloading::Library;
 
 use crate::error::NetError;
-use crate::plan::ruleset::{Present, TABLE};
+use crate::plan::ruleset::{Present, Ruleset, TABLE};
 use crate::plan::{LEASED, learned_set6};
 
 const LIBRARY: &str = "libnftables.so.1";
 
 type Context = *mut c_void;
+
+/// Lists without elements (`NFT_CTX_OUTPUT_TERSE`).
+const TERSE: c_uint = 1 << 11;
 
 /// A handle on the nftables of the network namespace that this process was in when it was made.
 pub struct Nft {
@@ -21,6 +24,7 @@ pub struct Nft {
     run: unsafe extern "C" fn(Context, *const c_char) -> c_int,
     error: unsafe extern "C" fn(Context) -> *const c_char,
     output: unsafe extern "C" fn(Context) -> *const c_char,
+    flags: unsafe extern "C" fn(Context, c_uint),
     free: unsafe extern "C" fn(Context),
     // Has to outlive the functions above.
     _library: Library,
@@ -52,12 +56,13 @@ impl Nft {
             let run = *library.get(b"nft_run_cmd_from_buffer").map_err(NetError::NoNft)?;
             let error = *library.get(b"nft_ctx_get_error_buffer").map_err(NetError::NoNft)?;
             let output = *library.get(b"nft_ctx_get_output_buffer").map_err(NetError::NoNft)?;
+            let flags = *library.get(b"nft_ctx_output_set_flags").map_err(NetError::NoNft)?;
             let free = *library.get(b"nft_ctx_free").map_err(NetError::NoNft)?;
             let context = new(0);
             if context.is_null() || buffer(context) != 0 || buffer_output(context) != 0 {
                 return Err(NetError::Nft("no context".to_owned()));
             }
-            Ok(Nft { context, run, error, output, free, _library: library })
+            Ok(Nft { context, run, error, output, flags, free, _library: library })
         }
     }
 
@@ -83,15 +88,47 @@ impl Nft {
         if status == 0 { Ok(printed) } else { Err(NetError::Nft(words.trim().to_owned())) }
     }
 
-    /// What is in the table of [`TABLE`]; nothing if there is no such table.
+    /// What is in a table; nothing if there is no such table.
     ///
     /// # Errors
     /// [`NetError::Nft`].
-    pub fn present(&mut self) -> Result<Present, NetError> {
-        if !self.run("list tables inet")?.lines().any(|line| line.trim() == format!("table {TABLE}")) {
+    pub fn present(&mut self, table: &str) -> Result<Present, NetError> {
+        if !self.run("list tables")?.lines().any(|line| line.trim() == format!("table {table}")) {
             return Ok(Present::default());
         }
-        Ok(Present::read(&self.run(&format!("list table {TABLE}"))?))
+        // Names only: there may be a million elements.
+        self.set_flags(TERSE);
+        let listed = self.run(&format!("list table {table}"));
+        self.set_flags(0);
+        Ok(Present::read(&listed?))
+    }
+
+    fn set_flags(&self, flags: c_uint) {
+        // SAFETY: the context lives as long as `self`.
+        unsafe { (self.flags)(self.context, flags) };
+    }
+
+    /// Whether the kernel can hand packets on as they come in, which is not in every kernel (`CONFIG_NFT_FWD_NETDEV`).
+    ///
+    /// # Errors
+    /// [`NetError::Nft`] with what it lacks.
+    pub fn try_handing_on(&mut self) -> Result<(), NetError> {
+        let table = "netdev mayfly_trial";
+        self.apply(&format!(
+            "add table {table}\nadd chain {table} trial {{ type filter hook ingress device \"lo\" priority 0; policy accept; }}\n\
+             add rule {table} trial ip daddr 192.0.2.1 fwd ip to 192.0.2.1 device \"lo\"\ndelete table {table}\n"
+        ))
+    }
+
+    /// The script that leads to a rule set from the one that the kernel holds, or from whatever there is if that is not known.
+    ///
+    /// # Errors
+    /// [`NetError::Nft`].
+    pub fn script(&mut self, before: Option<&Ruleset>, wanted: &Ruleset) -> Result<String, NetError> {
+        Ok(match before {
+            Some(before) => wanted.change(before),
+            None => wanted.whole(&self.present(wanted.table)?),
+        })
     }
 
     /// How many packets and bytes each named counter has seen.

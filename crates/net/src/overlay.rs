@@ -22,7 +22,7 @@ use crate::transit::Transit;
 pub type Peer = (Ipv4Addr, [u8; 6], Ipv4Addr);
 
 impl Links {
-    /// Makes the tunnel device, if it is not there.
+    /// Makes the tunnel device, if it is not there. Returns whether it was not: what leads to the device has to be told.
     ///
     /// # Errors
     /// [`NetError`].
@@ -31,7 +31,7 @@ impl Links {
         own: Ipv4Addr,
         mac: [u8; 6],
         (underlay, transit): (Ipv4Addr, Transit),
-    ) -> Result<(), NetError> {
+    ) -> Result<bool, NetError> {
         let below = self.index(transit.below()).await?;
         // A host that has joined again has another number, and so another address there; or it is led another way now.
         if let Some(link) = self.get(OVERLAY_DEVICE).await?
@@ -39,7 +39,8 @@ impl Links {
         {
             self.delete(OVERLAY_DEVICE).await?;
         }
-        if self.get(OVERLAY_DEVICE).await?.is_none() {
+        let is_new = self.get(OVERLAY_DEVICE).await?.is_none();
+        if is_new {
             // The device below bounds the size of packets (by `dev`), so that none has to be cut. The kernel is told
             // where every peer is, so there is nothing to learn.
             let message = LinkVxlan::new(OVERLAY_DEVICE, OVERLAY_ID)
@@ -52,7 +53,8 @@ impl Links {
                 .build();
             self.handle().link().add(message).execute().await.map_err(NetError::netlink("make the overlay"))?;
         }
-        self.add_address(OVERLAY_DEVICE, own, OVERLAY_PREFIX).await
+        self.add_address(OVERLAY_DEVICE, own, OVERLAY_PREFIX).await?;
+        Ok(is_new)
     }
 
     /// Tells the tunnel where the other hosts are: exactly `peers`. Only what is not so already is changed. Returns how many

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use mayfly_model::{
-    Backend, Distribution, Egress, EndpointGoal, HostName, NetworkGoal, RoleName, RouteGoal, VipGoal, VmId,
+    Backend, Distribution, Egress, EndpointGoal, HostName, NetworkGoal, PeerGoal, RoleName, RouteGoal, VipGoal, VmId,
 };
 use mayfly_net::Transit;
+use mayfly_net::address::{OVERLAY_DEVICE, UNDERLAY_DEVICE};
 use mayfly_net::plan::{Health, Inputs, LocalGuest, Plan, plan};
 
 use super::lab::{Lab, Namespace, PORT, VIP, dip};
@@ -17,6 +18,8 @@ use crate::report::{Report, median};
 const VIPS: u32 = 1000;
 const BACKENDS: u32 = 10;
 const ROUNDS: usize = 15;
+/// Before a client says a second time that it wants to connect, which counts as failed.
+const WITHOUT_REPEATING: Duration = Duration::from_millis(900);
 
 pub fn measure(report: &mut Report) -> anyhow::Result<()> {
     report.say("### Changes of the rules");
@@ -31,6 +34,21 @@ pub fn measure(report: &mut Report) -> anyhow::Result<()> {
 
 fn host(number: u32) -> HostName {
     HostName::new(format!("host-{number}")).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn role() -> RoleName {
+    RoleName::new("web").unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn peer(number: u32) -> PeerGoal {
+    PeerGoal {
+        host: host(number),
+        address: Ipv4Addr::new(10, 77, 0, 10 + number as u8),
+        overlay: Ipv4Addr::new(100, 64, 0, 1 + number as u8),
+        mac: [2, 0, 0, 0, 1, number as u8],
+        voter: true,
+        tunnel_key: None,
+    }
 }
 
 /// A thousand public addresses with ten backends each, on ten hosts.
@@ -57,7 +75,23 @@ fn large() -> NetworkGoal {
         owners: vec![host(0)],
         ipv6: false,
     };
-    NetworkGoal { zone: "z".to_owned(), vips: (0..VIPS).map(vip).collect(), ..NetworkGoal::default() }
+    let route = |(vip, number): (u32, u32)| RouteGoal {
+        dip: backend(vip, number).dip,
+        host: host(number),
+        deployment_id: format!("{vip:032x}"),
+        role: role(),
+        index: number,
+        update_domain: 0,
+        ipv6: false,
+    };
+    let all = (0..VIPS).flat_map(|vip| (0..BACKENDS).map(move |number| (vip, number)));
+    NetworkGoal {
+        zone: "z".to_owned(),
+        peers: (0..BACKENDS).map(peer).collect(),
+        routes: all.map(route).collect(),
+        vips: (0..VIPS).map(vip).collect(),
+        ..NetworkGoal::default()
+    }
 }
 
 /// From the decision, which is that somebody is not well any more, to the table in force.
@@ -75,19 +109,34 @@ fn changes(report: &mut Report) {
             underlay: None,
             underlay6: None,
             transit: Transit::Vxlan,
+            direct_return: true,
         })
     };
     let namespace = Namespace::new();
+    // Rules name them by their numbers.
+    namespace.run(|kit| {
+        for (device, last) in [(UNDERLAY_DEVICE, 1), (OVERLAY_DEVICE, 2)] {
+            let bridge = kit.links.create_bridge(device, [2, 0, 0, 0, 0, last], "mayfly lab");
+            kit.runtime.block_on(bridge).unwrap_or_else(|error| panic!("{error}"));
+        }
+    });
+    let set = |before: Option<&Plan>, wanted: &Plan| {
+        let script =
+            [(before.map(|plan| &plan.rules), &wanted.rules), (before.map(|plan| &plan.spread), &wanted.spread)];
+        let script = script.map(|(before, wanted)| match before {
+            Some(before) => wanted.change(before),
+            None => wanted.whole(&Default::default()),
+        });
+        namespace.run(move |kit| kit.nft.apply(&script.concat()).unwrap_or_else(|error| panic!("{error}")));
+    };
     let mut before = make(&everybody, &hosts);
-    let script = before.rules.whole(&Default::default());
     let began = Instant::now();
-    namespace.run(move |kit| kit.nft.apply(&script).unwrap_or_else(|error| panic!("{error}")));
+    set(None, &before);
     let whole = began.elapsed();
     let mut timed = |health: &Health, live: &BTreeSet<HostName>| {
         let began = Instant::now();
         let wanted = make(health, live);
-        let script = wanted.rules.change(&before.rules);
-        namespace.run(move |kit| kit.nft.apply(&script).unwrap_or_else(|error| panic!("{error}")));
+        set(Some(&before), &wanted);
         before = wanted;
         began.elapsed().as_secs_f64() * 1000.0
     };
@@ -130,7 +179,7 @@ fn drained(report: &mut Report) -> anyhow::Result<()> {
         client.run(move |_| {
             let (mut failed, mut done) = (0u32, 0u32);
             while stopped.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
-                let connected = TcpStream::connect_timeout(&SocketAddr::from((VIP, PORT)), Duration::from_secs(2));
+                let connected = TcpStream::connect_timeout(&SocketAddr::from((VIP, PORT)), WITHOUT_REPEATING);
                 failed += u32::from(connected.is_err());
                 done += 1;
             }
@@ -168,12 +217,11 @@ fn whole(report: &mut Report, guests: u32) -> anyhow::Result<()> {
             deployment_id: deployment_id.clone(),
             egress: Egress::Only(vec![]),
         });
-        let role = RoleName::new("web").context("no name")?;
         lab.goal.routes.push(RouteGoal {
             dip: dip(number),
             host: name.clone(),
             deployment_id,
-            role,
+            role: role(),
             index: 0,
             update_domain: 0,
             ipv6: false,
@@ -190,6 +238,7 @@ fn whole(report: &mut Report, guests: u32) -> anyhow::Result<()> {
         underlay: None,
         underlay6: None,
         transit: Transit::Vxlan,
+        direct_return: true,
     };
     let began = Instant::now();
     let wanted: Plan = plan(&inputs);
@@ -198,7 +247,8 @@ fn whole(report: &mut Report, guests: u32) -> anyhow::Result<()> {
         (0..5)
             .map(|_| {
                 let began = Instant::now();
-                let script = wanted.rules.whole(&kit.nft.present().unwrap_or_else(|error| panic!("{error}")));
+                let script =
+                    wanted.rules.whole(&kit.nft.present(wanted.rules.table).unwrap_or_else(|error| panic!("{error}")));
                 kit.nft.apply(&script).unwrap_or_else(|error| panic!("{error}"));
                 began.elapsed().as_secs_f64() * 1000.0
             })

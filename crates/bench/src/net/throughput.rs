@@ -126,7 +126,7 @@ fn web_server(namespace: &Namespace, folder: &Path) -> anyhow::Result<Running> {
     std::fs::write(folder.join("large"), vec![b'x'; 64 << 10])?;
     let root = folder.display();
     let configuration = format!(
-        "daemon off;\nworker_processes 1;\npid {root}/pid;\nerror_log {root}/error.log;\nevents {{ worker_connections 4096; }}\n\
+        "daemon off;\nmaster_process off;\npid {root}/pid;\nerror_log {root}/error.log;\nevents {{ worker_connections 4096; }}\n\
          http {{ access_log off; sendfile on; keepalive_requests 100000000; server {{ listen 80 backlog=4096; \
          location = / {{ return 200 ok; }} location / {{ root {root}; }} }} }}\n"
     );

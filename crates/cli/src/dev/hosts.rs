@@ -82,6 +82,7 @@ pub(super) fn configure(
         dns_forwarders: None,
         limit_rates: true,
         transit: fabric.transit,
+        direct_return: true,
         capacity,
         controller: fabric.host_url(),
         join: None,

@@ -14,11 +14,11 @@ use std::hash::Hasher;
 
 use mayfly_model::{Destination, Egress, Subnet, Target};
 
-use crate::plan::balance::Fnv;
 use crate::plan::family::{Family, V6};
 use crate::plan::frame::DENIED;
 use crate::plan::isolation::deployment_set;
-use crate::plan::ruleset::{Elements, Ruleset};
+use crate::plan::ruleset::{Elements, Kind, Ruleset};
+use crate::plan::slots::Fnv;
 use crate::plan::{Inputs, LocalGuest};
 
 /// Writes the policies of this host's guests.
@@ -76,7 +76,7 @@ fn policy(rules: &mut Ruleset, guest: &LocalGuest, destinations: &[Destination],
             Target::Name(_) | Target::Below(_) => {
                 let set = family.named(&learned_set(&guest.deployment_id, &destination.target));
                 let target = format!("ct original {ip} daddr @{set} ");
-                rules.kept.insert(set, format!("type {}; flags timeout;", family.kind()));
+                rules.kept.insert(set, (Kind::Set, format!("type {}; flags timeout;", family.kind())));
                 target
             }
         };

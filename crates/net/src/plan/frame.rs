@@ -9,8 +9,8 @@ use crate::address::{
     GATEWAY, METADATA, OVERLAY_DEVICE, PLUGIN_PORT, TAP_GATEWAY, TAP_PREFIX, UNDERLAY_DEVICE, WIRE_SERVER,
 };
 use crate::plan::family::Family;
-use crate::plan::ruleset::{Elements, Ruleset, TABLE};
-use crate::plan::{Inputs, LocalGuest};
+use crate::plan::ruleset::{Elements, Kind, Ruleset, TABLE};
+use crate::plan::{Inputs, LocalGuest, balance};
 use crate::transit::Transit;
 
 /// Packets from guests that carry what is not theirs.
@@ -38,19 +38,25 @@ const NEIGHBOURS: &str = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert 
 pub(super) fn frame(inputs: &Inputs<'_>) -> String {
     let mut text = String::new();
     hook(&mut text, "from_guest", "filter hook prerouting priority raw; policy accept", &from_guest(inputs));
-    let doors =
-        |family: Family| format!("{} daddr . meta l4proto . th dport vmap @{}", family.word(), family.named("doors"));
-    let doors: Vec<String> = Family::of(inputs).map(doors).collect();
+    let doors: Vec<String> = Family::of(inputs).flat_map(|family| balance::hook(inputs, family)).collect();
     hook(&mut text, "balance", "nat hook prerouting priority dstnat; policy accept", &doors);
     hook(&mut text, "source", "nat hook postrouting priority srcnat; policy accept", &source(inputs));
     // What goes through the tunnel has less room than what the two ends agree on where one of them does not know of it.
     let syn = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu";
-    let clamp = match inputs.transit {
+    let mut clamp = match inputs.transit {
         Transit::Vxlan | Transit::Wireguard => {
             vec![format!("oifname \"{OVERLAY_DEVICE}\" {syn}"), format!("iifname \"{OVERLAY_DEVICE}\" {syn}")]
         }
         Transit::Routed => Vec::new(),
     };
+    if inputs.direct_return {
+        // Whoever complains of an answer that is too large complains to the host that has the public address, not to the one that
+        // sent it. So they may be cut.
+        clamp.push(format!(
+            "iifname \"{TAP_PREFIX}*\" oifname \"{UNDERLAY_DEVICE}\" ct direction reply ct status dnat \
+             ip protocol tcp ip frag-off 0x4000 ip frag-off set 0x0"
+        ));
+    }
     hook(&mut text, "clamp", "filter hook forward priority mangle; policy accept", &clamp);
     hook(&mut text, "forward", "filter hook forward priority filter; policy drop", &forward(inputs));
     hook(&mut text, "input", "filter hook input priority filter; policy accept", &input(inputs));
@@ -58,9 +64,14 @@ pub(super) fn frame(inputs: &Inputs<'_>) -> String {
 }
 
 fn hook(text: &mut String, name: &str, kind: &str, rules: &[String]) {
-    let _ = writeln!(text, "add chain {TABLE} {name} {{ type {kind}; }}\nflush chain {TABLE} {name}");
+    hook_in(TABLE, text, name, kind, rules);
+}
+
+/// A chain with a hook, with these rules.
+pub(super) fn hook_in(table: &str, text: &mut String, name: &str, kind: &str, rules: &[String]) {
+    let _ = writeln!(text, "add chain {table} {name} {{ type {kind}; }}\nflush chain {table} {name}");
     for rule in rules {
-        let _ = writeln!(text, "add rule {TABLE} {name} {rule}");
+        let _ = writeln!(text, "add rule {table} {name} {rule}");
     }
 }
 
@@ -97,7 +108,7 @@ fn from_guest(inputs: &Inputs<'_>) -> Vec<String> {
 }
 
 /// The device to other hosts' guests.
-fn wire(transit: Transit) -> &'static str {
+pub(super) fn wire(transit: Transit) -> &'static str {
     match transit {
         Transit::Vxlan | Transit::Wireguard => OVERLAY_DEVICE,
         Transit::Routed => UNDERLAY_DEVICE,
@@ -163,7 +174,10 @@ fn forward(inputs: &Inputs<'_>) -> Vec<String> {
             format!("iifname {guest} oifname {wire} {ip} saddr vmap @{friends}"),
             // Also to addresses that nobody has, which would leave the fabric.
             format!("iifname {guest} {ip} daddr {dips} counter name {ISOLATED} drop"),
-            format!("iifname \"{UNDERLAY_DEVICE}\" oifname {wire} {ip} daddr {dips} ct status dnat accept"),
+            // Another host may have handed on what is for none of this one's any more.
+            format!(
+                "iifname {{ \"{UNDERLAY_DEVICE}\", {wire} }} oifname {wire} {ip} daddr {dips} ct status dnat accept"
+            ),
         ]
     }));
     if let Some(underlay) = inputs.underlay {
@@ -218,7 +232,7 @@ pub(super) fn guests(rules: &mut Ruleset, inputs: &Inputs<'_>) {
     let guests = inputs.guests;
     for family in Family::of(inputs) {
         let kind = family.kind();
-        rules.kept.insert(family.named(LEASED), format!("type {kind}; flags timeout;"));
+        rules.kept.insert(family.named(LEASED), (Kind::Set, format!("type {kind}; flags timeout;")));
         let has = move |ipv6: bool| ipv6 || family == Family::V4;
         let places = guests.iter().filter(|guest| has(guest.ipv6)).map(|guest| place(guest, family));
         let vips = inputs.goal.vips.iter().filter(|vip| has(vip.ipv6)).map(|vip| family.address(vip.vip).to_string());
@@ -247,7 +261,7 @@ fn links(rules: &mut Ruleset, guests: &[LocalGuest]) {
     for guest in guests.iter().filter(|guest| guest.ipv6) {
         let name = format!("l_{}", guest.tap);
         let set = format!("type ipv6_addr; size {LINK_ADDRESSES}; flags dynamic, timeout; timeout 1h;");
-        rules.kept.insert(name.clone(), set);
+        rules.kept.insert(name.clone(), (Kind::Set, set));
         // Where there is no room for another, the first rule does not hold.
         let text = format!("update @{name} {{ ip6 saddr }} return\ncounter name {SPOOFED} drop\n");
         rules.chains.insert(name.clone(), text);

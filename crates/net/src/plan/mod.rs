@@ -7,19 +7,22 @@ mod family;
 mod frame;
 mod isolation;
 pub mod ruleset;
+mod slots;
+mod spread;
 pub mod trace;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use mayfly_model::{Egress, HostName, Ipv6Prefix, NetworkGoal, PeerGoal, ProbeGoal, TunnelKey, VmId};
+use mayfly_model::{Egress, HostName, Ipv6Prefix, NetworkGoal, PeerGoal, ProbeGoal, TunnelKey, VipGoal, VmId};
 
 pub use crate::plan::balance::endpoint_name;
 pub use crate::plan::clear::clear;
 pub use crate::plan::egress::{learned_set, learned_set6};
 use crate::plan::family::Family;
 pub(crate) use crate::plan::frame::LEASED;
-use crate::plan::ruleset::Ruleset;
+use crate::plan::ruleset::{INGRESS_TABLE, Ruleset, TABLE};
+use crate::plan::slots::Choice;
 use crate::transit::Transit;
 
 /// A guest of this host, as the network sees it.
@@ -61,6 +64,15 @@ pub struct Inputs<'a> {
     pub underlay6: Option<&'a str>,
     /// How packets get to other hosts' guests.
     pub transit: Transit,
+    /// Whether hosts answer their guests' clients themselves, whatever host has the public address.
+    pub direct_return: bool,
+}
+
+impl Inputs<'_> {
+    /// Whether the host has this public address.
+    fn owns(&self, vip: &VipGoal) -> bool {
+        vip.owners.iter().find(|owner| self.live.contains(*owner)) == Some(self.host)
+    }
 }
 
 /// Where packets for a DIP go.
@@ -75,10 +87,12 @@ pub enum NextHop {
 }
 
 /// What the kernel should hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// Who may send what to whom, and who serves.
     pub rules: Ruleset,
+    /// What is handed on to other hosts as soon as it comes in.
+    pub spread: Ruleset,
     /// What guests may say by ARP: a script by itself.
     pub arp: String,
     /// Routes to DIPs.
@@ -97,13 +111,14 @@ pub struct Plan {
 
 /// Makes the plan.
 pub fn plan(inputs: &Inputs<'_>) -> Plan {
-    let Inputs { host, goal, guests, live, .. } = *inputs;
+    let Inputs { host, goal, guests, .. } = *inputs;
     let own: BTreeMap<Ipv4Addr, &LocalGuest> = guests.iter().map(|guest| (guest.dip, guest)).collect();
-    let owned = |owners: &[HostName]| owners.iter().find(|owner| live.contains(*owner)) == Some(host);
     let encrypts = inputs.transit.encrypts();
     let others = || goal.peers.iter().filter(|peer| peer.host != *host);
+    let (rules, spread) = rules(inputs, &own);
     Plan {
-        rules: rules(inputs, &own),
+        rules,
+        spread,
         ipv6: goal.ipv6,
         arp: frame::arp(guests),
         routes: Family::of(inputs).flat_map(|family| routes(inputs, &own, family)).collect(),
@@ -111,7 +126,7 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
         vips: Family::of(inputs)
             .flat_map(|family| {
                 let there = goal.vips.iter().filter(move |vip| vip.ipv6 || family == Family::V4);
-                there.filter(|vip| owned(&vip.owners)).map(move |vip| family.address(vip.vip))
+                there.filter(|vip| inputs.owns(vip)).map(move |vip| family.address(vip.vip))
             })
             .collect(),
         // A host that has no key yet gets nothing, rather than something that all can read.
@@ -139,13 +154,23 @@ fn routes(inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>, family: Fa
     remote.chain(local).collect()
 }
 
-fn rules(inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>) -> Ruleset {
-    let mut rules = Ruleset { frame: frame::frame(inputs), ..Ruleset::default() };
+/// The table of addresses and ports, and the one of what comes in.
+fn rules(inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>) -> (Ruleset, Ruleset) {
+    let mut rules = Ruleset { frame: frame::frame(inputs), ..Ruleset::new(TABLE) };
     frame::guests(&mut rules, inputs);
-    balance::endpoints(&mut rules, inputs, own);
+    let mut spread = Ruleset::new(INGRESS_TABLE);
+    for family in Family::of(inputs) {
+        let doors = slots::doors(inputs, family);
+        let choice = Choice::among(&doors, family);
+        if family == Family::V4 {
+            spread = spread::spread(inputs, own, (&doors, &choice));
+            balance::near(&mut rules, inputs, &doors, own);
+        }
+        balance::endpoints(&mut rules, (&doors, &choice), own, family);
+    }
     isolation::members(&mut rules, inputs, own);
     egress::exits(&mut rules, inputs);
-    rules
+    (rules, spread)
 }
 
 #[cfg(test)]

@@ -5,21 +5,32 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::sync::Arc;
 
 /// The table of addresses and ports.
 pub const TABLE: &str = "inet mayfly";
+/// The table of what comes in from outside.
+pub const INGRESS_TABLE: &str = "netdev mayfly";
+
+/// Rows of numbers by keys.
+pub type Rows = BTreeMap<String, Vec<u32>>;
 
 /// A rule set.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ruleset {
+    /// Its family and name. Without a frame, there is none.
+    pub table: &'static str,
     /// Chains with hooks, and whatever else hardly ever changes: a script by itself.
     pub frame: String,
     /// Named sets and maps.
     pub sets: BTreeMap<String, Elements>,
     /// Named chains without hooks, with their rules, a line each.
     pub chains: BTreeMap<String, String>,
-    /// Sets whose elements are not the plan's, as they come and go with time; with their type.
-    pub kept: BTreeMap<String, String>,
+    /// Named maps from keys with a number from 0 at their end to other numbers, with their types: one for each number of a row.
+    /// There may be very many, so they become text only where they change.
+    pub rows: BTreeMap<String, (String, Arc<Rows>)>,
+    /// Sets and maps whose elements are not the plan's, as they come and go with time; with their type.
+    pub kept: BTreeMap<String, (Kind, String)>,
     /// Named counters; they go on counting through changes.
     pub counters: BTreeSet<String>,
 }
@@ -72,41 +83,62 @@ impl Elements {
 }
 
 impl Ruleset {
+    /// The rule set without anything, of this table.
+    pub fn new(table: &'static str) -> Ruleset {
+        Ruleset {
+            table,
+            frame: String::new(),
+            sets: BTreeMap::new(),
+            chains: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            counters: BTreeSet::new(),
+        }
+    }
+
     /// The script that makes the table this rule set, whatever it was before. `present` are the chains and sets that are
     /// there; those that are not wanted go. Elements of [`kept`](Ruleset::kept) sets stay.
     pub fn whole(&self, present: &Present) -> String {
-        let mut text = format!("add table {TABLE}\n");
+        let table = self.table;
+        let mut text = format!("add table {table}\n");
+        if self.frame.is_empty() {
+            return text + &format!("delete table {table}\n");
+        }
         // References go before what they refer to.
         for name in &present.sets {
             if !self.kept.contains_key(name) {
-                let _ = writeln!(text, "flush set {TABLE} {name}");
+                let _ = writeln!(text, "flush set {table} {name}");
             }
         }
-        for name in &present.maps {
-            let _ = writeln!(text, "flush map {TABLE} {name}");
+        for name in present.maps.iter().filter(|name| !self.kept.contains_key(*name)) {
+            let _ = writeln!(text, "flush map {table} {name}");
         }
-        let _ = writeln!(text, "flush table {TABLE}");
+        let _ = writeln!(text, "flush table {table}");
         for name in present.chains.iter().filter(|name| !self.chains.contains_key(*name)) {
-            let _ = writeln!(text, "delete chain {TABLE} {name}");
+            let _ = writeln!(text, "delete chain {table} {name}");
         }
         for name in present.sets.iter().filter(|name| !self.kept.contains_key(*name)) {
-            let _ = writeln!(text, "delete set {TABLE} {name}");
+            let _ = writeln!(text, "delete set {table} {name}");
         }
-        for name in &present.maps {
-            let _ = writeln!(text, "delete map {TABLE} {name}");
+        for name in present.maps.iter().filter(|name| !self.kept.contains_key(*name)) {
+            let _ = writeln!(text, "delete map {table} {name}");
         }
         for name in present.counters.iter().filter(|name| !self.counters.contains(*name)) {
-            let _ = writeln!(text, "delete counter {TABLE} {name}");
+            let _ = writeln!(text, "delete counter {table} {name}");
         }
-        self.declare(&mut text, &Ruleset::default());
+        let nothing = Ruleset::new(table);
+        self.declare(&mut text, &nothing);
         text.push_str(&self.frame);
-        self.fill(&mut text, &Ruleset::default());
+        self.fill(&mut text, &nothing);
         text
     }
 
     /// The script that leads from `before`, which is exactly what the kernel holds, to this rule set.
     pub fn change(&self, before: &Ruleset) -> String {
-        let mut text = String::new();
+        if self.frame.is_empty() || before.frame.is_empty() {
+            return if self == before { String::new() } else { self.whole(&Present::default()) };
+        }
+        let (mut text, table) = (String::new(), self.table);
         self.declare(&mut text, before);
         if self.frame != before.frame {
             text.push_str(&self.frame);
@@ -114,71 +146,104 @@ impl Ruleset {
         self.fill(&mut text, before);
         // What is gone is not referred to any more.
         for name in before.chains.keys().filter(|name| !self.chains.contains_key(*name)) {
-            let _ = writeln!(text, "flush chain {TABLE} {name}");
+            let _ = writeln!(text, "flush chain {table} {name}");
         }
         for name in before.chains.keys().filter(|name| !self.chains.contains_key(*name)) {
-            let _ = writeln!(text, "delete chain {TABLE} {name}");
+            let _ = writeln!(text, "delete chain {table} {name}");
         }
         for (name, set) in before.sets.iter().filter(|(name, _)| !self.sets.contains_key(*name)) {
-            let _ = writeln!(text, "delete {} {TABLE} {name}", set.kind.word());
+            let _ = writeln!(text, "delete {} {table} {name}", set.kind.word());
         }
         for name in before.counters.difference(&self.counters) {
-            let _ = writeln!(text, "delete counter {TABLE} {name}");
+            let _ = writeln!(text, "delete counter {table} {name}");
         }
-        for name in before.kept.keys().filter(|name| !self.kept.contains_key(*name)) {
-            let _ = writeln!(text, "delete set {TABLE} {name}");
+        for name in before.rows.keys().filter(|name| !self.rows.contains_key(*name)) {
+            let _ = writeln!(text, "delete map {table} {name}");
+        }
+        for (name, (kind, _)) in before.kept.iter().filter(|(name, _)| !self.kept.contains_key(*name)) {
+            let _ = writeln!(text, "delete {} {table} {name}", kind.word());
         }
         text
     }
 
     fn declare(&self, text: &mut String, before: &Ruleset) {
-        for (name, declaration) in self.kept.iter().filter(|(name, _)| !before.kept.contains_key(*name)) {
-            let _ = writeln!(text, "add set {TABLE} {name} {{ {declaration} }}");
+        let table = self.table;
+        for (name, (kind, declaration)) in self.kept.iter().filter(|(name, _)| !before.kept.contains_key(*name)) {
+            let _ = writeln!(text, "add {} {table} {name} {{ {declaration} }}", kind.word());
+        }
+        for (name, (declaration, _)) in self.rows.iter().filter(|(name, _)| !before.rows.contains_key(*name)) {
+            let _ = writeln!(text, "add map {table} {name} {{ {declaration} }}");
         }
         for (name, set) in self.sets.iter().filter(|(name, _)| !before.sets.contains_key(*name)) {
-            let _ = writeln!(text, "add {} {TABLE} {name} {{ {} }}", set.kind.word(), set.declaration);
+            let _ = writeln!(text, "add {} {table} {name} {{ {} }}", set.kind.word(), set.declaration);
         }
         for name in self.counters.difference(&before.counters) {
-            let _ = writeln!(text, "add counter {TABLE} {name}");
+            let _ = writeln!(text, "add counter {table} {name}");
         }
         for name in self.chains.keys().filter(|name| !before.chains.contains_key(*name)) {
-            let _ = writeln!(text, "add chain {TABLE} {name}");
+            let _ = writeln!(text, "add chain {table} {name}");
         }
     }
 
     fn fill(&self, text: &mut String, before: &Ruleset) {
+        let table = self.table;
         for (name, rules) in &self.chains {
             match before.chains.get(name) {
                 Some(same) if same == rules => continue,
-                Some(_) => drop(writeln!(text, "flush chain {TABLE} {name}")),
+                Some(_) => drop(writeln!(text, "flush chain {table} {name}")),
                 None => {}
             }
             for rule in rules.lines() {
-                let _ = writeln!(text, "add rule {TABLE} {name} {}", rule.trim());
+                let _ = writeln!(text, "add rule {table} {name} {}", rule.trim());
             }
         }
         let nothing = BTreeMap::new();
         for (name, set) in &self.sets {
             let known = before.sets.get(name).map_or(&nothing, |set| &set.elements);
             let gone = known.iter().filter(|(key, to)| set.elements.get(*key) != Some(to));
-            elements(text, "delete", name, gone.map(|(key, _)| key.clone()));
+            elements(text, "delete", (table, name), gone.map(|(key, _)| key.clone()));
             let new = set.elements.iter().filter(|(key, to)| known.get(*key) != Some(to));
             let pair = |(key, to): (&String, &String)| match set.kind {
                 Kind::Set => key.clone(),
                 Kind::Map => format!("{key} : {to}"),
             };
-            elements(text, "add", name, new.map(pair));
+            elements(text, "add", (table, name), new.map(pair));
+        }
+        for (name, (_, rows)) in &self.rows {
+            let known = before.rows.get(name).map(|(_, rows)| rows);
+            if known.is_some_and(|known| Arc::ptr_eq(known, rows)) {
+                continue;
+            }
+            let nothing = Rows::new();
+            let known = known.map_or(&nothing, |known| known);
+            elements(
+                text,
+                "delete",
+                (table, name),
+                differences(known, rows).map(|(key, number, _)| format!("{key} . {number}")),
+            );
+            let new = differences(rows, known);
+            elements(text, "add", (table, name), new.map(|(key, number, to)| format!("{key} . {number} : {to:#x}")));
         }
         for (name, set) in before.sets.iter().filter(|(name, _)| !self.sets.contains_key(*name)) {
-            elements(text, "delete", name, set.elements.keys().cloned());
+            elements(text, "delete", (table, name), set.elements.keys().cloned());
         }
     }
 }
 
-fn elements(text: &mut String, verb: &str, name: &str, which: impl Iterator<Item = String>) {
+/// What one has and the other has not: keys, places in the row, and what stands there.
+fn differences<'a>(one: &'a Rows, other: &'a Rows) -> impl Iterator<Item = (&'a String, usize, u32)> {
+    let rows = one.iter().map(|(key, row)| (key, row, other.get(key).map_or(&[][..], |row| row)));
+    rows.filter(|(_, row, known)| row != known).flat_map(|(key, row, known)| {
+        let new = row.iter().enumerate().filter(|(number, to)| known.get(*number) != Some(to));
+        new.map(move |(number, to)| (key, number, *to))
+    })
+}
+
+fn elements(text: &mut String, verb: &str, (table, name): (&str, &str), which: impl Iterator<Item = String>) {
     let which: Vec<String> = which.collect();
     if !which.is_empty() {
-        let _ = writeln!(text, "{verb} element {TABLE} {name} {{ {} }}", which.join(", "));
+        let _ = writeln!(text, "{verb} element {table} {name} {{ {} }}", which.join(", "));
     }
 }
 

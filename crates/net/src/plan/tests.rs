@@ -95,42 +95,81 @@ fn plan_for(goal: &NetworkGoal, live: &[u8], healthy: &[u64], egress: &str) -> P
         underlay: Some("10.77.0.0/24"),
         underlay6: None,
         transit: Transit::Vxlan,
+        direct_return: true,
     })
 }
 
 const DOOR: &str = "e_10.78.0.2_tcp_80";
 
+const KEY: &str = "10.78.0.2 . tcp . 80";
+
+/// Whom the rules send a client to that is hashed to these slots, one after the other.
+fn chosen(rules: &Ruleset, slots: &[usize]) -> Option<String> {
+    let row = rules.rows["slots"].1.get(KEY)?;
+    let is_out = |mark: &&u32| rules.sets["out"].elements.contains_key(&format!("{KEY} . {mark:#x}"));
+    let hashed = slots.iter().filter_map(|slot| row.get(*slot)).find(|mark| !is_out(mark));
+    let mark = hashed.map(|mark| format!("{mark:#x}")).or_else(|| rules.sets["last"].elements.get(KEY).cloned())?;
+    rules.sets["dips"].elements.get(&mark).cloned()
+}
+
+/// The same of many clients.
+fn all_chosen(rules: &Ruleset) -> Vec<String> {
+    let clients = (0..60).map(|client| (0..6).map(|number| (client * 7 + number * 23) % 60).collect::<Vec<_>>());
+    clients.map(|slots| chosen(rules, &slots).unwrap()).collect()
+}
+
 #[test]
 fn only_healthy_backends_on_live_hosts_are_in_rotation() {
     let rules = plan_of(&[1, 2, 3], &[1, 2]).rules;
-    let two = "dnat ip to numgen inc mod 2 map { 0 : 10.80.0.11, 1 : 10.80.0.12 } : 8080";
-    let anybody = "meta l4proto tcp dnat ip to 10.80.0.11:8080";
-    assert_eq!(rules.chains[DOOR].trim(), format!("meta l4proto tcp counter name \"{DOOR}\" {two}\n{anybody}"));
-    assert_eq!(rules.sets["doors"].elements["10.78.0.2 . tcp . 80"], format!("goto {DOOR}"));
+    let sent = format!("meta l4proto tcp counter name \"{DOOR}\" dnat ip to meta mark map @dips:8080\n");
+    assert_eq!(rules.chains[DOOR], format!("jump pick_connection_60\n{sent}"));
+    assert_eq!(rules.sets["doors"].elements[KEY], format!("goto {DOOR}"));
+    let backends = |rules: &Ruleset| all_chosen(rules).into_iter().collect::<BTreeSet<_>>();
+    assert_eq!(backends(&rules), ["10.80.0.11", "10.80.0.12"].map(str::to_owned).into());
     let rules = plan_of(&[1, 3], &[1, 2, 3]).rules;
-    assert!(rules.chains[DOOR].contains("map { 0 : 10.80.0.11, 1 : 10.80.0.13 }"), "{rules:?}");
+    assert_eq!(backends(&rules), ["10.80.0.11", "10.80.0.13"].map(str::to_owned).into());
     assert!(plan_of(&[1, 2, 3], &[]).rules.sets["doors"].elements.is_empty(), "nobody is behind it");
 }
 
 #[test]
 fn clients_keep_their_backend_when_others_come_and_go() {
-    let slots = |healthy: &[u64]| {
+    let among = |healthy: &[u64]| {
         let mut goal = goal();
         goal.vips[0].endpoints[0].distribution = Distribution::SourceIp;
         let rules = plan_with(&goal, &[1, 2, 3], healthy).rules;
-        let chain = rules.chains[DOOR].clone();
-        assert!(chain.contains("jhash ip saddr . ip daddr mod 256 seed 0x"), "{chain}");
-        let map = chain.split(['{', '}']).nth(1).unwrap().to_owned();
-        map.split(',').map(|slot| slot.split(" : ").nth(1).unwrap().trim().to_owned()).collect::<Vec<_>>()
+        assert!(rules.chains["pick_client_60"].contains("jhash ip saddr . ip daddr mod 60 seed 0x"), "{rules:?}");
+        all_chosen(&rules)
     };
-    let (three, two) = (slots(&[1, 2, 3]), slots(&[1, 3]));
-    for (before, after) in three.iter().zip(&two) {
+    let (three, two, one) = (among(&[1, 2, 3]), among(&[1, 3]), among(&[3]));
+    for ((before, after), last) in three.iter().zip(&two).zip(&one) {
         assert!(before == after || before == "10.80.0.12", "{before} became {after}");
+        assert_eq!(last, "10.80.0.13");
     }
     for last in [11, 12, 13] {
-        let share = three.iter().filter(|one| **one == dip(last).to_string()).count();
-        assert!((60..=112).contains(&share), "{share} of 256 slots");
+        assert_eq!(three.iter().filter(|one| **one == dip(last).to_string()).count(), 20, "of 60 slots");
     }
+}
+
+#[test]
+fn packets_for_other_hosts_are_handed_on_as_they_come_in() {
+    let plan = plan_of(&[1, 2, 3], &[1, 2, 3]);
+    let spread = &plan.spread;
+    assert_eq!(spread.sets["hops"].elements["0xa50000c"], "100.64.0.2");
+    assert_eq!(spread.sets["here"].elements.keys().collect::<Vec<_>>(), ["0xa50000b", "0xa500014"]);
+    assert_eq!(spread.rows, plan.rules.rows, "both tables choose the same");
+    // A backend that is being drained keeps its connections: behind no endpoint any more, it still has its way.
+    let mut drained = goal();
+    drained.vips[0].endpoints[0].backends.retain(|backend| backend.dip != dip(12));
+    let after = plan_with(&drained, &[1, 2, 3], &[1, 2, 3]).spread;
+    assert_eq!(after.sets["hops"], spread.sets["hops"]);
+    // So does the last one.
+    drained.vips[0].endpoints[0].backends.clear();
+    let after = plan_with(&drained, &[1, 2, 3], &[1, 2, 3]).spread;
+    assert_eq!(after.sets["doors"], spread.sets["doors"]);
+    // A host that does not belong to them yet knows no way.
+    let mut stranger = goal();
+    stranger.peers.retain(|peer| peer.host != host(1));
+    assert_eq!(plan_with(&stranger, &[1, 2, 3], &[1, 2, 3]).spread, Ruleset::new(INGRESS_TABLE));
 }
 
 #[test]
@@ -153,23 +192,25 @@ fn deployments_talk_only_among_themselves() {
 #[test]
 fn the_first_rule_that_fits_decides_who_comes_in() {
     let rule = |permit, last, prefix| AccessRule { permit, network: Ipv4Addr::new(10, 1, 0, last).into(), prefix };
-    let balance =
-        format!("meta l4proto tcp counter name \"{DOOR}\" dnat ip to numgen inc mod 1 map {{ 0 : 10.80.0.11 }} : 8080");
-    let anybody = "meta l4proto tcp dnat ip to 10.80.0.11:8080".to_owned();
+    let let_in = |who: &str| {
+        let sent = format!("meta l4proto tcp counter name \"{DOOR}\" dnat ip to meta mark map @dips:8080");
+        vec![format!("{who}jump pick_connection_60"), format!("{who}{sent}")]
+    };
+    let line = |text: &str| vec![text.to_owned()];
     for (access, expected) in [
-        (vec![], vec![balance.clone(), anybody.clone()]),
+        (vec![], vec![let_in("")]),
         (
             vec![rule(false, 7, 32), rule(true, 0, 24)],
             // Where some are let in, others are not.
-            vec!["ip saddr 10.1.0.7/32 drop".to_owned(), format!("ip saddr 10.1.0.0/24 {balance}"), "drop".to_owned()],
+            vec![line("ip saddr 10.1.0.7/32 drop"), let_in("ip saddr 10.1.0.0/24 "), line("drop")],
         ),
-        (vec![rule(false, 7, 32)], vec!["ip saddr 10.1.0.7/32 drop".to_owned(), balance.clone(), anybody.clone()]),
-        (vec![rule(true, 0, 0)], vec![balance.clone(), "drop".to_owned()]),
+        (vec![rule(false, 7, 32)], vec![line("ip saddr 10.1.0.7/32 drop"), let_in("")]),
+        (vec![rule(true, 0, 0)], vec![let_in(""), line("drop")]),
     ] {
         let mut goal = goal();
         goal.vips[0].endpoints[0].access = access;
         let rules = plan_with(&goal, &[1, 2, 3], &[1]).rules;
-        assert_eq!(rules.chains[DOOR].lines().collect::<Vec<_>>(), expected);
+        assert_eq!(rules.chains[DOOR].lines().collect::<Vec<_>>(), expected.concat());
     }
 }
 
@@ -256,20 +297,20 @@ fn routes_lead_to_taps_and_hosts() {
 fn the_rules_are_what_they_were() {
     let plan = plan_of(&[1, 2, 3], &[1, 2, 3]);
     let rules = plan.arp.clone() + &plan.rules.whole(&Present::default());
-    assert!(
-        rules == include_str!("../../tests/rules.golden"),
-        "if this is meant, write it to crates/net/tests/rules.golden:\n{rules}"
-    );
+    let ingress = plan.spread.whole(&Present::default());
+    for (name, rules, expected) in [
+        ("rules", rules, include_str!("../../tests/rules.golden")),
+        ("ingress", ingress, include_str!("../../tests/ingress.golden")),
+    ] {
+        assert!(rules == expected, "if this is meant, write it to crates/net/tests/{name}.golden:\n{rules}");
+    }
 }
 
 #[test]
 fn a_change_costs_what_changes() {
     let (before, after) = (plan_of(&[1, 2, 3], &[1, 2, 3]).rules, plan_of(&[1, 2, 3], &[1, 3]).rules);
     let script = after.change(&before);
-    let two = "dnat ip to numgen inc mod 2 map { 0 : 10.80.0.11, 1 : 10.80.0.13 } : 8080";
-    let rule = |rule: &str| format!("add rule inet mayfly {DOOR} meta l4proto tcp {rule}\n");
-    let (counted, anybody) = (format!("counter name \"{DOOR}\" {two}"), "dnat ip to 10.80.0.11:8080");
-    assert_eq!(script, format!("flush chain inet mayfly {DOOR}\n{}{}", rule(&counted), rule(anybody)));
+    assert_eq!(script, "add element inet mayfly out { 10.78.0.2 . tcp . 80 . 0xa50000c }\n");
     assert_eq!(after.change(&after), "");
 }
 
@@ -289,6 +330,7 @@ fn who_has_no_key_gets_nothing_through_encrypted_tunnels() {
             underlay: None,
             underlay6: None,
             transit,
+            direct_return: true,
         })
     };
     let encrypted = made(Transit::Wireguard);

@@ -11,8 +11,8 @@ use mayfly_model::{
 };
 
 use crate::address::{GATEWAY, METADATA, PLUGIN_PORT, WIRE_SERVER};
-use crate::plan::balance::in_rotation;
 use crate::plan::family::Family;
+use crate::plan::slots::in_rotation;
 use crate::plan::{Inputs, LocalGuest};
 
 /// Who sends.

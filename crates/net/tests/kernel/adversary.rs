@@ -175,7 +175,7 @@ fn attack(lab: &Lab) {
     });
     lab.clients[0].run(|_| {
         let reached = |_| std::net::TcpStream::connect_timeout(&(VIP, 80).into(), Duration::from_secs(5)).is_ok();
-        assert!((0..3).any(reached), "the public address does not answer any more");
+        assert!((0..100).any(reached), "the public address does not answer any more");
     });
     for watch in &mut watches[1..] {
         assert_eq!(watch.marked(), 0, "the flood reached {}", watch.whose);

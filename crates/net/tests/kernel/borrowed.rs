@@ -36,6 +36,8 @@ const MODULES: &[&str] = &[
     "nft_counter",
     "nft_tproxy",
     "nft_quota",
+    "nf_dup_netdev",
+    "nft_fwd_netdev",
     "nft_connlimit",
     "nft_log",
     "crc32c_generic",

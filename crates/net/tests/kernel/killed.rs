@@ -3,9 +3,9 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use mayfly_net::Nft;
+use mayfly_net::{Links, Nft};
 
-use crate::{Dice, any_rules, in_namespace, listing, set_whole};
+use crate::{Dice, any_rules, in_namespace, listing, make_devices, set};
 
 const KILLS: u64 = 60;
 
@@ -15,11 +15,11 @@ const KILLS: u64 = 60;
 fn change_for_ever() {
     let (one, other) = (any_rules(&mut Dice(1)), any_rules(&mut Dice(2)));
     let mut nft = Nft::load().unwrap();
-    set_whole(&mut nft, &one);
+    set(&mut nft, None, &one);
     println!("changing");
     loop {
-        nft.apply(&other.change(&one)).unwrap();
-        nft.apply(&one.change(&other)).unwrap();
+        set(&mut nft, Some(&one), &other);
+        set(&mut nft, Some(&other), &one);
     }
 }
 
@@ -28,9 +28,10 @@ fn a_change_that_is_killed_is_made_whole_or_not_at_all() {
     in_namespace(|| async {
         let mut nft = Nft::load().unwrap();
         let (one, other) = (any_rules(&mut Dice(1)), any_rules(&mut Dice(2)));
-        set_whole(&mut nft, &other);
+        make_devices(&Links::open().unwrap()).await;
+        set(&mut nft, None, &other);
         let after = listing(&mut nft);
-        set_whole(&mut nft, &one);
+        set(&mut nft, None, &one);
         let before = listing(&mut nft);
         assert_ne!(before, after);
         let mut dice = Dice(3);
@@ -51,7 +52,7 @@ fn a_change_that_is_killed_is_made_whole_or_not_at_all() {
                 None => panic!("kill {kill}: neither before nor after: {now:?}"),
             }
             // Whatever it was, the next agent sets everything anew.
-            set_whole(&mut nft, &one);
+            set(&mut nft, None, &one);
             assert_eq!(listing(&mut nft), before);
         }
         assert!(seen[0] > 0 && seen[1] > 0, "{seen:?}");

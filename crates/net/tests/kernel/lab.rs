@@ -96,6 +96,8 @@ pub struct Lab {
     pub clients: Vec<Namespace>,
     pub goal: NetworkGoal,
     pub transit: Transit,
+    /// Whether hosts answer their guests' clients themselves.
+    pub direct_return: bool,
     /// Each host's, where tunnels are encrypted.
     keys: Vec<Option<TunnelKey>>,
     // The hosts' legs are on its bridge.
@@ -161,6 +163,7 @@ impl Lab {
             clients: Vec::new(),
             goal: NetworkGoal { zone: "z".to_owned(), ipv6, ..NetworkGoal::default() },
             transit,
+            direct_return: true,
             keys: Vec::new(),
             _centre: Namespace::new(),
         };
@@ -305,6 +308,7 @@ impl Lab {
             underlay: None,
             underlay6: None,
             transit: self.transit,
+            direct_return: self.direct_return,
         })
     }
 
@@ -322,6 +326,7 @@ impl Lab {
                 underlay: None,
                 underlay6: None,
                 transit: self.transit,
+                direct_return: self.direct_return,
             };
             let wanted = plan(&inputs);
             let before = host.applied.replace(wanted.clone());
@@ -345,10 +350,15 @@ fn apply(
     wanted: &Plan,
     (dips, own, transit): (&[IpAddr], &PeerGoal, Transit),
 ) {
-    let script = match before {
-        Some(before) => wanted.rules.change(&before.rules),
-        None => wanted.rules.whole(&kit.nft.present().unwrap()),
-    };
+    if before.is_none() && transit.has_overlay() {
+        if let Some(tunnel) = &kit.tunnel {
+            kit.runtime.block_on(tunnel.lead_to(&wanted.tunnels)).unwrap();
+        }
+        let mac = [2, 0x6d, 0x66, 0, 0, number as u8];
+        kit.runtime.block_on(kit.links.create_overlay(overlay(number), mac, (underlay(number), transit))).unwrap();
+    }
+    let script = kit.nft.script(before.map(|before| &before.rules), &wanted.rules).unwrap()
+        + &kit.nft.script(before.map(|before| &before.spread), &wanted.spread).unwrap();
     kit.nft.apply(&script).unwrap_or_else(|error| panic!("{error}\n{script}"));
     if wanted.may_have_strays(before) {
         let forgotten = forget_strays(&wanted.flows, |backend| wanted.routes.contains_key(backend));
@@ -359,14 +369,7 @@ fn apply(
     }
     kit.nft.apply(&wanted.arp).unwrap();
     kit.nft.lease(dips, 3_600_000).unwrap();
-    let mac = [2, 0x6d, 0x66, 0, 0, number as u8];
     kit.runtime.block_on(async {
-        if let Some(tunnel) = &kit.tunnel {
-            tunnel.lead_to(&wanted.tunnels).await.unwrap();
-        }
-        if transit.has_overlay() {
-            kit.links.create_overlay(overlay(number), mac, (underlay(number), transit)).await.unwrap();
-        }
         if let Some(prefix) = wanted.ipv6 {
             prepare_ipv6(&kit.links, prefix, own, (transit, 24)).await.unwrap();
             kit.links.add_address(UNDERLAY_DEVICE, underlay6(10 + number as u16), 64).await.unwrap();

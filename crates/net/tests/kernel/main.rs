@@ -2,6 +2,7 @@
 
 mod adversary;
 mod borrowed;
+mod direct;
 mod dual;
 mod encrypted;
 mod flows;
@@ -22,7 +23,8 @@ use mayfly_model::{
     AccessRule, Backend, Distribution, EndpointGoal, HostName, Ipv6Prefix, NetworkGoal, PeerGoal, RoleName, RouteGoal,
     VipGoal, VmId,
 };
-use mayfly_net::plan::ruleset::Ruleset;
+use mayfly_net::address::{OVERLAY_DEVICE, UNDERLAY_DEVICE};
+use mayfly_net::plan::ruleset::{Present, Ruleset};
 use mayfly_net::plan::{Inputs, LocalGuest, NextHop, plan};
 use mayfly_net::{Links, Nft, Transit, create_tap, delete_tap, prepare_ipv6};
 use nix::sched::{CloneFlags, unshare};
@@ -46,6 +48,12 @@ fn rules_are_accepted_and_leases_end_by_themselves() {
         let mut nft = Nft::load().unwrap();
         for _ in 0..2 {
             nft.apply(include_str!("../rules.golden")).unwrap();
+        }
+        nft.try_handing_on().unwrap();
+        assert!(!nft.run("list tables").unwrap().contains("netdev"), "a trial leaves nothing");
+        make_devices(&Links::open().unwrap()).await;
+        for _ in 0..2 {
+            nft.apply(include_str!("../ingress.golden")).unwrap();
         }
         nft.lease(&[Ipv4Addr::new(10, 80, 0, 11).into()], 5000).unwrap();
         nft.apply(include_str!("../rules.golden")).unwrap();
@@ -225,7 +233,7 @@ fn any_members(dice: &mut Dice) -> (Vec<RouteGoal>, Vec<LocalGuest>, Vec<Backend
 }
 
 /// A location of two hosts with up to eight guests of three deployments, as the dice say.
-fn any_rules(dice: &mut Dice) -> Ruleset {
+fn any_rules(dice: &mut Dice) -> [Ruleset; 2] {
     let peer = |number: u8| PeerGoal {
         host: host(u64::from(number)),
         address: Ipv4Addr::new(10, 77, 0, number),
@@ -265,7 +273,7 @@ fn any_rules(dice: &mut Dice) -> Ruleset {
     let health = (1..=8).filter(|_| dice.below(3) > 0).map(|vm| (VmId(vm), None)).collect();
     let underlay = (dice.below(2) == 0).then_some("10.77.0.0/24");
     let live = BTreeSet::from([host(1), host(2)]);
-    plan(&Inputs {
+    let plan = plan(&Inputs {
         host: &host(1),
         goal: &goal,
         guests: &guests,
@@ -273,31 +281,44 @@ fn any_rules(dice: &mut Dice) -> Ruleset {
         live: &live,
         underlay,
         underlay6: underlay.map(|_| "fd00:77::/64"),
-        transit: Transit::Vxlan,
-    })
-    .rules
+        transit: if dice.below(2) == 0 { Transit::Vxlan } else { Transit::Routed },
+        direct_return: dice.below(8) > 0,
+    });
+    [plan.rules, plan.spread]
 }
 
-fn set_whole(nft: &mut Nft, rules: &Ruleset) {
-    let present = nft.present().unwrap();
-    let script = rules.whole(&present);
+fn set(nft: &mut Nft, before: Option<&[Ruleset; 2]>, wanted: &[Ruleset; 2]) {
+    let scripts = (0..2).map(|number| nft.script(before.map(|before| &before[number]), &wanted[number]).unwrap());
+    let script: String = scripts.collect();
     nft.apply(&script).unwrap_or_else(|error| panic!("{error}\n{script}"));
+}
+
+/// The devices that rules name by their numbers.
+async fn make_devices(links: &Links) {
+    for (device, last) in [(UNDERLAY_DEVICE, 1), (OVERLAY_DEVICE, 2)] {
+        links.create_bridge(device, [2, 0, 0, 0, 0, last], "mayfly test").await.unwrap();
+    }
 }
 
 /// What the kernel holds, without the order of its parts and of elements, which has no meaning.
 fn listing(nft: &mut Nft) -> BTreeSet<String> {
-    let mut text = nft.run("list table inet mayfly").unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
-    for kind in ["chain", "set", "map", "counter"] {
-        text = text.replace(&format!(" {kind} "), &format!("\n{kind} "));
+    let mut parts: Vec<String> = Vec::new();
+    let mut table = String::new();
+    for line in nft.run("list ruleset").unwrap().lines() {
+        match (line.strip_prefix('\t'), parts.last_mut()) {
+            (None, _) => table = line.to_owned(),
+            (Some(line), Some(part)) if line.starts_with(['\t', '}', ' ']) => *part += &format!(" {}", line.trim()),
+            (Some(line), _) => parts.push(format!("{table} {line}")),
+        }
     }
     let sort = |part: &str| match part.split_once("elements = {") {
         Some((before, elements)) => {
             let elements: BTreeSet<&str> = elements.split(',').map(|one| one.trim_matches([' ', '}'])).collect();
             format!("{before}{elements:?}")
         }
-        None => part.trim_end_matches([' ', '}']).to_owned(),
+        None => part.to_owned(),
     };
-    text.lines().map(sort).collect()
+    parts.iter().map(|part| sort(part)).collect()
 }
 
 #[test]
@@ -305,24 +326,27 @@ fn any_row_of_changes_leads_to_the_table_that_is_wanted() {
     in_namespace(|| async {
         let mut nft = Nft::load().unwrap();
         let mut dice = Dice(7);
+        make_devices(&Links::open().unwrap()).await;
         let mut before = any_rules(&mut dice);
-        set_whole(&mut nft, &before);
+        set(&mut nft, None, &before);
         for round in 0..400 {
             let rules = any_rules(&mut dice);
-            let script = rules.change(&before);
-            nft.apply(&script).unwrap_or_else(|error| panic!("round {round}: {error}\n{script}"));
+            set(&mut nft, Some(&before), &rules);
             before = rules;
             if round % 20 == 0 {
                 let changed = listing(&mut nft);
                 // The whole is set over whatever is there.
-                set_whole(&mut nft, &any_rules(&mut dice));
-                set_whole(&mut nft, &before);
+                set(&mut nft, None, &any_rules(&mut dice));
+                set(&mut nft, None, &before);
                 let whole = listing(&mut nft);
-                assert_eq!(changed, whole, "round {round}");
+                let differences: Vec<_> = changed.symmetric_difference(&whole).collect();
+                assert!(differences.is_empty(), "round {round}: {differences:#?}");
             }
         }
-        nft.apply("delete table inet mayfly").unwrap();
-        assert_eq!(nft.present().unwrap(), mayfly_net::plan::ruleset::Present::default());
+        for rules in &before {
+            nft.apply(&Ruleset::new(rules.table).whole(&Present::default())).unwrap();
+        }
+        assert_eq!(nft.run("list ruleset").unwrap(), "");
     });
 }
 

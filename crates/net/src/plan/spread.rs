@@ -1,0 +1,124 @@
+//! Load balancing at the door of the host that has a public address: what comes in from outside for a backend of another host is
+//! handed on as it is, before anything else looks at it. That host leads it to its guest, and answers the client itself (direct
+//! return), so of what is said only one half passes here.
+//!
+//! As the answers are not seen, the kernel's table of connections does not help; a map remembers who is led where, and it
+//! has to hold only until an established connection ends: whoever is not in it is led by hash, which mostly says the same.
+//!
+//! Over IPv4 only: Debian 12's libnftables (1.0.6) ends the process at an `update` of a map whose keys have more than 16 bytes.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use crate::address::UNDERLAY_DEVICE;
+use crate::plan::family::Family;
+use crate::plan::frame::{hook_in, known_as, wire};
+use crate::plan::ruleset::{Elements, INGRESS_TABLE, Kind, Ruleset};
+use crate::plan::slots::{Choice, Door, door, mark};
+use crate::plan::{Inputs, LocalGuest};
+use crate::transit::Transit;
+
+/// Flows that are remembered at the most, of TCP and of UDP; a flood takes the room from others, which are led by hash then.
+const ROOM: u32 = 1 << 20;
+/// How long a connection of TCP is remembered of which nothing is heard: longer than the usual two hours after which the ends
+/// of a quiet one ask whether the other is still there.
+const QUIET: &str = "2h15m";
+/// The same before its client has heard anything.
+const OPENING: &str = "30s";
+/// The same after one end has said that it has nothing more to say.
+const CLOSING: &str = "60s";
+/// The same of UDP, as in the kernel's table.
+const UDP: &str = "2m";
+/// A flow, as a key of the maps that remember.
+const FLOW: &str = "ip saddr . th sport . ip daddr . th dport";
+
+/// Writes the table.
+pub(super) fn spread(
+    inputs: &Inputs<'_>,
+    own: &BTreeMap<Ipv4Addr, &LocalGuest>,
+    (doors, choice): (&[Door<'_>], &Choice),
+) -> Ruleset {
+    let mut rules = Ruleset::new(INGRESS_TABLE);
+    // Without a place of its own, the host has no way to the others.
+    if !inputs.direct_return || !inputs.goal.peers.iter().any(|peer| peer.host == *inputs.host) {
+        return rules;
+    }
+    let kind = format!("filter hook ingress device \"{UNDERLAY_DEVICE}\" priority -100; policy accept");
+    let entry = format!("{} vmap @doors", door(Family::V4));
+    hook_in(INGRESS_TABLE, &mut rules.frame, "spread", &kind, &[entry]);
+    // Where packets come from other hosts by the same device, only the one that has the address hands them on.
+    let hands_on = |door: &&Door<'_>| match inputs.transit {
+        Transit::Vxlan | Transit::Wireguard => true,
+        Transit::Routed => inputs.owns(door.vip),
+    };
+    let mut open = Elements::map("type ipv4_addr . inet_proto . inet_service : verdict;");
+    for door in doors.iter().filter(hands_on) {
+        let pick = door.chain(Family::V4);
+        let name = format!("{}_{}", pick.replace("pick", "enter"), door.protocol());
+        open.elements.insert(door.key.clone(), format!("goto {name}"));
+        rules.chains.entry(name).or_insert_with(|| enter(door.endpoint.udp, &pick));
+    }
+    rules.sets.insert("doors".to_owned(), open);
+    choice.write(&mut rules, "goto chosen");
+    remember(&mut rules);
+    ways(&mut rules, inputs, own);
+    rules
+}
+
+/// What packets of an endpoint meet first.
+fn enter(udp: bool, pick: &str) -> String {
+    // Pieces do not say what they belong to; the host puts them together.
+    let whole = "ip frag-off & 0x3fff != 0 accept";
+    if udp {
+        // Who keeps a port keeps the backend, until that is not well.
+        let is_well = format!("{} . meta mark != @out", door(Family::V4));
+        return format!("{whole}\nmeta mark set {FLOW} map @flows_udp {is_well} jump known\ngoto {pick}\n");
+    }
+    format!(
+        "{whole}\ntcp flags & (syn | ack) == syn goto {pick}\nmeta mark set {FLOW} map @flows jump known\n\
+         meta mark set {FLOW} map @closing jump away\ngoto {pick}\n"
+    )
+}
+
+/// Who is led where.
+fn remember(rules: &mut Ruleset) {
+    for (name, time) in [("flows", QUIET), ("flows_udp", UDP), ("closing", CLOSING)] {
+        let key = "type ipv4_addr . inet_service . ipv4_addr . inet_service : mark";
+        let declaration = format!("{key}; size {ROOM}; flags dynamic,timeout; timeout {time};");
+        rules.kept.insert(name.to_owned(), (Kind::Map, declaration));
+    }
+    let keep = |map: &str, time: &str| format!("update @{map} {{ {FLOW} timeout {time} : meta mark }}\n");
+    let forget = |map: &str| format!("delete @{map} {{ {FLOW} : meta mark }}\n");
+    let (tcp, udp) = ("meta l4proto tcp", "meta l4proto udp");
+    let chosen = [
+        // What stands there already would stay.
+        format!("{tcp} {}{udp} {}", forget("flows"), forget("flows_udp")),
+        format!("tcp flags & (syn | ack) == syn {}", keep("flows", OPENING)),
+        format!("tcp flags & (syn | fin | rst) == 0x0 {}", keep("flows", QUIET)),
+        format!("{udp} {}goto away\n", keep("flows_udp", UDP)),
+    ];
+    rules.chains.insert("chosen".to_owned(), chosen.concat());
+    let known = [
+        "tcp flags & (fin | rst) != 0x0 goto close\n".to_owned(),
+        format!("{tcp} {}{udp} {}goto away\n", keep("flows", QUIET), keep("flows_udp", UDP)),
+    ];
+    rules.chains.insert("known".to_owned(), known.concat());
+    let close = format!("{}{}goto away\n", forget("flows"), keep("closing", CLOSING));
+    rules.chains.insert("close".to_owned(), close);
+}
+
+/// The ways to all that can be chosen, by their marks.
+fn ways(rules: &mut Ruleset, inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>) {
+    let peers: BTreeMap<_, _> = inputs.goal.peers.iter().map(|peer| (&peer.host, peer)).collect();
+    let mut hops = Elements::map("type mark : ipv4_addr;");
+    let routes = inputs.goal.routes.iter().filter(|route| route.host != *inputs.host);
+    hops.elements.extend(routes.filter_map(|route| {
+        let peer = peers.get(&route.host)?;
+        Some((format!("{:#x}", mark(route.dip)), known_as(inputs.transit, peer, Family::V4).to_string()))
+    }));
+    let here = Elements::set("type mark;").with(own.keys().map(|dip| format!("{:#x}", mark(*dip))));
+    let hand_on = format!("fwd ip to meta mark map @hops device \"{}\"\n", wire(inputs.transit));
+    rules.chains.insert("away".to_owned(), format!("{hand_on}meta mark @here accept\n"));
+    rules.sets.insert("hops".to_owned(), hops);
+    rules.sets.insert("here".to_owned(), here);
+}

@@ -1,0 +1,129 @@
+//! Direct return: hosts answer the clients of their guests themselves, whatever host has the public address.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use mayfly_net::address::UNDERLAY_DEVICE;
+use mayfly_net::{Transit, announce};
+
+use crate::lab::{Lab, Namespace, PORT, VIP, underlay};
+
+const BACKENDS: usize = 3;
+const HELD: usize = 30;
+/// Bytes of a datagram that has to be cut for every network here.
+const LARGE: usize = 4000;
+
+/// Says who the client is, whenever a byte comes.
+fn tell(backend: &Namespace) {
+    backend.run(|_| {
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (mut stream, mut byte) = (stream.unwrap(), [0]);
+                let SocketAddr::V4(client) = stream.peer_addr().unwrap() else { continue };
+                std::thread::spawn(move || {
+                    while stream.read_exact(&mut byte).is_ok() && stream.write_all(&client.ip().octets()).is_ok() {}
+                });
+            }
+        });
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap();
+        std::thread::spawn(move || {
+            let mut bytes = [0; LARGE];
+            while let Ok((length, from)) = socket.recv_from(&mut bytes) {
+                let _ = socket.send_to(&bytes[..length], from);
+            }
+        });
+    });
+}
+
+fn ask(stream: &mut TcpStream) -> std::io::Result<Ipv4Addr> {
+    let mut address = [0; 4];
+    stream.write_all(&[0])?;
+    stream.read_exact(&mut address)?;
+    Ok(address.into())
+}
+
+fn open() -> TcpStream {
+    let stream = TcpStream::connect_timeout(&SocketAddr::from((VIP, PORT)), Duration::from_secs(5)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream
+}
+
+/// Connects many times, and says who the backends say it is.
+fn known_as(lab: &Lab) -> BTreeSet<Ipv4Addr> {
+    lab.clients[0].run(|_| (0..HELD).map(|_| ask(&mut open()).unwrap()).collect())
+}
+
+/// Gives the public address to the second host.
+fn move_address(lab: &mut Lab) {
+    lab.goal.vips[0].owners.swap(0, 1);
+    lab.follow(&lab.all());
+    for (host, owns) in lab.hosts.iter().zip([false, true]) {
+        host.namespace.run(move |kit| {
+            let vips = owns.then_some(IpAddr::V4(VIP)).into_iter().collect();
+            kit.runtime.block_on(kit.links.set_vips(&vips, |_| false)).unwrap();
+            if owns {
+                let index = kit.runtime.block_on(kit.links.index(UNDERLAY_DEVICE)).unwrap();
+                let mac = kit.runtime.block_on(kit.links.mac(UNDERLAY_DEVICE)).unwrap();
+                announce(index, mac, VIP.into()).unwrap();
+            }
+        });
+    }
+}
+
+#[test]
+fn hosts_answer_the_clients_of_their_guests_themselves() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: this needs root");
+        return;
+    }
+    let client = Ipv4Addr::new(10, 77, 0, 201);
+    for transit in [Transit::Vxlan, Transit::Routed] {
+        let mut lab = Lab::new(BACKENDS, 1, transit);
+        lab.backends.iter().for_each(tell);
+        assert_eq!(known_as(&lab), BTreeSet::from([client]), "{transit}: guests see who their clients are");
+        // Open connections live on when the address moves: the new host leads them where they were led before.
+        let mut held: Vec<TcpStream> = lab.clients[0].run(|_| (0..HELD).map(|_| open()).collect());
+        held.iter_mut().for_each(|stream| assert_eq!(ask(stream).unwrap(), client));
+        move_address(&mut lab);
+        for (number, stream) in held.iter_mut().enumerate() {
+            let answer = ask(stream).unwrap_or_else(|error| panic!("{transit}: connection {number}: {error}"));
+            assert_eq!(answer, client);
+        }
+        assert_eq!(known_as(&lab), BTreeSet::from([client]), "{transit}: at the new host");
+        // Where the network does not carry that, answers come back the same way.
+        lab.direct_return = false;
+        lab.follow(&lab.all());
+        let known = known_as(&lab);
+        let through = match transit {
+            Transit::Routed => underlay(2),
+            _ => Ipv4Addr::new(100, 64, 0, 2),
+        };
+        assert_eq!(known, BTreeSet::from([client, through]), "{transit}: answers through the host with the address");
+    }
+}
+
+#[test]
+fn datagrams_in_pieces_arrive_and_are_answered() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: this needs root");
+        return;
+    }
+    let mut lab = Lab::new(BACKENDS, 1, Transit::Vxlan);
+    lab.backends.iter().for_each(tell);
+    lab.goal.vips[0].endpoints[0].udp = true;
+    lab.follow(&lab.all());
+    lab.clients[0].run(|_| {
+        for client in 0..12 {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            for length in [100, LARGE, 100] {
+                socket.send_to(&vec![7; length], (VIP, PORT)).unwrap();
+                let answered = socket.recv(&mut [0; LARGE]);
+                assert_eq!(answered.ok(), Some(length), "client {client}");
+            }
+        }
+    });
+}
