@@ -11,7 +11,7 @@ use mayfly_model::EndpointGoal;
 use crate::address::{OVERLAY_DEVICE, UNDERLAY_DEVICE};
 use crate::plan::family::Family;
 use crate::plan::ruleset::{Elements, Ruleset};
-use crate::plan::slots::{Choice, Door, door, in_rotation, mark, protocol};
+use crate::plan::slots::{Choice, Door, HERE, door, in_rotation, mark, marks, protocol};
 use crate::plan::{Inputs, LocalGuest};
 use crate::transit::Transit;
 
@@ -68,9 +68,8 @@ pub(super) fn endpoints(
         }
         // Without anybody behind it, the address itself refuses.
         if !door.up.is_empty() {
-            let (chain, sent) =
-                (family.named(&name), sent(door, &name, &format!("meta mark map @{}", family.named(DIPS)), family));
-            rules.chains.insert(chain.clone(), admit(door, &sent, family));
+            let chain = family.named(&name);
+            rules.chains.insert(chain.clone(), admit(door, &sent(door, &name, family), family));
             open.elements.insert(door.key.clone(), format!("goto {chain}"));
         }
     }
@@ -89,27 +88,26 @@ pub(super) fn near(
 ) {
     let owned = inputs.goal.vips.iter().filter(|vip| inputs.owns(vip)).map(|vip| vip.vip.to_string());
     rules.sets.insert("owned".to_owned(), Elements::set("type ipv4_addr;").with(owned));
-    let mut dips = Elements::map("type mark : ipv4_addr;");
-    dips.elements.extend(own.keys().map(|dip| (format!("{:#x}", mark(*dip)), dip.to_string())));
     let mut near = Elements::map("type ipv4_addr . inet_proto . inet_service : verdict;");
     for door in doors {
         let Some(here) = door.up.iter().find(|dip| own.contains_key(dip)) else { continue };
         let name = endpoint_name(door.vip.vip, door.endpoint);
         // The host that sent it here may have remembered one that would not be chosen now.
-        let to = ["meta mark map @own_dips".to_owned(), here.to_string()];
-        let text = to.map(|to| sent(door, &name, &to, Family::V4)).concat();
+        let anybody = format!("meta mark != @{HERE} meta mark set {:#x}\n", mark(*here));
+        let text = anybody + &sent(door, &name, Family::V4);
         let chain = format!("n{name}");
         rules.chains.insert(chain.clone(), admit(door, &text, Family::V4));
         near.elements.insert(door.key.clone(), format!("goto {chain}"));
     }
     rules.sets.insert("near".to_owned(), near);
-    rules.sets.insert("own_dips".to_owned(), dips);
+    rules.sets.insert(HERE.to_owned(), marks(own));
 }
 
-fn sent(door: &Door<'_>, counter: &str, to: &str, family: Family) -> String {
-    let (ip, port) = (family.word(), door.endpoint.local_port);
+/// Sends a connection to the backend that was chosen.
+fn sent(door: &Door<'_>, counter: &str, family: Family) -> String {
+    let (ip, dips, port) = (family.word(), family.named(DIPS), door.endpoint.local_port);
     // The protocol is known here, but nftables wants it said before it translates ports.
-    format!("meta l4proto {} counter name \"{counter}\" dnat {ip} to {to}:{port}\n", door.protocol())
+    format!("meta l4proto {} counter name \"{counter}\" dnat {ip} to meta mark map @{dips}:{port}\n", door.protocol())
 }
 
 /// Endpoints of UDP, and which of their backends are out of rotation.

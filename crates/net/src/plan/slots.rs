@@ -4,16 +4,16 @@
 //! Who is out of rotation stands in a set by itself, and whoever is hashed to one of those is hashed again, to another
 //! slot. So when a host dies, and with it a backend of a thousand endpoints, a thousand elements are added and nothing else changes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use mayfly_model::{Backend, Distribution, EndpointGoal, VipGoal};
 
-use crate::plan::Inputs;
 use crate::plan::family::Family;
 use crate::plan::ruleset::{Elements, Rows, Ruleset};
+use crate::plan::{Inputs, LocalGuest};
 
 /// The same on all hosts; each further try has the next one.
 const SEED: u32 = 0x6d61_7966;
@@ -105,6 +105,14 @@ pub(super) fn mark(dip: Ipv4Addr) -> u32 {
     dip.into()
 }
 
+/// The set of the numbers of this host's own guests.
+pub(super) const HERE: &str = "here";
+
+/// The numbers of this host's own guests.
+pub(super) fn marks(own: &BTreeMap<Ipv4Addr, &LocalGuest>) -> Elements {
+    Elements::set("type mark;").with(own.keys().map(|dip| format!("{:#x}", mark(*dip))))
+}
+
 /// The choice among the backends of all endpoints, as sets and maps that both tables have.
 pub(super) struct Choice {
     slots: Arc<Rows>,
@@ -179,24 +187,28 @@ fn hash(distribution: Distribution, family: Family) -> String {
 /// Shares slots out as evenly as can be. A backend that comes or goes changes little more than its own.
 fn share(slots: u32, members: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
     let most = slots.div_ceil(members.len().max(1) as u32);
-    let mut taken = vec![0; members.len()];
+    let mut free: Vec<(u64, u32, Ipv4Addr)> = members.iter().map(|dip| (seed(*dip), most, *dip)).collect();
     let one = |slot| {
-        let free = members.iter().enumerate().filter(|(number, _)| taken[*number] < most);
-        let (number, dip) = free.max_by_key(|(_, dip)| weight(slot, **dip))?;
-        taken[number] += 1;
-        Some(*dip)
+        let best = free.iter_mut().filter(|(_, left, _)| *left > 0).max_by_key(|(seed, ..)| weight(slot, *seed))?;
+        best.1 -= 1;
+        Some(best.2)
     };
     (0..slots).map_while(one).collect()
 }
 
-/// The rank of a backend for a slot: FNV-1a, which is the same in every build.
-fn weight(slot: u32, dip: Ipv4Addr) -> u64 {
+/// What a backend's ranks are made of, the same in every build.
+fn seed(dip: Ipv4Addr) -> u64 {
     let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
     hasher.write(&dip.octets());
-    hasher.write(&slot.to_be_bytes());
-    // The last bytes hardly reach the upper bits by themselves.
-    let mixed = hasher.finish();
-    (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9)
+    hasher.finish()
+}
+
+/// The rank of a backend for a slot: what SplitMix64 makes of both.
+fn weight(slot: u32, seed: u64) -> u64 {
+    let mixed = seed.wrapping_add(u64::from(slot + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
 }
 
 /// FNV-1a.

@@ -14,7 +14,7 @@ use crate::address::UNDERLAY_DEVICE;
 use crate::plan::family::Family;
 use crate::plan::frame::{hook_in, known_as, wire};
 use crate::plan::ruleset::{Elements, INGRESS_TABLE, Kind, Ruleset};
-use crate::plan::slots::{Choice, Door, door, mark};
+use crate::plan::slots::{Choice, Door, HERE, door, mark, marks};
 use crate::plan::{Inputs, LocalGuest};
 use crate::transit::Transit;
 
@@ -59,6 +59,8 @@ pub(super) fn spread(
         rules.chains.entry(name).or_insert_with(|| enter(door.endpoint.udp, &pick));
     }
     rules.sets.insert("doors".to_owned(), open);
+    let hosts = inputs.goal.peers.iter().map(|peer| peer.address.to_string());
+    rules.sets.insert("hosts".to_owned(), Elements::set("type ipv4_addr;").with(hosts));
     choice.write(&mut rules, "goto chosen");
     remember(&mut rules);
     ways(&mut rules, inputs, own);
@@ -67,8 +69,9 @@ pub(super) fn spread(
 
 /// What packets of an endpoint meet first.
 fn enter(udp: bool, pick: &str) -> String {
-    // Pieces do not say what they belong to; the host puts them together.
-    let whole = "ip frag-off & 0x3fff != 0 accept";
+    // Pieces do not say what they belong to; the host puts them together. A host that is a client itself does not take what comes
+    // back to it as its own words.
+    let whole = "ip frag-off & 0x3fff != 0 accept\nip saddr @hosts accept";
     if udp {
         // Who keeps a port keeps the backend, until that is not well.
         let is_well = format!("{} . meta mark != @out", door(Family::V4));
@@ -116,9 +119,8 @@ fn ways(rules: &mut Ruleset, inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &Loca
         let peer = peers.get(&route.host)?;
         Some((format!("{:#x}", mark(route.dip)), known_as(inputs.transit, peer, Family::V4).to_string()))
     }));
-    let here = Elements::set("type mark;").with(own.keys().map(|dip| format!("{:#x}", mark(*dip))));
     let hand_on = format!("fwd ip to meta mark map @hops device \"{}\"\n", wire(inputs.transit));
-    rules.chains.insert("away".to_owned(), format!("{hand_on}meta mark @here accept\n"));
+    rules.chains.insert("away".to_owned(), format!("{hand_on}meta mark @{HERE} accept\n"));
     rules.sets.insert("hops".to_owned(), hops);
-    rules.sets.insert("here".to_owned(), here);
+    rules.sets.insert(HERE.to_owned(), marks(own));
 }

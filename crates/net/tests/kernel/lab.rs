@@ -185,12 +185,9 @@ impl Lab {
                     let last = 200 + number as u8;
                     kit.links.add_address(UNDERLAY_DEVICE, Ipv4Addr::new(10, 77, 0, last), 24).await.unwrap();
                     kit.links.up(UNDERLAY_DEVICE).await.unwrap();
-                    // The public address is on the wire.
-                    let index = kit.links.index(UNDERLAY_DEVICE).await.unwrap();
-                    let public =
-                        RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(VIP, 32).output_interface(index);
-                    kit.handle.route().add(public.scope(RouteScope::Link).build()).execute().await.unwrap();
+                    reach_public(&kit.links, &kit.handle).await;
                     let Some(prefix) = ipv6 else { return };
+                    let index = kit.links.index(UNDERLAY_DEVICE).await.unwrap();
                     kit.links.add_address(UNDERLAY_DEVICE, underlay6(last.into()), 64).await.unwrap();
                     let public = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(prefix.embed(VIP), 128);
                     kit.handle.route().add(public.output_interface(index).build()).execute().await.unwrap();
@@ -340,6 +337,13 @@ impl Lab {
             host.namespace.run(move |kit| apply(kit, number, before.as_ref(), &wanted, (&dips, &own, transit)));
         }
     }
+}
+
+/// Makes the public address be on the wire.
+pub async fn reach_public(links: &Links, handle: &Handle) {
+    let index = links.index(UNDERLAY_DEVICE).await.unwrap();
+    let public = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(VIP, 32).output_interface(index);
+    handle.route().add(public.scope(RouteScope::Link).build()).execute().await.unwrap();
 }
 
 /// Does what the host agent does.
