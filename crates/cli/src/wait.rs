@@ -10,7 +10,7 @@ use crate::arguments::Wait;
 use crate::output::Progress;
 
 const POLL: Duration = Duration::from_millis(250);
-/// How long a host may keep failing to start a VM before waiting is given up.
+/// How long a host may keep failing to start a VM before waiting is given up: longer than it pauses between two tries.
 const HOST_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a look has found.

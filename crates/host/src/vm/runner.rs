@@ -30,7 +30,8 @@ use crate::status::{Stage, VmStatus};
 const HELD_UP: Duration = Duration::from_millis(500);
 /// Pauses before another try grow from the first to the last.
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
-const PAUSE_LAST: Duration = Duration::from_secs(30);
+/// Shorter than the patience of those who wait for a host that fails.
+const PAUSE_LAST: Duration = Duration::from_secs(15);
 /// A guest that has run so long is started again without a pause that earlier failures have made long.
 const HEALTHY: Duration = Duration::from_secs(60);
 /// How long the controller is given to hear what a VM has sent and received, before it hears that nothing is left of it.
