@@ -20,6 +20,8 @@ use crate::config::HostConfig;
 const LOOK: Duration = Duration::from_millis(200);
 /// Between two looks at the kernel's counters.
 const COUNT: Duration = Duration::from_secs(5);
+/// How often it is tried whether packets can be handed on.
+const TRIALS: usize = 3;
 /// When a public address that has moved is announced: at once, and again in case that was lost or came too early.
 const ANNOUNCEMENTS: [Duration; 4] =
     [Duration::ZERO, Duration::from_millis(300), Duration::from_millis(1100), Duration::from_millis(2500)];
@@ -37,11 +39,15 @@ pub(crate) async fn join_underlay(config: &HostConfig, links: &Links) -> anyhow:
 
 /// Whether packets can be handed on to other hosts as they come in; says so where they cannot.
 pub(crate) fn can_hand_on(nft: &mut Nft) -> bool {
-    let tried = nft.try_handing_on();
-    if let Err(error) = &tried {
-        tracing::warn!(%error, "this kernel cannot hand packets on as they come in, so answers come back through this host");
+    // More than once, as open connections would be cut by an error that passes.
+    for _ in 0..TRIALS {
+        match nft.try_handing_on() {
+            Ok(()) => return true,
+            Err(error) => tracing::warn!(%error, "packets cannot be handed on as they come in"),
+        }
     }
-    tried.is_ok()
+    tracing::warn!("answers to clients come back through this host");
+    false
 }
 
 /// Sets up what is the same for all goal states.
@@ -139,8 +145,9 @@ async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Resu
         own.tunnel.lead_to(&wanted.tunnels).await?;
     }
     let own = agent.goal.borrow().network.peers.iter().find(|peer| peer.host == agent.config.name).cloned();
-    let ways = |plan: &Plan| (plan.peers.clone(), plan.ipv6, plan.spread.frame.clone());
-    let new_peers = before.is_none_or(|before| ways(before) != ways(wanted));
+    let new_peers = before.is_none_or(|before| {
+        (&before.peers, before.ipv6, &before.spread.frame) != (&wanted.peers, wanted.ipv6, &wanted.spread.frame)
+    });
     let mut new_overlay = false;
     if let Some(own) = own.filter(|_| new_peers) {
         if agent.config.transit.has_overlay() {

@@ -93,14 +93,19 @@ impl Nft {
     /// # Errors
     /// [`NetError::Nft`].
     pub fn present(&mut self, table: &str) -> Result<Present, NetError> {
-        if !self.run("list tables")?.lines().any(|line| line.trim() == format!("table {table}")) {
-            return Ok(Present::default());
-        }
-        // Names only: there may be a million elements.
+        Ok(Present::read(&self.listing(table)?.unwrap_or_default()))
+    }
+
+    /// A table without the elements of its sets, of which there may be a million; if there is such a table. Every command that
+    /// names a table has the library ask for all elements of all tables, and this one does not.
+    fn listing(&mut self, table: &str) -> Result<Option<String>, NetError> {
         self.set_flags(TERSE);
-        let listed = self.run(&format!("list table {table}"));
+        let listed = self.run("list ruleset");
         self.set_flags(0);
-        Ok(Present::read(&listed?))
+        let (listed, head) = (listed?, format!("table {table} {{"));
+        let lines = listed.lines().skip_while(|line| *line != head).take_while(|line| *line != "}");
+        let lines: Vec<&str> = lines.collect();
+        Ok((!lines.is_empty()).then(|| lines.join("\n")))
     }
 
     fn set_flags(&self, flags: c_uint) {
@@ -136,7 +141,8 @@ impl Nft {
     /// # Errors
     /// [`NetError::Nft`], also when there is no table.
     pub fn counters(&mut self) -> Result<BTreeMap<String, (u64, u64)>, NetError> {
-        Ok(read_counters(&self.run(&format!("list counters table {TABLE}"))?))
+        let listed = self.listing(TABLE)?.ok_or_else(|| NetError::Nft(format!("there is no table {TABLE}")))?;
+        Ok(read_counters(&listed))
     }
 
     /// Opens `addresses` for `seconds` in a set of such addresses, whose elements come and go with time.

@@ -22,7 +22,8 @@ use crate::transit::Transit;
 pub type Peer = (Ipv4Addr, [u8; 6], Ipv4Addr);
 
 impl Links {
-    /// Makes the tunnel device, if it is not there. Returns whether it was not: what leads to the device has to be told.
+    /// Makes the tunnel device, if it is not there. Returns whether it was not: rules that name the device by its number
+    /// have to be set again.
     ///
     /// # Errors
     /// [`NetError`].

@@ -36,6 +36,11 @@ pub(super) fn hook(inputs: &Inputs<'_>, family: Family) -> Vec<String> {
         Transit::Routed => format!("iifname \"{UNDERLAY_DEVICE}\" ip daddr != @owned"),
     };
     let mut rules = vec![format!("{handed_on} {near}")];
+    if inputs.transit == Transit::Routed {
+        // An address that has just moved: its clients will say again to its new host what they said here.
+        let again = format!("{handed_on} ip daddr @vips tcp flags & (syn | ack) != syn drop");
+        rules.insert(0, again);
+    }
     if inputs.direct_return {
         // What was found to be for a guest of this host when it came in.
         rules.push(format!("iifname \"{UNDERLAY_DEVICE}\" meta mark != 0 {near}"));

@@ -49,14 +49,11 @@ pub(super) fn frame(inputs: &Inputs<'_>) -> String {
         }
         Transit::Routed => Vec::new(),
     };
-    if inputs.direct_return {
-        // Whoever complains of an answer that is too large complains to the host that has the public address, not to the one that
-        // sent it. So they may be cut.
-        clamp.push(format!(
-            "iifname \"{TAP_PREFIX}*\" oifname \"{UNDERLAY_DEVICE}\" ct direction reply ct status dnat \
-             ip protocol tcp ip frag-off 0x4000 ip frag-off set 0x0"
-        ));
-    }
+    // What a client may send comes through the tunnel, though the answer does not go there. Whoever complains of an answer that is
+    // too large complains to the host that has the public address, not to the one that sent it; so answers may be cut.
+    let answer = format!("iifname \"{TAP_PREFIX}*\" oifname \"{UNDERLAY_DEVICE}\" ct direction reply ct status dnat");
+    clamp.push(format!("{answer} {syn}"));
+    clamp.push(format!("{answer} ip protocol tcp ip frag-off 0x4000 ip frag-off set 0x0"));
     hook(&mut text, "clamp", "filter hook forward priority mangle; policy accept", &clamp);
     hook(&mut text, "forward", "filter hook forward priority filter; policy drop", &forward(inputs));
     hook(&mut text, "input", "filter hook input priority filter; policy accept", &input(inputs));

@@ -64,7 +64,7 @@ pub struct Inputs<'a> {
     pub underlay6: Option<&'a str>,
     /// How packets get to other hosts' guests.
     pub transit: Transit,
-    /// Whether hosts answer their guests' clients themselves, whatever host has the public address.
+    /// Whether this host, where it has a public address, leaves it to the hosts of its backends to answer clients.
     pub direct_return: bool,
 }
 

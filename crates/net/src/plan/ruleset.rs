@@ -1,7 +1,7 @@
 //! The rule set of a host as data, and the smallest script that leads from one to another.
 //!
 //! What changes often stands in named chains and in elements of named sets and maps, so that a change costs what changes
-//! and not what is there: with a thousand public addresses, taking a backend out touches one chain.
+//! and not what is there: with a thousand public addresses, taking a backend out adds one element.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -29,7 +29,8 @@ pub struct Ruleset {
     /// Named maps from keys with a number from 0 at their end to other numbers, with their types: one for each number of a row.
     /// There may be very many, so they become text only where they change.
     pub rows: BTreeMap<String, (String, Arc<Rows>)>,
-    /// Sets and maps whose elements are not the plan's, as they come and go with time; with their type.
+    /// Sets and maps whose elements are not the plan's, as they come and go with time; with their type. A change of the type needs
+    /// another name, as the one that is there stays.
     pub kept: BTreeMap<String, (Kind, String)>,
     /// Named counters; they go on counting through changes.
     pub counters: BTreeSet<String>,
@@ -100,10 +101,12 @@ impl Ruleset {
     /// there; those that are not wanted go. Elements of [`kept`](Ruleset::kept) sets stay.
     pub fn whole(&self, present: &Present) -> String {
         let table = self.table;
-        let mut text = format!("add table {table}\n");
         if self.frame.is_empty() {
-            return text + &format!("delete table {table}\n");
+            // Not even tried where the kernel may not know such tables.
+            let there = *present != Present::default();
+            return if there { format!("delete table {table}\n") } else { String::new() };
         }
+        let mut text = format!("add table {table}\n");
         // References go before what they refer to.
         for name in &present.sets {
             if !self.kept.contains_key(name) {
@@ -135,8 +138,11 @@ impl Ruleset {
 
     /// The script that leads from `before`, which is exactly what the kernel holds, to this rule set.
     pub fn change(&self, before: &Ruleset) -> String {
-        if self.frame.is_empty() || before.frame.is_empty() {
-            return if self == before { String::new() } else { self.whole(&Present::default()) };
+        match (before.frame.is_empty(), self.frame.is_empty()) {
+            (true, true) => return String::new(),
+            (false, true) => return format!("delete table {}\n", self.table),
+            (true, false) => return self.whole(&Present::default()),
+            (false, false) => {}
         }
         let (mut text, table) = (String::new(), self.table);
         self.declare(&mut text, before);

@@ -17,8 +17,10 @@ use crate::plan::{Inputs, LocalGuest};
 
 /// The same on all hosts; each further try has the next one.
 const SEED: u32 = 0x6d61_7966;
-/// How often a client is hashed before it is sent to one that is certainly in rotation.
-const TRIES: u32 = 6;
+/// How often a client is hashed before it is sent to one that is certainly in rotation; and where most may be out.
+const TRIES: (u32, u32) = (6, 16);
+/// The set of the numbers of this host's own guests.
+pub(super) const HERE: &str = "here";
 /// What divides evenly among up to six backends, ten, twelve, fifteen.
 const FEW_SLOTS: u32 = 60;
 /// Slots that a backend has at least, so that shares differ by a fifth at the most.
@@ -105,9 +107,6 @@ pub(super) fn mark(dip: Ipv4Addr) -> u32 {
     dip.into()
 }
 
-/// The set of the numbers of this host's own guests.
-pub(super) const HERE: &str = "here";
-
 /// The numbers of this host's own guests.
 pub(super) fn marks(own: &BTreeMap<Ipv4Addr, &LocalGuest>) -> Elements {
     Elements::set("type mark;").with(own.keys().map(|dip| format!("{:#x}", mark(*dip))))
@@ -144,7 +143,8 @@ impl Choice {
         let (family, kind) = (self.family, self.family.kind());
         let [slots, out, last] = ["slots", "out", "last"].map(|name| family.named(name));
         for (distribution, count) in &self.kinds {
-            let text = (0..TRIES).map(|number| {
+            let tries = if *distribution == Distribution::Connection { TRIES.0 } else { TRIES.1 };
+            let text = (0..tries).map(|number| {
                 let hashed = format!("{} mod {count} seed {:#x}", hash(*distribution, family), SEED + number);
                 let (slot, key) = (format!("{} . meta mark map @{slots}", door(family)), door(family));
                 format!("meta mark set {hashed} meta mark set {slot} {key} . meta mark != @{out} {then}\n")

@@ -20,12 +20,11 @@ use crate::transit::Transit;
 
 /// Flows that are remembered at the most, of TCP and of UDP; a flood takes the room from others, which are led by hash then.
 const ROOM: u32 = 1 << 20;
-/// How long a connection of TCP is remembered of which nothing is heard: longer than the usual two hours after which the ends
-/// of a quiet one ask whether the other is still there.
-const QUIET: &str = "2h15m";
-/// The same before its client has heard anything.
+/// How long a connection of TCP is remembered of which nothing is heard: the longest that the original platform waits.
+const QUIET: &str = "30m";
+/// The same of one that was heard of once, which costs a flood least.
 const OPENING: &str = "30s";
-/// The same after one end has said that it has nothing more to say.
+/// The same after its client has said that it has nothing more to say.
 const CLOSING: &str = "60s";
 /// The same of UDP, as in the kernel's table.
 const UDP: &str = "2m";
@@ -44,7 +43,8 @@ pub(super) fn spread(
         return rules;
     }
     let kind = format!("filter hook ingress device \"{UNDERLAY_DEVICE}\" priority -100; policy accept");
-    let entry = format!("{} vmap @doors", door(Family::V4));
+    // A frame that is flooded to all hosts is for one of them.
+    let entry = format!("meta pkttype host {} vmap @doors", door(Family::V4));
     hook_in(INGRESS_TABLE, &mut rules.frame, "spread", &kind, &[entry]);
     // Where packets come from other hosts by the same device, only the one that has the address hands them on.
     let hands_on = |door: &&Door<'_>| match inputs.transit {
@@ -56,6 +56,9 @@ pub(super) fn spread(
         let pick = door.chain(Family::V4);
         let name = format!("{}_{}", pick.replace("pick", "enter"), door.protocol());
         open.elements.insert(door.key.clone(), format!("goto {name}"));
+        if !door.endpoint.udp {
+            rules.chains.entry(pick.replace("pick", "start")).or_insert_with(|| start(&pick));
+        }
         rules.chains.entry(name).or_insert_with(|| enter(door.endpoint.udp, &pick));
     }
     rules.sets.insert("doors".to_owned(), open);
@@ -74,13 +77,33 @@ fn enter(udp: bool, pick: &str) -> String {
     let whole = "ip frag-off & 0x3fff != 0 accept\nip saddr @hosts accept";
     if udp {
         // Who keeps a port keeps the backend, until that is not well.
-        let is_well = format!("{} . meta mark != @out", door(Family::V4));
-        return format!("{whole}\nmeta mark set {FLOW} map @flows_udp {is_well} jump known\ngoto {pick}\n");
+        let known = format!("meta mark set {FLOW} map @flows_udp {} jump known", is_well());
+        return format!("{whole}\n{known}\n{}goto {pick}\n", forget("flows_udp"));
     }
     format!(
-        "{whole}\ntcp flags & (syn | ack) == syn goto {pick}\nmeta mark set {FLOW} map @flows jump known\n\
-         meta mark set {FLOW} map @closing jump away\ngoto {pick}\n"
+        "{whole}\ntcp flags & (syn | ack) == syn goto {}\nmeta mark set {FLOW} map @closing jump closed\n\
+         meta mark set {FLOW} map @flows jump known\ngoto {pick}\n",
+        pick.replace("pick", "start")
     )
+}
+
+/// What becomes of a new connection of TCP: its ports may have been another's a moment ago, of which packets may still come.
+fn start(pick: &str) -> String {
+    let known = |map| format!("meta mark set {FLOW} map @{map} {} goto chosen\n", is_well());
+    [known("closing"), known("flows"), forget("closing"), forget("flows"), format!("goto {pick}\n")].concat()
+}
+
+fn is_well() -> String {
+    format!("{} . meta mark != @out", door(Family::V4))
+}
+
+/// What stands there already would stay. It is called seldom for what is there: kernels before 6.5 never free it.
+fn forget(map: &str) -> String {
+    format!("delete @{map} {{ {FLOW} : meta mark }}\n")
+}
+
+fn keep(map: &str, time: &str) -> String {
+    format!("update @{map} {{ {FLOW} timeout {time} : meta mark }}\n")
 }
 
 /// Who is led where.
@@ -90,24 +113,13 @@ fn remember(rules: &mut Ruleset) {
         let declaration = format!("{key}; size {ROOM}; flags dynamic,timeout; timeout {time};");
         rules.kept.insert(name.to_owned(), (Kind::Map, declaration));
     }
-    let keep = |map: &str, time: &str| format!("update @{map} {{ {FLOW} timeout {time} : meta mark }}\n");
-    let forget = |map: &str| format!("delete @{map} {{ {FLOW} : meta mark }}\n");
-    let (tcp, udp) = ("meta l4proto tcp", "meta l4proto udp");
-    let chosen = [
-        // What stands there already would stay.
-        format!("{tcp} {}{udp} {}", forget("flows"), forget("flows_udp")),
-        format!("tcp flags & (syn | ack) == syn {}", keep("flows", OPENING)),
-        format!("tcp flags & (syn | fin | rst) == 0x0 {}", keep("flows", QUIET)),
-        format!("{udp} {}goto away\n", keep("flows_udp", UDP)),
-    ];
-    rules.chains.insert("chosen".to_owned(), chosen.concat());
-    let known = [
-        "tcp flags & (fin | rst) != 0x0 goto close\n".to_owned(),
-        format!("{tcp} {}{udp} {}goto away\n", keep("flows", QUIET), keep("flows_udp", UDP)),
-    ];
-    rules.chains.insert("known".to_owned(), known.concat());
-    let close = format!("{}{}goto away\n", forget("flows"), keep("closing", CLOSING));
-    rules.chains.insert("close".to_owned(), close);
+    let either =
+        |tcp: &str| format!("meta l4proto tcp {}meta l4proto udp {}", keep("flows", tcp), keep("flows_udp", UDP));
+    rules.chains.insert("chosen".to_owned(), either(OPENING) + "goto away\n");
+    let ends = "tcp flags & (fin | rst) != 0x0 goto close\n".to_owned();
+    rules.chains.insert("known".to_owned(), ends + &either(QUIET) + "goto away\n");
+    rules.chains.insert("close".to_owned(), keep("flows", CLOSING) + "goto closed\n");
+    rules.chains.insert("closed".to_owned(), keep("closing", CLOSING) + "goto away\n");
 }
 
 /// The ways to all that can be chosen, by their marks.
@@ -120,7 +132,8 @@ fn ways(rules: &mut Ruleset, inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &Loca
         Some((format!("{:#x}", mark(route.dip)), known_as(inputs.transit, peer, Family::V4).to_string()))
     }));
     let hand_on = format!("fwd ip to meta mark map @hops device \"{}\"\n", wire(inputs.transit));
-    rules.chains.insert("away".to_owned(), format!("{hand_on}meta mark @{HERE} accept\n"));
+    // Two hosts that contradict each other do not do so for ever.
+    rules.chains.insert("away".to_owned(), format!("ip ttl < 2 drop\n{hand_on}meta mark @{HERE} accept\n"));
     rules.sets.insert("hops".to_owned(), hops);
     rules.sets.insert(HERE.to_owned(), marks(own));
 }

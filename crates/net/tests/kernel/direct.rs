@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mayfly_net::address::UNDERLAY_DEVICE;
 use mayfly_net::{Transit, announce};
@@ -12,6 +12,8 @@ use crate::lab::{Lab, Namespace, PORT, VIP, reach_public, underlay};
 
 const BACKENDS: usize = 3;
 const HELD: usize = 30;
+/// Bytes of an answer that its sender has to be told of in between.
+const ANSWER: usize = 4 << 20;
 /// Bytes of a datagram that has to be cut for every network here.
 const LARGE: usize = 4000;
 
@@ -56,10 +58,11 @@ fn known_as(client: &Namespace) -> BTreeSet<Ipv4Addr> {
     client.run(|_| (0..HELD).map(|_| ask(&mut open()).unwrap()).collect())
 }
 
-/// Gives the public address to the second host.
+/// Gives the public address to the second host, whose clients do not know of it at once.
 fn move_address(lab: &mut Lab) {
     lab.goal.vips[0].owners.swap(0, 1);
     lab.follow(&lab.all());
+    std::thread::sleep(Duration::from_millis(200));
     for (host, owns) in lab.hosts.iter().zip([false, true]) {
         host.namespace.run(move |kit| {
             let vips = owns.then_some(IpAddr::V4(VIP)).into_iter().collect();
@@ -91,11 +94,17 @@ fn hosts_answer_the_clients_of_their_guests_themselves() {
         // Open connections live on when the address moves: the new host leads them where they were led before.
         let mut held: Vec<TcpStream> = lab.clients[0].run(|_| (0..HELD).map(|_| open()).collect());
         held.iter_mut().for_each(|stream| assert_eq!(ask(stream).unwrap(), client));
+        let talk = std::thread::spawn(move || {
+            let began = Instant::now();
+            while began.elapsed() < Duration::from_millis(600) {
+                for (number, stream) in held.iter_mut().enumerate() {
+                    let answer = ask(stream).unwrap_or_else(|error| panic!("{transit}: connection {number}: {error}"));
+                    assert_eq!(answer, client);
+                }
+            }
+        });
         move_address(&mut lab);
-        for (number, stream) in held.iter_mut().enumerate() {
-            let answer = ask(stream).unwrap_or_else(|error| panic!("{transit}: connection {number}: {error}"));
-            assert_eq!(answer, client);
-        }
+        talk.join().unwrap();
         assert_eq!(known_as(&lab.clients[0]), BTreeSet::from([client]), "{transit}: at the new host");
         // Where the network does not carry that, answers come back the same way.
         lab.direct_return = false;
@@ -106,6 +115,63 @@ fn hosts_answer_the_clients_of_their_guests_themselves() {
             _ => Ipv4Addr::new(100, 64, 0, 2),
         };
         assert_eq!(known, BTreeSet::from([client, through]), "{transit}: answers through the host with the address");
+    }
+}
+
+#[test]
+fn clients_are_told_what_fits_into_the_tunnel() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: this needs root");
+        return;
+    }
+    let lab = Lab::new(BACKENDS, 1, Transit::Vxlan);
+    lab.backends.iter().for_each(tell);
+    // The backends' own devices say 1500.
+    let segments: BTreeSet<u32> = lab.clients[0].run(|_| {
+        let segment = |_| nix::sys::socket::getsockopt(&open(), nix::sys::socket::sockopt::TcpMaxSeg).unwrap();
+        (0..HELD).map(segment).collect()
+    });
+    // 1450 bytes without the headers of IP and TCP, and the latter's time stamps.
+    assert_eq!(segments, BTreeSet::from([1398]));
+}
+
+#[test]
+fn a_client_that_has_said_everything_still_hears_the_answer() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: this needs root");
+        return;
+    }
+    let mut lab = Lab::new(BACKENDS, 1, Transit::Vxlan);
+    for backend in &lab.backends {
+        backend.run(|_| {
+            let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap();
+            std::thread::spawn(move || {
+                for stream in listener.incoming() {
+                    let mut stream = stream.unwrap();
+                    // Every answer waits for an end, and is longer than what goes out without being acknowledged.
+                    std::thread::spawn(move || {
+                        let _ = stream.read_to_end(&mut Vec::new());
+                        std::thread::sleep(Duration::from_millis(300));
+                        stream.write_all(&vec![1; ANSWER])
+                    });
+                }
+            });
+        });
+    }
+    let waiting: Vec<TcpStream> = lab.clients[0].run(|_| {
+        let open = |_| {
+            let stream = open();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            stream
+        };
+        (0..HELD).map(open).collect()
+    });
+    // Nobody new is sent to two of them.
+    lab.follow(&BTreeSet::from([1]));
+    for mut stream in waiting {
+        let mut heard = Vec::new();
+        stream.read_to_end(&mut heard).unwrap();
+        assert_eq!(heard.len(), ANSWER);
     }
 }
 

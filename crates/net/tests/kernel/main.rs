@@ -24,7 +24,7 @@ use mayfly_model::{
     VipGoal, VmId,
 };
 use mayfly_net::address::{OVERLAY_DEVICE, UNDERLAY_DEVICE};
-use mayfly_net::plan::ruleset::{Present, Ruleset};
+use mayfly_net::plan::ruleset::Ruleset;
 use mayfly_net::plan::{Inputs, LocalGuest, NextHop, plan};
 use mayfly_net::{Links, Nft, Transit, create_tap, delete_tap, prepare_ipv6};
 use nix::sched::{CloneFlags, unshare};
@@ -343,9 +343,7 @@ fn any_row_of_changes_leads_to_the_table_that_is_wanted() {
                 assert!(differences.is_empty(), "round {round}: {differences:#?}");
             }
         }
-        for rules in &before {
-            nft.apply(&Ruleset::new(rules.table).whole(&Present::default())).unwrap();
-        }
+        set(&mut nft, None, &before.map(|rules| Ruleset::new(rules.table)));
         assert_eq!(nft.run("list ruleset").unwrap(), "");
     });
 }
