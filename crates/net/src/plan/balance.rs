@@ -72,9 +72,9 @@ pub(super) fn endpoints(
             }
         }
         // Without anybody behind it, the address itself refuses.
-        if !door.up.is_empty() {
+        if let Some(anybody) = door.up.first() {
             let chain = family.named(&name);
-            rules.chains.insert(chain.clone(), admit(door, &sent(door, &name, family), family));
+            rules.chains.insert(chain.clone(), admit(door, &sent(door, &name, *anybody, family), family));
             open.elements.insert(door.key.clone(), format!("goto {chain}"));
         }
     }
@@ -99,7 +99,7 @@ pub(super) fn near(
         let name = endpoint_name(door.vip.vip, door.endpoint);
         // The host that sent it here may have remembered one that would not be chosen now.
         let anybody = format!("meta mark != @{HERE} meta mark set {:#x}\n", mark(*here));
-        let text = anybody + &sent(door, &name, Family::V4);
+        let text = anybody + &sent(door, &name, *here, Family::V4);
         let chain = format!("n{name}");
         rules.chains.insert(chain.clone(), admit(door, &text, Family::V4));
         near.elements.insert(door.key.clone(), format!("goto {chain}"));
@@ -109,10 +109,13 @@ pub(super) fn near(
 }
 
 /// Sends a connection to the backend that was chosen.
-fn sent(door: &Door<'_>, counter: &str, family: Family) -> String {
+fn sent(door: &Door<'_>, counter: &str, anybody: Ipv4Addr, family: Family) -> String {
     let (ip, dips, port) = (family.word(), family.named(DIPS), door.endpoint.local_port);
     // The protocol is known here, but nftables wants it said before it translates ports.
-    format!("meta l4proto {} counter name \"{counter}\" dnat {ip} to meta mark map @{dips}:{port}\n", door.protocol())
+    let protocol = format!("meta l4proto {}", door.protocol());
+    let chosen = format!("{protocol} counter name \"{counter}\" dnat {ip} to meta mark map @{dips}:{port}\n");
+    // A packet that is here at the very moment of a change may find an element gone and its successor not there yet.
+    chosen + &format!("{protocol} dnat {ip} to {}\n", family.door(anybody, port))
 }
 
 /// Endpoints of UDP, and which of their backends are out of rotation.

@@ -122,7 +122,8 @@ fn all_chosen(rules: &Ruleset) -> Vec<String> {
 fn only_healthy_backends_on_live_hosts_are_in_rotation() {
     let rules = plan_of(&[1, 2, 3], &[1, 2]).rules;
     let sent = format!("meta l4proto tcp counter name \"{DOOR}\" dnat ip to meta mark map @dips:8080\n");
-    assert_eq!(rules.chains[DOOR], format!("jump pick_connection_60\n{sent}"));
+    let anybody = "meta l4proto tcp dnat ip to 10.80.0.11:8080\n";
+    assert_eq!(rules.chains[DOOR], format!("jump pick_connection_60\n{sent}{anybody}"));
     assert_eq!(rules.sets["doors"].elements[KEY], format!("goto {DOOR}"));
     let backends = |rules: &Ruleset| all_chosen(rules).into_iter().collect::<BTreeSet<_>>();
     assert_eq!(backends(&rules), ["10.80.0.11", "10.80.0.12"].map(str::to_owned).into());
@@ -194,7 +195,8 @@ fn the_first_rule_that_fits_decides_who_comes_in() {
     let rule = |permit, last, prefix| AccessRule { permit, network: Ipv4Addr::new(10, 1, 0, last).into(), prefix };
     let let_in = |who: &str| {
         let sent = format!("meta l4proto tcp counter name \"{DOOR}\" dnat ip to meta mark map @dips:8080");
-        vec![format!("{who}jump pick_connection_60"), format!("{who}{sent}")]
+        let anybody = "meta l4proto tcp dnat ip to 10.80.0.11:8080";
+        vec![format!("{who}jump pick_connection_60"), format!("{who}{sent}"), format!("{who}{anybody}")]
     };
     let line = |text: &str| vec![text.to_owned()];
     for (access, expected) in [

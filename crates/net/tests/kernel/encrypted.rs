@@ -41,7 +41,7 @@ fn everybody_is_reached(lab: &Lab) {
     assert_eq!(ask(&lab.backends[0], dip(2)), Some((2, dip(1).into())));
     assert_eq!(ask(&lab.backends[2], six(1)), Some((1, six(3).into())));
     for who in [&lab.clients[0], &lab.backends[1]] {
-        let told: BTreeSet<usize> = (0..12).filter_map(|_| Some(ask(who, VIP)?.0)).collect();
+        let told: BTreeSet<usize> = (0..40).filter_map(|_| Some(ask(who, VIP)?.0)).collect();
         assert_eq!(told, BTreeSet::from([1, 2, 3]));
     }
 }

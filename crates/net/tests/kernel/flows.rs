@@ -45,7 +45,7 @@ fn a_client_that_keeps_its_port_finds_another_backend() {
             socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
             socket
         };
-        (0..12).map(open).collect::<Vec<_>>()
+        (0..40).map(open).collect::<Vec<_>>()
     });
     let told = |lab: &Lab| -> Vec<u8> {
         let clients: Vec<UdpSocket> = clients.iter().map(|socket| socket.try_clone().unwrap()).collect();
