@@ -160,14 +160,18 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Each guest may hold some connections; the usual limit of 1024 would be one guest's to use up.
+fn allow_many_files() -> anyhow::Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most.min(65_536), most).context("cannot raise the limit of open files")
+}
+
 /// Runs the agent until it is told to end. Guests run on.
 ///
 /// # Errors
 /// When it cannot start.
 pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
-    // Each guest may hold some connections; the usual limit of 1024 would be one guest's to use up.
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, most.min(65_536), most).context("cannot raise the limit of open files")?;
+    allow_many_files()?;
     let folder: PathBuf = config.folder.clone();
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let ledger = Ledger::new(&folder, boot_id);

@@ -11,7 +11,7 @@ use mayfly_model::EndpointGoal;
 use crate::address::{OVERLAY_DEVICE, UNDERLAY_DEVICE};
 use crate::plan::family::Family;
 use crate::plan::ruleset::{Elements, Ruleset};
-use crate::plan::slots::{Choice, Door, HERE, door, in_rotation, mark, marks, protocol};
+use crate::plan::slots::{Choice, Door, HERE, door, mark, marks, protocol};
 use crate::plan::{Inputs, LocalGuest};
 use crate::transit::Transit;
 
@@ -119,14 +119,11 @@ fn sent(door: &Door<'_>, counter: &str, anybody: Ipv4Addr, family: Family) -> St
 }
 
 /// Endpoints of UDP, and which of their backends are out of rotation.
-pub(super) fn flows(inputs: &Inputs<'_>, family: Family) -> Vec<((IpAddr, u16), BTreeSet<IpAddr>)> {
-    let vips = inputs.goal.vips.iter().filter(|vip| vip.ipv6 || family == Family::V4);
-    let doors = vips.flat_map(|vip| vip.endpoints.iter().map(move |endpoint| (vip.vip, endpoint)));
-    let doors = doors.filter(|(_, endpoint)| endpoint.udp).map(|(vip, endpoint)| {
-        let out = endpoint.backends.iter().filter(|one| !in_rotation(inputs, one));
-        ((family.address(vip), endpoint.port), out.map(|one| family.address(one.dip)).collect())
-    });
-    doors.collect()
+pub(super) fn flows(doors: &[Door<'_>], family: Family) -> impl Iterator<Item = ((IpAddr, u16), BTreeSet<IpAddr>)> {
+    doors.iter().filter(|door| door.endpoint.udp).map(move |door| {
+        let out = door.out.iter().map(|dip| family.address(*dip)).collect();
+        ((family.address(door.vip.vip), door.endpoint.port), out)
+    })
 }
 
 /// Who is let in at an endpoint, and what becomes of them: the first rule that fits decides.

@@ -115,14 +115,14 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
     let own: BTreeMap<Ipv4Addr, &LocalGuest> = guests.iter().map(|guest| (guest.dip, guest)).collect();
     let encrypts = inputs.transit.encrypts();
     let others = || goal.peers.iter().filter(|peer| peer.host != *host);
-    let (rules, spread) = rules(inputs, &own);
+    let Tables { rules, spread, flows } = tables(inputs, &own);
     Plan {
         rules,
         spread,
+        flows,
         ipv6: goal.ipv6,
         arp: frame::arp(guests),
         routes: Family::of(inputs).flat_map(|family| routes(inputs, &own, family)).collect(),
-        flows: Family::of(inputs).flat_map(|family| balance::flows(inputs, family)).collect(),
         vips: Family::of(inputs)
             .flat_map(|family| {
                 let there = goal.vips.iter().filter(move |vip| vip.ipv6 || family == Family::V4);
@@ -154,11 +154,18 @@ fn routes(inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>, family: Fa
     remote.chain(local).collect()
 }
 
-/// The table of addresses and ports, and the one of what comes in.
-fn rules(inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>) -> (Ruleset, Ruleset) {
+/// What is made of endpoints.
+struct Tables {
+    rules: Ruleset,
+    spread: Ruleset,
+    flows: BTreeMap<(IpAddr, u16), BTreeSet<IpAddr>>,
+}
+
+/// The table of addresses and ports, the one of what comes in, and flows.
+fn tables(inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>) -> Tables {
     let mut rules = Ruleset { frame: frame::frame(inputs), ..Ruleset::new(TABLE) };
     frame::guests(&mut rules, inputs);
-    let mut spread = Ruleset::new(INGRESS_TABLE);
+    let (mut spread, mut flows) = (Ruleset::new(INGRESS_TABLE), BTreeMap::new());
     for family in Family::of(inputs) {
         let doors = slots::doors(inputs, family);
         let choice = Choice::among(&doors, family);
@@ -166,11 +173,12 @@ fn rules(inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>) -> (Ruleset
             spread = spread::spread(inputs, own, (&doors, &choice));
             balance::near(&mut rules, inputs, &doors, own);
         }
+        flows.extend(balance::flows(&doors, family));
         balance::endpoints(&mut rules, (&doors, &choice), own, family);
     }
     isolation::members(&mut rules, inputs, own);
     egress::exits(&mut rules, inputs);
-    (rules, spread)
+    Tables { rules, spread, flows }
 }
 
 #[cfg(test)]

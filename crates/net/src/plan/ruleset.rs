@@ -107,24 +107,19 @@ impl Ruleset {
             return if there { format!("delete table {table}\n") } else { String::new() };
         }
         let mut text = format!("add table {table}\n");
+        let named = [(Kind::Set, &present.sets), (Kind::Map, &present.maps)];
+        let named = named.iter().flat_map(|(kind, names)| names.iter().map(|name| (kind.word(), name)));
+        let others: Vec<_> = named.filter(|(_, name)| !self.kept.contains_key(*name)).collect();
         // References go before what they refer to.
-        for name in &present.sets {
-            if !self.kept.contains_key(name) {
-                let _ = writeln!(text, "flush set {table} {name}");
-            }
-        }
-        for name in present.maps.iter().filter(|name| !self.kept.contains_key(*name)) {
-            let _ = writeln!(text, "flush map {table} {name}");
+        for (kind, name) in &others {
+            let _ = writeln!(text, "flush {kind} {table} {name}");
         }
         let _ = writeln!(text, "flush table {table}");
         for name in present.chains.iter().filter(|name| !self.chains.contains_key(*name)) {
             let _ = writeln!(text, "delete chain {table} {name}");
         }
-        for name in present.sets.iter().filter(|name| !self.kept.contains_key(*name)) {
-            let _ = writeln!(text, "delete set {table} {name}");
-        }
-        for name in present.maps.iter().filter(|name| !self.kept.contains_key(*name)) {
-            let _ = writeln!(text, "delete map {table} {name}");
+        for (kind, name) in &others {
+            let _ = writeln!(text, "delete {kind} {table} {name}");
         }
         for name in present.counters.iter().filter(|name| !self.counters.contains(*name)) {
             let _ = writeln!(text, "delete counter {table} {name}");

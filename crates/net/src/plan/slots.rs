@@ -37,7 +37,7 @@ pub(super) struct Door<'a> {
     /// Backends in rotation.
     pub up: Vec<Ipv4Addr>,
     /// Backends that are not.
-    out: Vec<Ipv4Addr>,
+    pub out: Vec<Ipv4Addr>,
 }
 
 impl Door<'_> {
