@@ -102,7 +102,8 @@ pub(super) fn near(
         let text = anybody + &sent(door, &name, *here, Family::V4);
         let chain = format!("n{name}");
         rules.chains.insert(chain.clone(), admit(door, &text, Family::V4));
-        near.elements.insert(door.key.clone(), format!("goto {chain}"));
+        // A packet that is here at the very moment of a change may find the element and its chain still empty, and goes on.
+        near.elements.insert(door.key.clone(), format!("jump {chain}"));
     }
     rules.sets.insert("near".to_owned(), near);
     rules.sets.insert(HERE.to_owned(), marks(own));
