@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
 
 use libloading::Library;
 
@@ -17,6 +18,10 @@ type Context = *mut c_void;
 
 /// Lists without elements (`NFT_CTX_OUTPUT_TERSE`).
 const TERSE: c_uint = 1 << 11;
+
+/// While it runs, the library keeps the devices' names and numbers for the whole process: threads in several network namespaces would
+/// be given each other's.
+static TURN: Mutex<()> = Mutex::new(());
 
 /// A handle on the nftables of the network namespace that this process was in when it was made.
 pub struct Nft {
@@ -80,6 +85,7 @@ impl Nft {
     /// [`NetError::Nft`] with the library's words.
     pub fn run(&mut self, script: &str) -> Result<String, NetError> {
         let script = CString::new(script).map_err(|error| NetError::Nft(error.to_string()))?;
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the context lives as long as `self`, and the script ends with a zero.
         let (status, words, printed) = unsafe {
             let status = (self.run)(self.context, script.as_ptr());
