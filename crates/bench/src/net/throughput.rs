@@ -116,8 +116,8 @@ pub fn measure(
 pub fn explain(report: &mut Report) {
     report.say(
         "Client, hosts and backends (nginx, a worker each) share the machine's processors, and of two thirds of the \
-         balanced connections, what the client says passes through two hosts instead of one; so the comparison with direct connections is that of everything, \
-         not of the balancer alone. Only 64 KiB transfers have a goal there.",
+         balanced connections, what the client says passes through two hosts instead of one; so the comparison with \
+         direct connections is that of everything, not of the balancer alone. Only 64 KiB transfers have a goal there.",
     );
 }
 

@@ -1,7 +1,8 @@
 //! The rule set of a host as data, and the smallest script that leads from one to another.
 //!
 //! What changes often stands in named chains and in elements of named sets and maps, so that a change costs what changes
-//! and not what is there: with a thousand public addresses, taking a backend out adds one element.
+//! and not what is there: with a thousand public addresses, taking a backend out adds an element to a set,
+//! and touches a chain at the most.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;

@@ -2,7 +2,8 @@
 //! it does not matter who is asked, and a host that takes over a public address leads its clients where they were led before.
 //!
 //! Who is out of rotation stands in a set by itself, and whoever is hashed to one of those is hashed again, to another
-//! slot. So when a host dies, and with it a backend of a thousand endpoints, a thousand elements are added and nothing else changes.
+//! slot. So when a host dies, and with it a backend of a thousand endpoints, a thousand elements are added; besides, only
+//! those endpoints change whose first backend in rotation it was.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
