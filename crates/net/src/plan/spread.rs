@@ -88,8 +88,9 @@ fn enter(udp: bool, pick: &str) -> String {
 }
 
 /// What becomes of a new connection of TCP: its ports may have been another's a moment ago, of which packets may still come.
+/// There is no way any more to a backend that is gone, and the next rules choose another.
 fn start(pick: &str) -> String {
-    let known = |map| format!("meta mark set {FLOW} map @{map} {} goto chosen\n", is_well());
+    let known = |map| format!("meta mark set {FLOW} map @{map} {} jump chosen\n", is_well());
     [known("closing"), known("flows"), forget("closing"), forget("flows"), format!("goto {pick}\n")].concat()
 }
 

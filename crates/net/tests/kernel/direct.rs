@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use mayfly_net::address::UNDERLAY_DEVICE;
 use mayfly_net::{Transit, announce};
+use socket2::{Domain, Socket, Type};
 
-use crate::lab::{Lab, Namespace, PORT, VIP, reach_public, underlay};
+use crate::lab::{Lab, Namespace, PORT, VIP, dip, reach_public, underlay};
 
 const BACKENDS: usize = 3;
 const HELD: usize = 30;
@@ -51,6 +52,16 @@ fn open() -> TcpStream {
     let stream = TcpStream::connect_timeout(&SocketAddr::from((VIP, PORT)), Duration::from_secs(5)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     stream
+}
+
+/// Asks from a port of the client's choice, and leaves it free for another connection at once.
+fn ask_from(port: u16) -> std::io::Result<Ipv4Addr> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_linger(Some(Duration::ZERO))?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+    socket.connect_timeout(&SocketAddr::from((VIP, PORT)).into(), Duration::from_secs(5))?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    ask(&mut socket.into())
 }
 
 /// Connects many times, and says who the backends say it is.
@@ -115,6 +126,34 @@ fn hosts_answer_the_clients_of_their_guests_themselves() {
             _ => Ipv4Addr::new(100, 64, 0, 2),
         };
         assert_eq!(known, BTreeSet::from([client, through]), "{transit}: answers through the host with the address");
+    }
+}
+
+#[test]
+fn a_port_is_led_anew_when_the_instance_it_was_led_to_is_gone() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: this needs root");
+        return;
+    }
+    for transit in [Transit::Vxlan, Transit::Routed] {
+        let mut lab = Lab::new(BACKENDS, 1, transit);
+        lab.backends.iter().for_each(tell);
+        let ask_all = |lab: &Lab, when: &'static str| {
+            lab.clients[0].run(move |_| {
+                for port in 20_000..20_000 + HELD as u16 {
+                    ask_from(port).unwrap_or_else(|error| panic!("{transit}, {when}: from port {port}: {error}"));
+                }
+            });
+        };
+        ask_all(&lab, "with all");
+        // One of another host, then one of the host that has the public address.
+        for gone in [2, 1] {
+            lab.goal.routes.retain(|route| route.dip != dip(gone));
+            lab.goal.vips[0].endpoints[0].backends.retain(|backend| backend.dip != dip(gone));
+            lab.hosts[gone - 1].guests.clear();
+            lab.follow(&lab.all());
+            ask_all(&lab, "with one less");
+        }
     }
 }
 
