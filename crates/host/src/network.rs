@@ -176,8 +176,8 @@ async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Resu
         tokio::spawn(async move {
             match forget_strays(&flows, |backend| routes.contains_key(backend)).await {
                 Ok(0) => {}
-                Ok(count) => tracing::info!(count, "flows of UDP look for another instance"),
-                Err(error) => tracing::warn!(%error, "flows of UDP stay with instances that are gone"),
+                Ok(count) => tracing::info!(count, "flows look for another instance"),
+                Err(error) => tracing::warn!(%error, "flows stay with instances that are gone"),
             }
         });
     }

@@ -1,7 +1,7 @@
-//! Flows of UDP that have to find another backend. A client that keeps its port keeps its backend too, as the kernel remembers
-//! the flow for as long as packets come; so those to a backend that does not answer any more are forgotten.
+//! Flows that have to find another backend. A client of UDP that keeps its port keeps its backend too, as the kernel remembers
+//! the flow for as long as packets come; so those to a backend that does not answer any more are forgotten. Those of TCP are
+//! when the backend is gone: what the client says next reaches another, which refuses it, so that the client need not wait.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
@@ -11,7 +11,7 @@ use netlink_proto::sys::protocols::NETLINK_NETFILTER;
 
 use crate::ask::{ask, connect};
 use crate::error::NetError;
-use crate::plan::Plan;
+use crate::plan::{Entrance, Flows, Plan};
 
 impl Plan {
     /// Whether there may be flows to forget, where the kernel held `before`; nothing is known of it without.
@@ -21,19 +21,16 @@ impl Plan {
     }
 }
 
-/// Forgets the flows that this host leads to backends that are gone, or not well. One that is only being drained keeps its own.
+/// Forgets the flows that this host leads to backends that are gone, or in `flows`. One that is only being drained keeps its own.
 /// Returns how many there were.
 ///
 /// # Errors
 /// [`NetError::Io`].
-pub async fn forget_strays(
-    flows: &BTreeMap<(IpAddr, u16), BTreeSet<IpAddr>>,
-    has_route: impl Fn(&IpAddr) -> bool,
-) -> Result<usize, NetError> {
+pub async fn forget_strays(flows: &Flows, has_route: impl Fn(&IpAddr) -> bool) -> Result<usize, NetError> {
     let kernel = connect::<NetfilterMessage>(NETLINK_NETFILTER).map_err(NetError::io("open netlink"))?;
     let mut forgotten = 0;
     for family in [NetfilterProtoFamily::IPv4, NetfilterProtoFamily::IPv6] {
-        if !flows.keys().any(|(address, _)| address.is_ipv4() == (family == NetfilterProtoFamily::IPv4)) {
+        if !flows.keys().any(|one| one.address.is_ipv4() == (family == NetfilterProtoFamily::IPv4)) {
             continue;
         }
         let message = |inner| NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), inner);
@@ -41,8 +38,8 @@ pub async fn forget_strays(
         for entry in listed.map_err(NetError::io("list connections"))? {
             let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = entry.inner else { continue };
             let Some((there, back)) = ways(&attributes) else { continue };
-            let (Some(door), Some(backend)) = (door(there), source(back)) else { continue };
-            let Some(out) = flows.get(&door) else { continue };
+            let (Some(entrance), Some(backend)) = (entrance(there), source(back)) else { continue };
+            let Some(out) = flows.get(&entrance) else { continue };
             if !out.contains(&backend) && has_route(&backend) {
                 continue;
             }
@@ -71,21 +68,26 @@ fn ways(attributes: &[ConntrackAttribute]) -> Option<(&Vec<Tuple>, &Vec<Tuple>)>
     Some((there?, back?))
 }
 
-/// Where the first packet of a flow of UDP was sent to.
-fn door(way: &[Tuple]) -> Option<(IpAddr, u16)> {
-    let protocol = way.iter().find_map(|part| match part {
-        Tuple::Proto(parts) if parts.contains(&ProtoTuple::Protocol(Protocol::Udp)) => Some(parts),
+/// Where the first packet of a flow was sent to.
+fn entrance(way: &[Tuple]) -> Option<Entrance> {
+    let parts = way.iter().find_map(|part| match part {
+        Tuple::Proto(parts) => Some(parts),
         _ => None,
-    });
-    let port = protocol?.iter().find_map(|part| match part {
+    })?;
+    let udp = parts.iter().find_map(|part| match part {
+        ProtoTuple::Protocol(Protocol::Udp) => Some(true),
+        ProtoTuple::Protocol(Protocol::Tcp) => Some(false),
+        _ => None,
+    })?;
+    let port = parts.iter().find_map(|part| match part {
         ProtoTuple::DestinationPort(port) => Some(*port),
         _ => None,
-    });
+    })?;
     let address = addresses(way).find_map(|part| match part {
         IPTuple::DestinationAddress(address) => Some(*address),
         _ => None,
     });
-    Some((address?, port?))
+    Some(Entrance { address: address?, udp, port })
 }
 
 fn source(way: &[Tuple]) -> Option<IpAddr> {

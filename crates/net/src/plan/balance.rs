@@ -12,7 +12,7 @@ use crate::address::{OVERLAY_DEVICE, UNDERLAY_DEVICE};
 use crate::plan::family::Family;
 use crate::plan::ruleset::{Elements, Ruleset};
 use crate::plan::slots::{Choice, Door, HERE, door, mark, marks, protocol};
-use crate::plan::{Inputs, LocalGuest};
+use crate::plan::{Entrance, Inputs, LocalGuest};
 use crate::transit::Transit;
 
 /// The map of backends' addresses.
@@ -119,11 +119,13 @@ fn sent(door: &Door<'_>, counter: &str, anybody: Ipv4Addr, family: Family) -> St
     chosen + &format!("{protocol} dnat {ip} to {}\n", family.door(anybody, port))
 }
 
-/// Endpoints of UDP, and which of their backends are out of rotation.
-pub(super) fn flows(doors: &[Door<'_>], family: Family) -> impl Iterator<Item = ((IpAddr, u16), BTreeSet<IpAddr>)> {
-    doors.iter().filter(|door| door.endpoint.udp).map(move |door| {
-        let out = door.out.iter().map(|dip| family.address(*dip)).collect();
-        ((family.address(door.vip.vip), door.endpoint.port), out)
+/// Which flows have to find another backend: of UDP, those of all that are out of rotation. A connection of TCP would be lost by
+/// that, and it may be that its backend is only slow.
+pub(super) fn flows(doors: &[Door<'_>], family: Family) -> impl Iterator<Item = (Entrance, BTreeSet<IpAddr>)> {
+    doors.iter().map(move |door| {
+        let EndpointGoal { udp, port, .. } = *door.endpoint;
+        let out = door.out.iter().filter(|_| udp).map(|dip| family.address(*dip)).collect();
+        (Entrance { address: family.address(door.vip.vip), udp, port }, out)
     })
 }
 

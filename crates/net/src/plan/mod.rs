@@ -99,8 +99,8 @@ pub struct Plan {
     pub routes: BTreeMap<IpAddr, NextHop>,
     /// VIPs that this host answers for.
     pub vips: BTreeSet<IpAddr>,
-    /// Endpoints of UDP, and which of their backends are out of rotation.
-    pub flows: BTreeMap<(IpAddr, u16), BTreeSet<IpAddr>>,
+    /// Backends whose flows have to find another.
+    pub flows: Flows,
     /// The other hosts in the overlay, if there is one, as (overlay address, hardware address, underlay address).
     pub peers: BTreeSet<(Ipv4Addr, [u8; 6], Ipv4Addr)>,
     /// The other ends of encrypted tunnels, by their addresses on the network below.
@@ -108,6 +108,20 @@ pub struct Plan {
     /// What IPv6 addresses begin with, if there are any.
     pub ipv6: Option<Ipv6Prefix>,
 }
+
+/// An endpoint over one version of IP, as its clients name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entrance {
+    /// The public address.
+    pub address: IpAddr,
+    /// UDP, or else TCP.
+    pub udp: bool,
+    /// The public port.
+    pub port: u16,
+}
+
+/// Endpoints, and which of their backends are there but cannot keep the flows they have.
+pub type Flows = BTreeMap<Entrance, BTreeSet<IpAddr>>;
 
 /// Makes the plan.
 pub fn plan(inputs: &Inputs<'_>) -> Plan {
@@ -158,14 +172,14 @@ fn routes(inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>, family: Fa
 struct Tables {
     rules: Ruleset,
     spread: Ruleset,
-    flows: BTreeMap<(IpAddr, u16), BTreeSet<IpAddr>>,
+    flows: Flows,
 }
 
 /// The table of addresses and ports, the one of what comes in, and flows.
 fn tables(inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>) -> Tables {
     let mut rules = Ruleset { frame: frame::frame(inputs), ..Ruleset::new(TABLE) };
     frame::guests(&mut rules, inputs);
-    let (mut spread, mut flows) = (Ruleset::new(INGRESS_TABLE), BTreeMap::new());
+    let (mut spread, mut flows) = (Ruleset::new(INGRESS_TABLE), Flows::new());
     for family in Family::of(inputs) {
         let doors = slots::doors(inputs, family);
         let choice = Choice::among(&doors, family);

@@ -80,9 +80,11 @@ fn enter(udp: bool, pick: &str) -> String {
         let known = format!("meta mark set {FLOW} map @flows_udp {} jump known", is_well());
         return format!("{whole}\n{known}\n{}goto {pick}\n", forget("flows_udp"));
     }
+    // What is said to one that is gone goes to any of them, by way of this host, and is refused.
     format!(
         "{whole}\ntcp flags & (syn | ack) == syn goto {}\nmeta mark set {FLOW} map @closing jump closed\n\
-         meta mark set {FLOW} map @flows jump known\ngoto {pick}\n",
+         meta mark set {FLOW} map @flows jump known\n\
+         meta mark != 0x0 accept\ngoto {pick}\n",
         pick.replace("pick", "start")
     )
 }

@@ -19,6 +19,7 @@ const MODULES: &[&str] = &[
     "wireguard",
     "nf_tables",
     "nft_ct",
+    "nf_conntrack_netlink",
     "nft_chain_nat",
     "nft_nat",
     "nft_masq",

@@ -1,7 +1,7 @@
 //! Direct return: hosts answer the clients of their guests themselves, whatever host has the public address.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -130,30 +130,45 @@ fn hosts_answer_the_clients_of_their_guests_themselves() {
 }
 
 #[test]
-fn a_port_is_led_anew_when_the_instance_it_was_led_to_is_gone() {
+fn clients_of_an_instance_that_is_gone_are_told_and_find_another() {
     if !nix::unistd::geteuid().is_root() {
         println!("skipped: this needs root");
         return;
     }
-    for transit in [Transit::Vxlan, Transit::Routed] {
+    let ways = [(Transit::Vxlan, true), (Transit::Routed, true), (Transit::Vxlan, false)];
+    for (transit, direct_return) in ways {
         let mut lab = Lab::new(BACKENDS, 1, transit);
+        lab.direct_return = direct_return;
+        lab.follow(&lab.all());
         lab.backends.iter().for_each(tell);
-        let ask_all = |lab: &Lab, when: &'static str| {
+        let which = format!("{transit}, direct return: {direct_return}");
+        let ask_all = |lab: &Lab| {
+            let which = which.clone();
             lab.clients[0].run(move |_| {
                 for port in 20_000..20_000 + HELD as u16 {
-                    ask_from(port).unwrap_or_else(|error| panic!("{transit}, {when}: from port {port}: {error}"));
+                    ask_from(port).unwrap_or_else(|error| panic!("{which}: from port {port}: {error}"));
                 }
             });
         };
-        ask_all(&lab, "with all");
+        ask_all(&lab);
+        let mut held: Vec<TcpStream> = lab.clients[0].run(|_| (0..HELD).map(|_| open()).collect());
         // One of another host, then one of the host that has the public address.
         for gone in [2, 1] {
             lab.goal.routes.retain(|route| route.dip != dip(gone));
             lab.goal.vips[0].endpoints[0].backends.retain(|backend| backend.dip != dip(gone));
             lab.hosts[gone - 1].guests.clear();
             lab.follow(&lab.all());
-            ask_all(&lab, "with one less");
+            ask_all(&lab);
+            // Connections that were open with it are told; the others live on.
+            let before = held.len();
+            held.retain_mut(|stream| match ask(stream) {
+                Ok(_) => true,
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => false,
+                Err(error) => panic!("{which}: an open connection: {error}"),
+            });
+            assert!(held.len() < before, "{which}: none was open with {gone}");
         }
+        assert!(!held.is_empty(), "{which}: all were cut");
     }
 }
 
