@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use mayfly_model::{Resources, Slot, UpgradeMode};
+use mayfly_model::{Resources, Slot, Transit, UpgradeMode};
 use serde::{Deserialize, Serialize};
 
 /// A base image.
@@ -266,6 +266,9 @@ pub struct HostView {
     /// What it can do.
     #[serde(default)]
     pub features: BTreeSet<String>,
+    /// How it carries packets to other hosts' guests.
+    #[serde(default)]
+    pub transit: Transit,
 }
 
 /// An event.

@@ -13,8 +13,7 @@ pub use certificate::CertificateCommand;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use controller::{ControllerCommand, StorePlace, Target};
 pub use instance::InstanceCommand;
-use mayfly_model::{HostName, ImageName, InstanceKey, RoleName, Scope, ServiceName, Slot, UpgradeMode};
-use mayfly_net::Transit;
+use mayfly_model::{HostName, ImageName, InstanceKey, RoleName, Scope, ServiceName, Slot, Transit, UpgradeMode};
 
 /// A cloud fabric for transient virtual machines.
 ///

@@ -11,7 +11,8 @@ pub async fn run(connection: &Connection, command: HostCommand) -> anyhow::Resul
     match command {
         HostCommand::List => {
             let hosts = connection.client.host_list().await?;
-            let header = ["name", "state", "fault domain", "address", "instances", "cores used", "memory used"];
+            let header =
+                ["name", "state", "fault domain", "address", "transit", "instances", "cores used", "memory used"];
             output::list(connection.output, &hosts, &header, |host| {
                 let (used, all) = (host.used, host.capacity);
                 vec![
@@ -19,6 +20,7 @@ pub async fn run(connection: &Connection, command: HostCommand) -> anyhow::Resul
                     host.state.clone(),
                     host.fault_domain.clone(),
                     host.address.to_string(),
+                    host.transit.to_string(),
                     host.instances.to_string(),
                     format!("{} of {}", used.cpu_milli as f64 / 1000.0, all.cpu_milli as f64 / 1000.0),
                     format!("{} of {} MiB", used.memory_mib, all.memory_mib),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use mayfly_api::{Client, ClientError, ErrorCode, JoinRequest, RenewRequest, TokenRequest};
 use mayfly_controller::{ControllerConfig, FabricConfig, StoreConfig};
 use mayfly_identity::{Authority, Clock, HostKeys, JoinToken, Request, client_config, joining_config};
-use mayfly_model::{HostFacts, HostName, HostReport, Incarnation, Resources};
+use mayfly_model::{HostFacts, HostName, HostReport, Incarnation, Resources, Transit};
 
 const DAY: u64 = 86_400;
 
@@ -89,6 +89,7 @@ fn report(host: &str, sequence: u64) -> HostReport {
             labels: BTreeMap::new(),
             features: BTreeSet::new(),
             images: BTreeSet::new(),
+            transit: Transit::default(),
             tunnel_key: None,
         },
         boot_id: 1,

@@ -57,6 +57,7 @@ fn register(step: &mut Step<'_>, report: &HostReport) {
         let message = format!("has the address or the tunnel key of {other}, so the others make no tunnel to it");
         step.event(EventKind::Host, &report.host, message);
     }
+    tell_other_transit(step, report, known);
     let host = Host {
         name: report.host.clone(),
         number,
@@ -76,6 +77,7 @@ fn register(step: &mut Step<'_>, report: &HostReport) {
         voter: known.map_or(step.planted.is(Mutant::HastyVoters), |host| host.voter),
         voted: known.map_or(step.planted.is(Mutant::HastyVoters), |host| host.voted),
         last_incident: known.map_or(0, |host| host.last_incident),
+        transit: report.facts.transit,
         tunnel_key: report.facts.tunnel_key.filter(|_| double.is_none()),
     };
     let message = match known {
@@ -95,6 +97,23 @@ fn register(step: &mut Step<'_>, report: &HostReport) {
     step.state.meta.next_host = step.state.meta.next_host.max(number);
     step.put_host(host);
     if let Some(message) = message {
+        step.event(EventKind::Host, &report.host, message);
+    }
+}
+
+/// Says once of a host that it carries packets in another way than the others.
+fn tell_other_transit(step: &mut Step<'_>, report: &HostReport, known: Option<&Host>) {
+    let own = report.facts.transit;
+    if known.is_some_and(|host| host.boot_id == report.boot_id && host.transit == own) {
+        return;
+    }
+    let there = step.state.hosts.values().filter(|host| !matches!(host.condition, HostCondition::Lost { .. }));
+    let mut others = there.filter(|host| host.name != report.host && host.transit != own);
+    if let Some(other) = others.next() {
+        let (other, theirs) = (other.name.clone(), other.transit);
+        let message = format!(
+            "its configuration says \"transit\": \"{own}\", that of {other} \"{theirs}\": their guests do not reach each other"
+        );
         step.event(EventKind::Host, &report.host, message);
     }
 }

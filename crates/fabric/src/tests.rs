@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use mayfly_model::{
     AccessRule, DeploymentKey, Digest, Endpoint, EndpointProtocol, HostFacts, HostName, HostReport, Image, Incarnation,
     Instance, InstanceKey, InstanceState, InstanceStatus, Ipv6Prefix, LeaseTimings, Observed, Readiness, Resources,
-    RoleConfiguration, RoleDefinition, RoleKind, ServiceConfiguration, ServiceDefinition, Slot, Time, Traffic,
+    RoleConfiguration, RoleDefinition, RoleKind, ServiceConfiguration, ServiceDefinition, Slot, Time, Traffic, Transit,
     UpgradeMode, Version, VmGoal, VmId, VmReport, VmSize,
 };
 
@@ -84,6 +84,7 @@ fn report(host: &HostName, sequence: u64, lease_ack: u64, applied: Incarnation, 
             labels: BTreeMap::new(),
             features: BTreeSet::from(["ipv6".to_owned()]),
             images: BTreeSet::new(),
+            transit: Transit::default(),
             tunnel_key: None,
         },
         boot_id: 1,

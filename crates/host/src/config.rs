@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use mayfly_model::{HostName, LeaseTimings, Resources};
-use mayfly_net::Transit;
+use mayfly_model::{HostName, LeaseTimings, Resources, Transit};
 use mayfly_net::address::{GATEWAY, METADATA, WIRE_SERVER};
 use mayfly_qemu::Accelerator;
 use serde::{Deserialize, Serialize};

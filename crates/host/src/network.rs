@@ -200,9 +200,8 @@ async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Resu
 
 fn set_rules(agent: &Agent, before: Option<&Plan>, wanted: &Plan, new_overlay: bool) -> Result<(), NetError> {
     let mut nft = lock(&agent.nft);
-    let script = nft.script(before.map(|before| &before.rules), &wanted.rules)?
-        // It names the overlay's device by its number.
-        + &nft.script(before.filter(|_| !new_overlay).map(|before| &before.spread), &wanted.spread)?;
+    // Rules name the overlay's device by its number.
+    let script = nft.script(before.filter(|_| !new_overlay), wanted)?;
     nft.apply(&script)?;
     // A set that is new, or gone and will come back, is empty.
     let stays = |set: &String| before.is_some_and(|before| before.rules.kept.contains_key(set));

@@ -57,6 +57,7 @@ async fn report(agent: &Agent) -> Result<(), mayfly_api::ClientError> {
             labels: agent.config.labels.clone(),
             features: features(agent),
             images: lock(&agent.images).clone(),
+            transit: agent.config.transit,
             tunnel_key: agent.tunnel.as_ref().map(|tunnel| tunnel.key),
         },
         boot_id: agent.boot_id,

@@ -9,6 +9,7 @@ use crate::image::Digest;
 use crate::name::HostName;
 use crate::size::Resources;
 use crate::time::Time;
+use crate::transit::Transit;
 use crate::tunnel_key::TunnelKey;
 
 /// The feature of hosts that let guests leave the fabric.
@@ -59,6 +60,9 @@ pub struct Host {
     /// The last incident of it that was made an event.
     #[serde(default)]
     pub last_incident: u64,
+    /// How it carries packets to other hosts' guests.
+    #[serde(default)]
+    pub transit: Transit,
     /// The public key of its end of the tunnels between hosts, where they are encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnel_key: Option<TunnelKey>,

@@ -28,6 +28,7 @@ pub mod service;
 pub mod size;
 pub mod subnet;
 pub mod time;
+pub mod transit;
 pub mod tunnel_key;
 pub mod upgrade;
 pub mod usage;
@@ -67,6 +68,7 @@ pub use service::{Deployment, DeploymentEvent, DeploymentStatus, Metric, Service
 pub use size::{Resources, VmSize};
 pub use subnet::Subnet;
 pub use time::Time;
+pub use transit::Transit;
 pub use tunnel_key::TunnelKey;
 pub use upgrade::{RoleChange, Upgrade, UpgradeMode};
 pub use usage::Usage;

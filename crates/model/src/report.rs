@@ -9,6 +9,7 @@ use crate::image::Digest;
 use crate::name::HostName;
 use crate::size::Resources;
 use crate::time::Time;
+use crate::transit::Transit;
 use crate::tunnel_key::TunnelKey;
 use crate::{Incarnation, VmId};
 
@@ -30,6 +31,9 @@ pub struct HostFacts {
     /// The base images that it has.
     #[serde(default)]
     pub images: BTreeSet<Digest>,
+    /// How it carries packets to other hosts' guests.
+    #[serde(default)]
+    pub transit: Transit,
     /// The public key of its end of the tunnels between hosts, where they are encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnel_key: Option<TunnelKey>,

@@ -27,7 +27,6 @@ mod rate;
 mod router;
 mod routes;
 mod tap;
-mod transit;
 mod tunnel;
 
 pub use dhcp::DhcpLease;
@@ -40,5 +39,4 @@ pub use links::Links;
 pub use nft::Nft;
 pub use prepare::{enable_ipv6, has_ipv6, prepare_host, prepare_ipv6, prepare_tap};
 pub use tap::{create_tap, delete_tap, traffic};
-pub use transit::Transit;
 pub use tunnel::Tunnel;

@@ -10,7 +10,7 @@ use libloading::Library;
 
 use crate::error::NetError;
 use crate::plan::ruleset::{Present, Ruleset, TABLE};
-use crate::plan::{LEASED, learned_set6};
+use crate::plan::{LEASED, Plan, learned_set6};
 
 const LIBRARY: &str = "libnftables.so.1";
 
@@ -131,14 +131,17 @@ impl Nft {
         ))
     }
 
-    /// The script that leads to a rule set from the one that the kernel holds, or from whatever there is if that is not known.
+    /// The script that leads to a plan's rules from those that the kernel holds, or from whatever there is if that is not known.
     ///
     /// # Errors
     /// [`NetError::Nft`].
-    pub fn script(&mut self, before: Option<&Ruleset>, wanted: &Ruleset) -> Result<String, NetError> {
+    pub fn script(&mut self, before: Option<&Plan>, wanted: &Plan) -> Result<String, NetError> {
         Ok(match before {
-            Some(before) => wanted.change(before),
-            None => wanted.whole(&self.present(wanted.table)?),
+            Some(before) => wanted.rules.change(&before.rules) + &wanted.spread.change(&before.spread),
+            None => {
+                let mut whole = |rules: &Ruleset| Ok(rules.whole(&self.present(rules.table)?));
+                whole(&wanted.rules)? + &whole(&wanted.spread)?
+            }
         })
     }
 

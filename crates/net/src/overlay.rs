@@ -11,15 +11,22 @@ use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 
-use mayfly_model::Ipv6Prefix;
+use mayfly_model::{Ipv6Prefix, Transit};
 
-use crate::address::{OVERLAY_DEVICE, OVERLAY_ID, OVERLAY_PREFIX, VXLAN_PORT};
+use crate::address::{OVERLAY_DEVICE, OVERLAY_ID, OVERLAY_PREFIX, TUNNEL_DEVICE, UNDERLAY_DEVICE, VXLAN_PORT};
 use crate::error::NetError;
 use crate::links::Links;
-use crate::transit::Transit;
 
 /// Another host: its address on the overlay, its hardware address there, its address on the network below.
 pub type Peer = (Ipv4Addr, [u8; 6], Ipv4Addr);
+
+/// The device that carries the hosts' words to each other.
+fn carrier(transit: Transit) -> &'static str {
+    match transit {
+        Transit::Vxlan | Transit::Routed => UNDERLAY_DEVICE,
+        Transit::Wireguard => TUNNEL_DEVICE,
+    }
+}
 
 impl Links {
     /// Makes the tunnel device, if it is not there. Returns whether it was not: rules that name the device by its number
@@ -33,7 +40,7 @@ impl Links {
         mac: [u8; 6],
         (underlay, transit): (Ipv4Addr, Transit),
     ) -> Result<bool, NetError> {
-        let below = self.index(transit.below()).await?;
+        let below = self.index(carrier(transit)).await?;
         // A host that has joined again has another number, and so another address there; or it is led another way now.
         if let Some(link) = self.get(OVERLAY_DEVICE).await?
             && (self.mac(OVERLAY_DEVICE).await? != mac || !leads(&link, below, underlay))

@@ -3,12 +3,11 @@
 use std::fs;
 
 use mayfly_model::ipv6::PREFIX_BITS;
-use mayfly_model::{Ipv6Prefix, PeerGoal};
+use mayfly_model::{Ipv6Prefix, PeerGoal, Transit};
 
 use crate::address::{GATEWAY, METADATA, OVERLAY_DEVICE, OVERLAY_PREFIX, TAP_GATEWAY, UNDERLAY_DEVICE, WIRE_SERVER};
 use crate::error::NetError;
 use crate::links::Links;
-use crate::transit::Transit;
 
 /// Sets up what is the same for all goal states, in the calling thread's network namespace.
 ///

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use futures_util::TryStreamExt;
-use mayfly_model::TunnelKey;
+use mayfly_model::{Transit, TunnelKey};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_packet_generic::GenlMessage;
 use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
@@ -33,7 +33,6 @@ use crate::links::Links;
 use crate::mesh;
 use crate::prepare::sysctl;
 use crate::routes::destination;
-use crate::transit::TUNNEL_BYTES;
 
 /// Where the rules stand: behind the one for the host's own addresses (0), before the usual ones (32766).
 const RULE_PRIORITY: u32 = 7000;
@@ -73,7 +72,7 @@ impl Tunnel {
         self.set(vec![key, WireguardAttribute::ListenPort(TUNNEL_PORT)]).await?;
         // Answers come from where they were sent to, by whatever way.
         sysctl(&format!("net/ipv4/conf/{TUNNEL_DEVICE}/rp_filter"), "0")?;
-        let mtu = self.links.mtu(UNDERLAY_DEVICE).await?.saturating_sub(TUNNEL_BYTES);
+        let mtu = self.links.mtu(UNDERLAY_DEVICE).await?.saturating_sub(Transit::TUNNEL_BYTES);
         self.links.up_with_mtu(TUNNEL_DEVICE, mtu).await
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mayfly_model::lease::MayServe;
 use mayfly_model::{
     Digest, GoalState, HostFacts, HostLease, HostName, HostReport, LeaseGrant, LeaseTimings, NetworkGoal, Observed,
-    Readiness, Resources, ServiceName, Time, Traffic, VmGoal, VmId, VmReport,
+    Readiness, Resources, ServiceName, Time, Traffic, Transit, VmGoal, VmId, VmReport,
 };
 
 use crate::nodes::Nodes;
@@ -182,6 +182,7 @@ impl SimHost {
                 labels: BTreeMap::new(),
                 features: BTreeSet::new(),
                 images: BTreeSet::new(),
+                transit: Transit::default(),
                 tunnel_key: None,
             },
             boot_id: self.session,

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use mayfly_fabric::{Config, Core, Input};
 use mayfly_model::{
-    HostCondition, HostFacts, HostName, HostReport, Incarnation, LeaseTimings, Resources, Time, VmSize,
+    HostCondition, HostFacts, HostName, HostReport, Incarnation, LeaseTimings, Resources, Time, Transit, VmSize,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -45,6 +45,7 @@ fn report_of(host: &HostName, number: usize, now: u64, ack: u64, revision: Incar
             labels: BTreeMap::new(),
             features: BTreeSet::new(),
             images: BTreeSet::new(),
+            transit: Transit::default(),
             tunnel_key: None,
         },
         boot_id: 1,

@@ -13,7 +13,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use mayfly_api::{Client, JoinRequest, TokenRequest};
 use mayfly_identity::{Clock, JoinToken, Request, client_config, joining_config};
-use mayfly_model::{HostFacts, HostReport, Incarnation};
+use mayfly_model::{HostFacts, HostReport, Incarnation, Transit};
 use mayfly_xtask::etcd::Cluster;
 use serde_json::json;
 
@@ -181,6 +181,7 @@ async fn list(controller: &Controller) -> anyhow::Result<(usize, Vec<f64>, f64)>
                 labels: BTreeMap::new(),
                 features: BTreeSet::new(),
                 images: BTreeSet::new(),
+                transit: Transit::default(),
                 tunnel_key: None,
             },
             boot_id: 1,

@@ -12,7 +12,7 @@ pub use names::serve;
 
 use std::path::Path;
 
-use mayfly_net::Transit;
+use mayfly_model::Transit;
 
 use crate::report::Report;
 

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use mayfly_model::{
-    Backend, Distribution, Egress, EndpointGoal, HostName, NetworkGoal, PeerGoal, RoleName, RouteGoal, VipGoal, VmId,
+    Backend, Distribution, Egress, EndpointGoal, HostName, NetworkGoal, PeerGoal, RoleName, RouteGoal, Transit,
+    VipGoal, VmId,
 };
-use mayfly_net::Transit;
 use mayfly_net::address::{OVERLAY_DEVICE, UNDERLAY_DEVICE};
 use mayfly_net::plan::{Health, Inputs, LocalGuest, Plan, plan};
 
@@ -120,24 +121,20 @@ fn changes(report: &mut Report) {
             kit.runtime.block_on(bridge).unwrap_or_else(|error| panic!("{error}"));
         }
     });
-    let set = |before: Option<&Plan>, wanted: &Plan| {
-        let script =
-            [(before.map(|plan| &plan.rules), &wanted.rules), (before.map(|plan| &plan.spread), &wanted.spread)];
-        let script = script.map(|(before, wanted)| match before {
-            Some(before) => wanted.change(before),
-            None => wanted.whole(&Default::default()),
+    let set = |before: Option<Arc<Plan>>, wanted: Arc<Plan>| {
+        namespace.run(move |kit| {
+            let script = kit.nft.script(before.as_deref(), &wanted);
+            script.and_then(|script| kit.nft.apply(&script)).unwrap_or_else(|error| panic!("{error}"));
         });
-        namespace.run(move |kit| kit.nft.apply(&script.concat()).unwrap_or_else(|error| panic!("{error}")));
     };
-    let mut before = make(&everybody, &hosts);
+    let mut before = Arc::new(make(&everybody, &hosts));
     let began = Instant::now();
-    set(None, &before);
+    set(None, Arc::clone(&before));
     let whole = began.elapsed();
     let mut timed = |health: &Health, live: &BTreeSet<HostName>| {
         let began = Instant::now();
-        let wanted = make(health, live);
-        set(Some(&before), &wanted);
-        before = wanted;
+        let wanted = Arc::new(make(health, live));
+        set(Some(std::mem::replace(&mut before, Arc::clone(&wanted))), wanted);
         began.elapsed().as_secs_f64() * 1000.0
     };
     let (mut one, mut host_gone) = (Vec::new(), Vec::new());
@@ -247,9 +244,8 @@ fn whole(report: &mut Report, guests: u32) -> anyhow::Result<()> {
         (0..5)
             .map(|_| {
                 let began = Instant::now();
-                let script =
-                    wanted.rules.whole(&kit.nft.present(wanted.rules.table).unwrap_or_else(|error| panic!("{error}")));
-                kit.nft.apply(&script).unwrap_or_else(|error| panic!("{error}"));
+                let script = kit.nft.script(None, &wanted);
+                script.and_then(|script| kit.nft.apply(&script)).unwrap_or_else(|error| panic!("{error}"));
                 began.elapsed().as_secs_f64() * 1000.0
             })
             .collect::<Vec<_>>()

@@ -4,9 +4,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
-use mayfly_net::Transit;
 
 use super::lab::{Lab, Namespace, PORT, VIP, dip, underlay};
+use mayfly_model::Transit;
+
 use crate::peers::Running;
 use crate::report::{Comparison, Report};
 

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use mayfly_api::Client;
 use mayfly_controller::backup::{self, Place};
-use mayfly_model::Resources;
 use mayfly_model::ipv6::PREFIX_BITS;
-use mayfly_net::{Links, Transit, Tunnel, enable_ipv6};
+use mayfly_model::{Resources, Transit};
+use mayfly_net::{Links, Tunnel, enable_ipv6};
 use mayfly_qemu::{Accelerator, PROGRAM};
 use serde_json::json;
 

@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use mayfly_controller::StoreConfig;
-use mayfly_model::Ipv6Prefix;
-use mayfly_net::Transit;
+use mayfly_model::{Ipv6Prefix, Transit};
 use mayfly_store::EtcdConfig;
 use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;

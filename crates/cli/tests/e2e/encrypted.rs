@@ -25,6 +25,8 @@ fn hosts_that_encrypt_hear_each_other() {
     for host in 0..3 {
         hears(&fabric, host);
     }
+    let hosts = fabric.json(&["host", "list"]).unwrap();
+    assert!(hosts.as_array().unwrap().iter().all(|host| host["transit"] == "wireguard"), "{hosts}");
     let key = || std::fs::read_to_string("/tmp/state/hosts/host-2/tunnel.key").unwrap();
     let before = key();
     // A host that dies and comes back is known by the key that it had.

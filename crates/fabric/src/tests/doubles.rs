@@ -1,6 +1,6 @@
-//! Hosts that claim what is another's.
+//! Hosts that claim what is another's, or do otherwise than the others.
 
-use mayfly_model::TunnelKey;
+use mayfly_model::{Transit, TunnelKey};
 
 use super::*;
 
@@ -26,4 +26,26 @@ fn a_key_or_an_address_is_one_hosts_only() {
     // With a key of its own it is like any other.
     fabric.step(Input::Report(report_with("host-2", 2, 2))).unwrap();
     assert_eq!(key(&fabric, "host-2"), Some(TunnelKey([2; 32])));
+}
+
+#[test]
+fn a_host_that_carries_packets_in_another_way_is_told_of_once() {
+    let mut fabric = Fabric::new(2);
+    let told = |fabric: &Fabric| {
+        let events = fabric.core.state().events().values();
+        events.filter(|event| event.message.contains("do not reach each other")).count()
+    };
+    let with = |transit: Transit, sequence: u64| {
+        let mut report = report(&name("host-2"), sequence, 0, Incarnation(0), vec![]);
+        report.facts.transit = transit;
+        Input::Report(report)
+    };
+    assert_eq!(told(&fabric), 0);
+    for sequence in [1_000_000, 1_000_001] {
+        fabric.step(with(Transit::Routed, sequence)).unwrap();
+        assert_eq!(told(&fabric), 1);
+    }
+    assert!(fabric.told(r#"its configuration says "transit": "routed", that of host-1 "vxlan""#));
+    fabric.step(with(Transit::Vxlan, 1_000_002)).unwrap();
+    assert_eq!(told(&fabric), 1, "all do the same again");
 }

@@ -6,14 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use mayfly_model::EndpointGoal;
+use mayfly_model::{EndpointGoal, Transit};
 
 use crate::address::{OVERLAY_DEVICE, UNDERLAY_DEVICE};
 use crate::plan::family::Family;
 use crate::plan::ruleset::{Elements, Ruleset};
 use crate::plan::slots::{Choice, Door, HERE, door, mark, marks, protocol};
 use crate::plan::{Entrance, Inputs, LocalGuest};
-use crate::transit::Transit;
 
 /// The map of backends' addresses.
 const DIPS: &str = "dips";

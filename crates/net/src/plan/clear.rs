@@ -1,8 +1,9 @@
 //! What must not be said in the clear where hosts encrypt: a table by itself, so that it is there before anything is planned.
 
+use mayfly_model::Transit;
+
 use crate::address::{IMAGE_PORT, UNDERLAY_DEVICE, VXLAN_PORT};
 use crate::mesh;
-use crate::transit::Transit;
 
 /// The script that makes what hosts say to each other go through the tunnel or not at all, whatever routes there are; or that
 /// takes this away, for hosts that do not encrypt.

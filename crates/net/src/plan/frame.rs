@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use mayfly_model::PeerGoal;
+use mayfly_model::{PeerGoal, Transit};
 
 use crate::address::{
     GATEWAY, METADATA, OVERLAY_DEVICE, PLUGIN_PORT, TAP_GATEWAY, TAP_PREFIX, UNDERLAY_DEVICE, WIRE_SERVER,
@@ -11,7 +11,6 @@ use crate::address::{
 use crate::plan::family::Family;
 use crate::plan::ruleset::{Elements, Kind, Ruleset, TABLE};
 use crate::plan::{Inputs, LocalGuest, balance};
-use crate::transit::Transit;
 
 /// Packets from guests that carry what is not theirs.
 pub(super) const SPOOFED: &str = "spoofed";

@@ -14,7 +14,7 @@ pub mod trace;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use mayfly_model::{Egress, HostName, Ipv6Prefix, NetworkGoal, PeerGoal, ProbeGoal, TunnelKey, VipGoal, VmId};
+use mayfly_model::{Egress, HostName, Ipv6Prefix, NetworkGoal, PeerGoal, ProbeGoal, Transit, TunnelKey, VipGoal, VmId};
 
 pub use crate::plan::balance::endpoint_name;
 pub use crate::plan::clear::clear;
@@ -23,7 +23,6 @@ use crate::plan::family::Family;
 pub(crate) use crate::plan::frame::LEASED;
 use crate::plan::ruleset::{INGRESS_TABLE, Ruleset, TABLE};
 use crate::plan::slots::Choice;
-use crate::transit::Transit;
 
 /// A guest of this host, as the network sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,13 +10,14 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use mayfly_model::Transit;
+
 use crate::address::UNDERLAY_DEVICE;
 use crate::plan::family::Family;
 use crate::plan::frame::{hook_in, known_as, wire};
 use crate::plan::ruleset::{Elements, INGRESS_TABLE, Kind, Ruleset};
 use crate::plan::slots::{Choice, Door, HERE, door, mark, marks};
 use crate::plan::{Inputs, LocalGuest};
-use crate::transit::Transit;
 
 /// Flows that are remembered at the most, of TCP and of UDP; a flood takes the room from others, which are led by hash then.
 const ROOM: u32 = 1 << 20;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::time::Duration;
 
-use mayfly_net::Transit;
+use mayfly_model::Transit;
 use mayfly_net::address::{GATEWAY, METADATA, WIRE_SERVER};
 
 use crate::frames::{Tap, Way, arp_reply, ethernet, fragment, syn, tcp_of, udp};

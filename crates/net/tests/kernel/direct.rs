@@ -5,8 +5,10 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use mayfly_net::address::UNDERLAY_DEVICE;
-use mayfly_net::{Transit, announce};
+use mayfly_model::Transit;
+use mayfly_net::address::{OVERLAY_DEVICE, UNDERLAY_DEVICE};
+use mayfly_net::announce;
+use mayfly_net::plan::ruleset::{INGRESS_TABLE, Present};
 use socket2::{Domain, Socket, Type};
 
 use crate::lab::{Lab, Namespace, PORT, VIP, dip, reach_public, underlay};
@@ -117,8 +119,12 @@ fn hosts_answer_the_clients_of_their_guests_themselves() {
         move_address(&mut lab);
         talk.join().unwrap();
         assert_eq!(known_as(&lab.clients[0]), BTreeSet::from([client]), "{transit}: at the new host");
+        // One that does not hand on takes what is handed on to it.
+        lab.hosts[2].direct_return = false;
+        lab.follow(&lab.all());
+        assert_eq!(known_as(&lab.clients[0]), BTreeSet::from([client]), "{transit}: with one that does not hand on");
         // Where the network does not carry that, answers come back the same way.
-        lab.direct_return = false;
+        lab.hosts[1].direct_return = false;
         lab.follow(&lab.all());
         let known = known_as(&lab.clients[0]);
         let through = match transit {
@@ -138,7 +144,7 @@ fn clients_of_an_instance_that_is_gone_are_told_and_find_another() {
     let ways = [(Transit::Vxlan, true), (Transit::Routed, true), (Transit::Vxlan, false)];
     for (transit, direct_return) in ways {
         let mut lab = Lab::new(BACKENDS, 1, transit);
-        lab.direct_return = direct_return;
+        lab.hosts.iter_mut().for_each(|host| host.direct_return = direct_return);
         lab.follow(&lab.all());
         lab.backends.iter().for_each(tell);
         let which = format!("{transit}, direct return: {direct_return}");
@@ -170,6 +176,49 @@ fn clients_of_an_instance_that_is_gone_are_told_and_find_another() {
         }
         assert!(!held.is_empty(), "{which}: all were cut");
     }
+}
+
+#[test]
+fn connections_outlive_an_overlay_that_is_made_anew() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: this needs root");
+        return;
+    }
+    let mut lab = Lab::new(BACKENDS, 1, Transit::Vxlan);
+    lab.backends.iter().for_each(tell);
+    let mut held: Vec<TcpStream> = lab.clients[0].run(|_| (0..HELD).map(|_| open()).collect());
+    lab.hosts[0].namespace.run(|kit| kit.runtime.block_on(kit.links.delete(OVERLAY_DEVICE)).unwrap());
+    // Nothing is known of what the kernel holds, as the agent does.
+    lab.hosts[0].applied = None;
+    lab.follow(&lab.all());
+    for (number, stream) in held.iter_mut().enumerate() {
+        ask(stream).unwrap_or_else(|error| panic!("connection {number}: {error}"));
+    }
+    assert_eq!(known_as(&lab.clients[0]).len(), 1, "still answered directly");
+}
+
+#[test]
+fn who_is_not_remembered_is_led_by_hash() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: this needs root");
+        return;
+    }
+    let mut lab = Lab::new(BACKENDS, 1, Transit::Vxlan);
+    lab.backends.iter().for_each(tell);
+    // As after a flood, there is no room for more.
+    let spread = lab.hosts[0].applied.as_ref().unwrap().spread.whole(&Present::default());
+    let (room, little) = (format!("size {};", 1 << 20), "size 2;");
+    assert!(spread.contains(&room), "{spread}");
+    let script = format!("delete table {INGRESS_TABLE}\n{}", spread.replace(&room, little));
+    lab.hosts[0].namespace.run(move |kit| kit.nft.apply(&script).unwrap());
+    let mut held: Vec<TcpStream> = lab.clients[0].run(|_| (0..HELD).map(|_| open()).collect());
+    let mut ask_all = || held.iter_mut().map(|stream| ask(stream).unwrap()).count();
+    assert_eq!(ask_all(), HELD);
+    // A change that leaves the number of backends leaves the hash.
+    let all = lab.all();
+    lab.follow(&BTreeSet::from([1, 2]));
+    lab.follow(&all);
+    assert_eq!(ask_all(), HELD);
 }
 
 #[test]

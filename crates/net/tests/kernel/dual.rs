@@ -5,8 +5,8 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use mayfly_model::Ipv6Prefix;
-use mayfly_net::{DhcpLease, Transit, announce, serve_guest};
+use mayfly_model::{Ipv6Prefix, Transit};
+use mayfly_net::{DhcpLease, announce, serve_guest};
 
 use crate::lab::{Lab, Namespace, PORT, VIP, dip};
 

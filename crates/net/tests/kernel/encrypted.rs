@@ -5,9 +5,9 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use mayfly_model::TunnelKey;
+use mayfly_model::{Transit, TunnelKey};
 use mayfly_net::address::{IMAGE_PORT, TUNNEL_DEVICE, TUNNEL_PORT, UNDERLAY_DEVICE, VXLAN_PORT};
-use mayfly_net::{Transit, mesh};
+use mayfly_net::mesh;
 
 use crate::borrowed;
 use crate::dual::{ask, prefix, serve};

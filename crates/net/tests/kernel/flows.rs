@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
-use mayfly_net::Transit;
+use mayfly_model::Transit;
 
 use crate::lab::{Lab, Namespace, PORT, VIP};
 

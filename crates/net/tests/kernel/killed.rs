@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mayfly_net::{Links, Nft};
 
-use crate::{Dice, any_rules, in_namespace, listing, make_devices, set};
+use crate::{Dice, any_plan, in_namespace, listing, make_devices, set};
 
 const KILLS: u64 = 60;
 
@@ -13,7 +13,7 @@ const KILLS: u64 = 60;
 #[test]
 #[ignore = "runs for ever; the test below starts and kills it"]
 fn change_for_ever() {
-    let (one, other) = (any_rules(&mut Dice(1)), any_rules(&mut Dice(2)));
+    let (one, other) = (any_plan(&mut Dice(1)), any_plan(&mut Dice(2)));
     let mut nft = Nft::load().unwrap();
     set(&mut nft, None, &one);
     println!("changing");
@@ -27,7 +27,7 @@ fn change_for_ever() {
 fn a_change_that_is_killed_is_made_whole_or_not_at_all() {
     in_namespace(|| async {
         let mut nft = Nft::load().unwrap();
-        let (one, other) = (any_rules(&mut Dice(1)), any_rules(&mut Dice(2)));
+        let (one, other) = (any_plan(&mut Dice(1)), any_plan(&mut Dice(2)));
         make_devices(&Links::open().unwrap()).await;
         set(&mut nft, None, &other);
         let after = listing(&mut nft);

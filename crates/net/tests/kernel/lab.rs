@@ -9,11 +9,11 @@ use std::thread::JoinHandle;
 
 use mayfly_model::{
     Backend, Distribution, Egress, EndpointGoal, HostName, Ipv6Prefix, NetworkGoal, PeerGoal, RoleName, RouteGoal,
-    TunnelKey, VipGoal, VmId,
+    Transit, TunnelKey, VipGoal, VmId,
 };
 use mayfly_net::address::{GATEWAY, TAP_GATEWAY, UNDERLAY_DEVICE};
-use mayfly_net::plan::{Inputs, LocalGuest, Plan, clear, plan};
-use mayfly_net::{Links, Nft, Transit, Tunnel, forget_strays, prepare_host, prepare_ipv6, prepare_tap};
+use mayfly_net::plan::{Health, Inputs, LocalGuest, Plan, clear, plan};
+use mayfly_net::{Links, Nft, Tunnel, forget_strays, prepare_host, prepare_ipv6, prepare_tap};
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -86,7 +86,32 @@ pub struct LabHost {
     pub name: HostName,
     pub namespace: Namespace,
     pub guests: Vec<LocalGuest>,
+    /// Whether it hands on what comes in, so that hosts answer their guests' clients themselves.
+    pub direct_return: bool,
+    /// What its kernel holds.
     pub applied: Option<Plan>,
+}
+
+impl LabHost {
+    /// What its plan is made of.
+    fn inputs<'a>(
+        &'a self,
+        goal: &'a NetworkGoal,
+        (health, live): (&'a Health, &'a BTreeSet<HostName>),
+        transit: Transit,
+    ) -> Inputs<'a> {
+        Inputs {
+            host: &self.name,
+            goal,
+            guests: &self.guests,
+            health,
+            live,
+            underlay: None,
+            underlay6: None,
+            transit,
+            direct_return: self.direct_return,
+        }
+    }
 }
 
 /// The data centre.
@@ -96,8 +121,6 @@ pub struct Lab {
     pub clients: Vec<Namespace>,
     pub goal: NetworkGoal,
     pub transit: Transit,
-    /// Whether hosts answer their guests' clients themselves.
-    pub direct_return: bool,
     /// Each host's, where tunnels are encrypted.
     keys: Vec<Option<TunnelKey>>,
     // The hosts' legs are on its bridge.
@@ -153,6 +176,10 @@ impl Lab {
         centre.run(|kit| {
             let bridge = kit.links.create_bridge("dc", [2, 0, 0, 0, 0, 1], "mayfly lab");
             kit.runtime.block_on(bridge).unwrap();
+            for family in ["iptables", "ip6tables", "arptables"] {
+                // A switch does not look into what it carries; where the kernel cannot either, there is nothing to switch off.
+                let _ = std::fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{family}"), "0");
+            }
         });
         let leg = |name: String, thread_id: u32| {
             centre.run(move |kit| kit.runtime.block_on(kit.links.create_leg(&name, "dc", thread_id)).unwrap());
@@ -163,7 +190,6 @@ impl Lab {
             clients: Vec::new(),
             goal: NetworkGoal { zone: "z".to_owned(), ipv6, ..NetworkGoal::default() },
             transit,
-            direct_return: true,
             keys: Vec::new(),
             _centre: Namespace::new(),
         };
@@ -175,7 +201,7 @@ impl Lab {
             lab.keys.push(transit.encrypts().then(|| open_tunnel(&namespace, number)));
             lab.backends.push(backend);
             let name = HostName::new(format!("host-{number}")).unwrap();
-            lab.hosts.push(LabHost { name, namespace, guests: vec![guest], applied: None });
+            lab.hosts.push(LabHost { name, namespace, guests: vec![guest], direct_return: true, applied: None });
         }
         for number in 1..=clients {
             let namespace = Namespace::new();
@@ -295,18 +321,7 @@ impl Lab {
     pub fn inputs<T>(&self, number: usize, act: impl FnOnce(&Inputs<'_>) -> T) -> T {
         let live = self.hosts.iter().map(|host| host.name.clone()).collect();
         let health = self.all().into_iter().map(|vm| (VmId(vm), None)).collect();
-        let host = &self.hosts[number - 1];
-        act(&Inputs {
-            host: &host.name,
-            goal: &self.goal,
-            guests: &host.guests,
-            health: &health,
-            live: &live,
-            underlay: None,
-            underlay6: None,
-            transit: self.transit,
-            direct_return: self.direct_return,
-        })
+        act(&self.hosts[number - 1].inputs(&self.goal, (&health, &live), self.transit))
     }
 
     /// Makes every host follow the goal, with these backends healthy.
@@ -314,18 +329,7 @@ impl Lab {
         let live: BTreeSet<HostName> = self.hosts.iter().map(|host| host.name.clone()).collect();
         let health = healthy.iter().map(|vm| (VmId(*vm), None)).collect();
         for (number, host) in self.hosts.iter_mut().enumerate() {
-            let inputs = Inputs {
-                host: &host.name,
-                goal: &self.goal,
-                guests: &host.guests,
-                health: &health,
-                live: &live,
-                underlay: None,
-                underlay6: None,
-                transit: self.transit,
-                direct_return: self.direct_return,
-            };
-            let wanted = plan(&inputs);
+            let wanted = plan(&host.inputs(&self.goal, (&health, &live), self.transit));
             let before = host.applied.replace(wanted.clone());
             let addresses = |guest: &LocalGuest| {
                 let newer = wanted.ipv6.filter(|_| guest.ipv6).map(|prefix| IpAddr::V6(prefix.embed(guest.dip)));
@@ -361,8 +365,7 @@ fn apply(
         let mac = [2, 0x6d, 0x66, 0, 0, number as u8];
         kit.runtime.block_on(kit.links.create_overlay(overlay(number), mac, (underlay(number), transit))).unwrap();
     }
-    let script = kit.nft.script(before.map(|before| &before.rules), &wanted.rules).unwrap()
-        + &kit.nft.script(before.map(|before| &before.spread), &wanted.spread).unwrap();
+    let script = kit.nft.script(before, wanted).unwrap();
     kit.nft.apply(&script).unwrap_or_else(|error| panic!("{error}\n{script}"));
     if wanted.may_have_strays(before) {
         let forgotten = forget_strays(&wanted.flows, |backend| wanted.routes.contains_key(backend));

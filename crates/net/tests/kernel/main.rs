@@ -21,12 +21,12 @@ use std::time::Duration;
 
 use mayfly_model::{
     AccessRule, Backend, Distribution, EndpointGoal, HostName, Ipv6Prefix, NetworkGoal, PeerGoal, RoleName, RouteGoal,
-    VipGoal, VmId,
+    Transit, VipGoal, VmId,
 };
 use mayfly_net::address::{OVERLAY_DEVICE, UNDERLAY_DEVICE};
 use mayfly_net::plan::ruleset::Ruleset;
-use mayfly_net::plan::{Inputs, LocalGuest, NextHop, plan};
-use mayfly_net::{Links, Nft, Transit, create_tap, delete_tap, prepare_ipv6};
+use mayfly_net::plan::{Inputs, LocalGuest, NextHop, Plan, plan};
+use mayfly_net::{Links, Nft, create_tap, delete_tap, prepare_ipv6};
 use nix::sched::{CloneFlags, unshare};
 
 /// Runs a test in a new network namespace, which ends with its thread.
@@ -233,7 +233,7 @@ fn any_members(dice: &mut Dice) -> (Vec<RouteGoal>, Vec<LocalGuest>, Vec<Backend
 }
 
 /// A location of two hosts with up to eight guests of three deployments, as the dice say.
-fn any_rules(dice: &mut Dice) -> [Ruleset; 2] {
+fn any_plan(dice: &mut Dice) -> Plan {
     let peer = |number: u8| PeerGoal {
         host: host(u64::from(number)),
         address: Ipv4Addr::new(10, 77, 0, number),
@@ -273,7 +273,7 @@ fn any_rules(dice: &mut Dice) -> [Ruleset; 2] {
     let health = (1..=8).filter(|_| dice.below(3) > 0).map(|vm| (VmId(vm), None)).collect();
     let underlay = (dice.below(2) == 0).then_some("10.77.0.0/24");
     let live = BTreeSet::from([host(1), host(2)]);
-    let plan = plan(&Inputs {
+    plan(&Inputs {
         host: &host(1),
         goal: &goal,
         guests: &guests,
@@ -283,13 +283,11 @@ fn any_rules(dice: &mut Dice) -> [Ruleset; 2] {
         underlay6: underlay.map(|_| "fd00:77::/64"),
         transit: if dice.below(2) == 0 { Transit::Vxlan } else { Transit::Routed },
         direct_return: dice.below(8) > 0,
-    });
-    [plan.rules, plan.spread]
+    })
 }
 
-fn set(nft: &mut Nft, before: Option<&[Ruleset; 2]>, wanted: &[Ruleset; 2]) {
-    let scripts = (0..2).map(|number| nft.script(before.map(|before| &before[number]), &wanted[number]).unwrap());
-    let script: String = scripts.collect();
+fn set(nft: &mut Nft, before: Option<&Plan>, wanted: &Plan) {
+    let script = nft.script(before, wanted).unwrap();
     nft.apply(&script).unwrap_or_else(|error| panic!("{error}\n{script}"));
 }
 
@@ -327,23 +325,24 @@ fn any_row_of_changes_leads_to_the_table_that_is_wanted() {
         let mut nft = Nft::load().unwrap();
         let mut dice = Dice(7);
         make_devices(&Links::open().unwrap()).await;
-        let mut before = any_rules(&mut dice);
+        let mut before = any_plan(&mut dice);
         set(&mut nft, None, &before);
         for round in 0..400 {
-            let rules = any_rules(&mut dice);
+            let rules = any_plan(&mut dice);
             set(&mut nft, Some(&before), &rules);
             before = rules;
             if round % 20 == 0 {
                 let changed = listing(&mut nft);
                 // The whole is set over whatever is there.
-                set(&mut nft, None, &any_rules(&mut dice));
+                set(&mut nft, None, &any_plan(&mut dice));
                 set(&mut nft, None, &before);
                 let whole = listing(&mut nft);
                 let differences: Vec<_> = changed.symmetric_difference(&whole).collect();
                 assert!(differences.is_empty(), "round {round}: {differences:#?}");
             }
         }
-        set(&mut nft, None, &before.map(|rules| Ruleset::new(rules.table)));
+        let [rules, spread] = [before.rules.table, before.spread.table].map(Ruleset::new);
+        set(&mut nft, None, &Plan { rules, spread, ..before });
         assert_eq!(nft.run("list ruleset").unwrap(), "");
     });
 }

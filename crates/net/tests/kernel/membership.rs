@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use mayfly_net::Transit;
+use mayfly_model::Transit;
 
 use crate::Dice;
 use crate::lab::{Lab, PORT, VIP};

@@ -5,8 +5,7 @@ use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::time::Duration;
 
-use mayfly_model::{Egress, Target};
-use mayfly_net::Transit;
+use mayfly_model::{Egress, Target, Transit};
 use mayfly_net::plan::learned_set;
 
 use crate::lab::{Lab, VIP};

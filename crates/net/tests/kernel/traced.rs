@@ -3,8 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use mayfly_model::{AccessRule, EndpointProtocol, GuardGoal, Pass, PortRange, RoleName, Subnet, Transport};
-use mayfly_net::Transit;
+use mayfly_model::{AccessRule, EndpointProtocol, GuardGoal, Pass, PortRange, RoleName, Subnet, Transit, Transport};
 use mayfly_net::address::{GATEWAY, METADATA, WIRE_SERVER};
 use mayfly_net::plan::trace::{Receiver, Sender, trace};
 

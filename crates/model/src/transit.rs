@@ -4,8 +4,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::address::{TUNNEL_DEVICE, UNDERLAY_DEVICE};
-
 /// How hosts carry packets to each other's guests. All hosts of a location do it in the same way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -23,8 +21,6 @@ pub enum Transit {
 
 /// Bytes that VXLAN over IPv4 adds to a guest's packet: outer IP, UDP and VXLAN headers, and the inner Ethernet header.
 const VXLAN_BYTES: u16 = 50;
-/// Bytes that WireGuard over IPv4 adds: outer IP, UDP and data headers, and the authentication tag.
-pub(crate) const TUNNEL_BYTES: u16 = 60;
 
 impl fmt::Display for Transit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -37,12 +33,15 @@ impl fmt::Display for Transit {
 }
 
 impl Transit {
+    /// Bytes that WireGuard over IPv4 adds: outer IP, UDP and data headers, and the authentication tag.
+    pub const TUNNEL_BYTES: u16 = 60;
+
     /// The largest packet of a guest that passes to another host, where the network between them carries packets of
     /// `underlay_mtu` bytes.
     pub fn guest_mtu(self, underlay_mtu: u16) -> u16 {
         match self {
             Transit::Vxlan => underlay_mtu.saturating_sub(VXLAN_BYTES),
-            Transit::Wireguard => underlay_mtu.saturating_sub(TUNNEL_BYTES + VXLAN_BYTES),
+            Transit::Wireguard => underlay_mtu.saturating_sub(Transit::TUNNEL_BYTES + VXLAN_BYTES),
             Transit::Routed => underlay_mtu,
         }
     }
@@ -58,13 +57,5 @@ impl Transit {
     /// Whether what hosts say to each other is encrypted.
     pub fn encrypts(self) -> bool {
         self == Transit::Wireguard
-    }
-
-    /// The device that carries the hosts' words to each other.
-    pub(crate) fn below(self) -> &'static str {
-        match self {
-            Transit::Vxlan | Transit::Routed => UNDERLAY_DEVICE,
-            Transit::Wireguard => TUNNEL_DEVICE,
-        }
     }
 }
