@@ -149,6 +149,7 @@ fn routes(core: &Core) -> Vec<RouteGoal> {
                 index: instance.key.index,
                 update_domain: instance.update_domain,
                 ipv6: core.config().ipv6.is_some() && has_ipv6(state, instance),
+                leaving: instance.wanted_vm().is_none(),
             })
         })
         .collect()
@@ -213,7 +214,9 @@ fn input_endpoint(
     let access = access(deployment, role, endpoint);
     let backends = backends.collect();
     let (udp, distribution, name) = (protocol.is_udp(), *distribution, full_name(role, endpoint));
-    Some(EndpointGoal { name, udp, port: *port, local_port: *local_port, backends, access, distribution })
+    let instances = deployment.version.configuration.role(&role.name).map_or(0, |role| role.instances);
+    let (port, local_port) = (*port, *local_port);
+    Some(EndpointGoal { name, udp, port, local_port, backends, instances, access, distribution })
 }
 
 /// The endpoints of which each instance has one of its own: the public port is the lowest plus the instance's number.
@@ -237,6 +240,7 @@ fn instance_endpoints(
             local_port: *local_port,
             // Who asks for one instance wants that one, however it is doing.
             backends: vec![Backend { vm: vm.id, dip: vm.dip, host: vm.host.clone(), probe: None, always: true }],
+            instances: 1,
             access: access(deployment, role, endpoint),
             distribution: Distribution::Connection,
         })

@@ -77,7 +77,7 @@ fn register(step: &mut Step<'_>, report: &HostReport) {
         voter: known.map_or(step.planted.is(Mutant::HastyVoters), |host| host.voter),
         voted: known.map_or(step.planted.is(Mutant::HastyVoters), |host| host.voted),
         last_incident: known.map_or(0, |host| host.last_incident),
-        transit: report.facts.transit,
+        transit: Some(report.facts.transit),
         tunnel_key: report.facts.tunnel_key.filter(|_| double.is_none()),
     };
     let message = match known {
@@ -104,13 +104,12 @@ fn register(step: &mut Step<'_>, report: &HostReport) {
 /// Says once of a host that it carries packets in another way than the others.
 fn tell_other_transit(step: &mut Step<'_>, report: &HostReport, known: Option<&Host>) {
     let own = report.facts.transit;
-    if known.is_some_and(|host| host.boot_id == report.boot_id && host.transit == own) {
+    if known.is_some_and(|host| host.boot_id == report.boot_id && host.transit == Some(own)) {
         return;
     }
     let there = step.state.hosts.values().filter(|host| !matches!(host.condition, HostCondition::Lost { .. }));
-    let mut others = there.filter(|host| host.name != report.host && host.transit != own);
-    if let Some(other) = others.next() {
-        let (other, theirs) = (other.name.clone(), other.transit);
+    let others = there.filter(|host| host.name != report.host).filter_map(|host| Some((&host.name, host.transit?)));
+    if let Some((other, theirs)) = others.into_iter().find(|(_, theirs)| *theirs != own) {
         let message = format!(
             "its configuration says \"transit\": \"{own}\", that of {other} \"{theirs}\": their guests do not reach each other"
         );

@@ -14,7 +14,7 @@ use mayfly_identity::Clock;
 use mayfly_model::{Digest, GoalState, HostLease, Incident, Ipv6Prefix, Time, VmId};
 use mayfly_net::address::{UNDERLAY_DEVICE, WIRE_SERVER};
 use mayfly_net::mesh::Peers;
-use mayfly_net::{Links, Nft, Zone};
+use mayfly_net::{Flows, Links, Nft, Zone};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
@@ -24,7 +24,7 @@ use crate::ledger::Ledger;
 use crate::secrets::{self, Secrets};
 use crate::status::Statuses;
 use crate::tunnel::{self, OwnTunnel};
-use crate::{disks, guard, joining, mesh, network, probes, reporting, servers, vm};
+use crate::{disks, guard, joining, mesh, network, probes, reporting, servers, strays, vm};
 
 /// What all tasks share.
 pub(crate) struct Agent {
@@ -92,6 +92,10 @@ pub(crate) struct Agent {
     pub counters: Mutex<BTreeMap<String, u64>>,
     pub peers: Mutex<Peers>,
     pub zone: watch::Sender<Arc<Zone>>,
+    /// The public addresses that this host has.
+    pub vips: Mutex<BTreeSet<IpAddr>>,
+    /// Which flows may stay, once that is known.
+    pub flows: watch::Sender<Option<Flows>>,
     /// Until when an address that a guest was told is open in a set, as far as it was this agent that opened it.
     pub opened: Mutex<HashMap<(String, IpAddr), Instant>>,
     /// A report should be sent now.
@@ -217,6 +221,8 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
         counters: Mutex::default(),
         peers: Mutex::default(),
         zone: watch::Sender::new(Arc::new(Zone::default())),
+        vips: Mutex::default(),
+        flows: watch::Sender::new(None),
         opened: Mutex::default(),
         report_now: Notify::new(),
         reported: watch::Sender::new(Time(0)),
@@ -245,6 +251,7 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
         vm::settled(&network_agent).await;
         tokio::spawn(mesh::speak(Arc::clone(&network_agent), mesh));
         mesh::acquainted(&network_agent).await;
+        tokio::spawn(strays::run(Arc::clone(&network_agent)));
         network::run(network_agent).await;
     });
     reporting::run(agent).await;

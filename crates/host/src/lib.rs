@@ -33,6 +33,7 @@ mod reporting;
 mod secrets;
 mod servers;
 mod status;
+mod strays;
 pub mod supervise;
 mod topology;
 mod traffic;

@@ -10,7 +10,7 @@ use mayfly_model::{HostName, NetworkGoal};
 use mayfly_net::address::UNDERLAY_DEVICE;
 use mayfly_net::plan::ruleset::Present;
 use mayfly_net::plan::{Health, Inputs, Plan, clear, plan};
-use mayfly_net::{Links, NetError, Nft, announce, forget_strays, prepare_host, prepare_ipv6};
+use mayfly_net::{Links, NetError, Nft, announce, prepare_host, prepare_ipv6};
 
 use crate::agent::{Agent, lock};
 use crate::clock;
@@ -89,6 +89,7 @@ pub(crate) async fn run(agent: Arc<Agent>) {
     let mut changed = agent.changed.subscribe();
     // What the kernel holds as planned; nothing if that is unknown, so that everything is set again.
     let mut applied: Option<Plan> = None;
+    let mut heard = BTreeSet::new();
     loop {
         let wanted = current(&agent);
         if applied.as_ref() != Some(&wanted) {
@@ -100,6 +101,13 @@ pub(crate) async fn run(agent: Arc<Agent>) {
                 }
             }
         }
+        let hosts = live(&agent).0;
+        if hosts.difference(&heard).next().is_some() {
+            // Somebody who was not heard may have taken this one's addresses meanwhile, and told everybody.
+            let own = lock(&agent.vips).iter().copied().collect();
+            tokio::spawn(announce_all(Arc::clone(&agent), own));
+        }
+        heard = hosts;
         let _ = tokio::time::timeout(LOOK, changed.changed()).await;
     }
 }
@@ -112,14 +120,8 @@ fn current(agent: &Agent) -> Plan {
         let statuses = agent.statuses();
         (statuses.guests(), statuses.health(now))
     };
-    let mut live: BTreeSet<HostName> = BTreeSet::new();
-    if *agent.serving.borrow() {
-        live.insert(agent.config.name.clone());
-    }
-    for word in lock(&agent.peers).live(now.0, agent.config.timings.mesh_timeout).filter(|word| word.serving) {
-        live.insert(word.host.clone());
-        health.extend(word.healthy.iter().cloned());
-    }
+    let (live, healthy) = live(agent);
+    health.extend(healthy);
     let (underlay, underlay6) = (agent.config.underlay(), agent.config.underlay6());
     let network = match agent.ipv6() == goal.network.ipv6 {
         true => Cow::Borrowed(&goal.network),
@@ -138,6 +140,18 @@ fn current(agent: &Agent) -> Plan {
         direct_return: agent.direct_return,
     };
     plan(&inputs)
+}
+
+/// The hosts that serve, as far as they are heard, and what the others say is healthy.
+fn live(agent: &Agent) -> (BTreeSet<HostName>, Health) {
+    let own = agent.serving.borrow().then(|| agent.config.name.clone());
+    let (mut live, mut healthy): (BTreeSet<_>, Health) = (own.into_iter().collect(), Health::new());
+    let peers = lock(&agent.peers);
+    for word in peers.live(clock::now().0, agent.config.timings.mesh_timeout).filter(|word| word.serving) {
+        live.insert(word.host.clone());
+        healthy.extend(word.healthy.iter().cloned());
+    }
+    (live, healthy)
 }
 
 async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Result<(), NetError> {
@@ -170,26 +184,30 @@ async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Resu
     if before.is_none_or(|before| before.routes != wanted.routes) {
         agent.links.set_routes(&wanted.routes).await?;
     }
-    if wanted.may_have_strays(before) {
-        // There may be many to look through, and the next change must not wait.
-        let (flows, routes) = (wanted.flows.clone(), wanted.routes.clone());
-        tokio::spawn(async move {
-            match forget_strays(&flows, |backend| routes.contains_key(backend)).await {
-                Ok(0) => {}
-                Ok(count) => tracing::info!(count, "flows look for another instance"),
-                Err(error) => tracing::warn!(%error, "flows stay with instances that are gone"),
+    // What the last agent wrote down may not know of guests that there are by now.
+    if *agent.confirmed.borrow() {
+        agent.flows.send_if_modified(|flows| {
+            let changed = *flows != wanted.flows;
+            if changed {
+                flows.clone_from(&wanted.flows);
             }
+            changed
         });
     }
     if before.is_none_or(|before| before.vips != wanted.vips) {
         // Also when there is another prefix now, or none.
         let prefixes = [wanted.ipv6, before.and_then(|before| before.ipv6)];
         let own = agent.config.address;
-        let is_public = |address| {
-            let mut embedded = prefixes.iter().flatten().filter_map(|prefix| prefix.embedded(address));
-            embedded.any(|one| one != own)
+        // The host's own may be alone in its network too.
+        let is_public = |address| match address {
+            IpAddr::V4(address) => address != own,
+            IpAddr::V6(address) => {
+                let mut embedded = prefixes.iter().flatten().filter_map(|prefix| prefix.embedded(address));
+                embedded.any(|one| one != own)
+            }
         };
         let new = agent.links.set_vips(&wanted.vips, is_public).await?;
+        lock(&agent.vips).clone_from(&wanted.vips);
         if !new.is_empty() {
             tracing::info!(?new, "public addresses taken");
             tokio::spawn(announce_all(Arc::clone(agent), new));
@@ -218,7 +236,10 @@ async fn announce_all(agent: Arc<Agent>, addresses: Vec<IpAddr>) {
     let start = tokio::time::Instant::now();
     for at in ANNOUNCEMENTS {
         tokio::time::sleep_until(start + at).await;
-        for address in &addresses {
+        // One that has gone to another host meanwhile is that one's to announce.
+        let own: Vec<IpAddr> =
+            addresses.iter().filter(|address| lock(&agent.vips).contains(address)).copied().collect();
+        for address in &own {
             if let Err(error) = announce(index, mac, *address) {
                 tracing::warn!(%address, %error, "a public address was not announced");
             }

@@ -209,6 +209,9 @@ pub struct RouteGoal {
     /// Whether it has an IPv6 address too, that of the location's prefix.
     #[serde(default)]
     pub ipv6: bool,
+    /// Whether it is being drained: who talks to it may go on, and nobody new is sent to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
 }
 
 /// A role that only some of its deployment may talk to.
@@ -261,6 +264,9 @@ pub struct EndpointGoal {
     pub local_port: u16,
     /// The instances that may be behind it. Which of them are, the hosts' probes decide.
     pub backends: Vec<Backend>,
+    /// How many instances there are to be, those included that are not there at the moment.
+    #[serde(default)]
+    pub instances: u32,
     /// Who may come in; everybody if there are no rules. The first that fits decides.
     #[serde(default)]
     pub access: Vec<AccessRule>,

@@ -60,9 +60,9 @@ pub struct Host {
     /// The last incident of it that was made an event.
     #[serde(default)]
     pub last_incident: u64,
-    /// How it carries packets to other hosts' guests.
+    /// How it carries packets to other hosts' guests; nothing if an earlier version wrote this down.
     #[serde(default)]
-    pub transit: Transit,
+    pub transit: Option<Transit>,
     /// The public key of its end of the tunnels between hosts, where they are encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnel_key: Option<TunnelKey>,

@@ -1,46 +1,95 @@
-//! Flows that have to find another backend. A client of UDP that keeps its port keeps its backend too, as the kernel remembers
-//! the flow for as long as packets come; so those to a backend that does not answer any more are forgotten. Those of TCP are
-//! when the backend is gone: what the client says next reaches another, which refuses it, so that the client need not wait.
+//! Flows that have to find another backend, or to end. A client of UDP that keeps its port keeps its backend too, as the kernel
+//! remembers the flow for as long as packets come; so those to a backend that does not answer any more are forgotten, and
+//! those that are not allowed any more. Whatever led to a guest that is gone is forgotten too: the client of a connection of TCP
+//! reaches another, which refuses what it says next, so that it need not wait; and nobody who gets the address inherits it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use mayfly_model::{AccessRule, Ipv6Prefix};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Tuple};
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 use netlink_proto::sys::protocols::NETLINK_NETFILTER;
 
+use crate::address::{DIP_NETWORK, DIP_PREFIX};
 use crate::ask::{ask, connect};
 use crate::error::NetError;
-use crate::plan::{Entrance, Flows, Plan};
 
-impl Plan {
-    /// Whether there may be flows to forget, where the kernel held `before`; nothing is known of it without.
-    pub fn may_have_strays(&self, before: Option<&Plan>) -> bool {
-        let lost = |before: &Plan| before.routes.keys().any(|dip| !self.routes.contains_key(dip));
-        !self.flows.is_empty() && before.is_none_or(|before| before.flows != self.flows || lost(before))
+/// An endpoint of UDP over one version of IP, as its clients name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entrance {
+    /// The public address.
+    pub address: IpAddr,
+    /// The public port.
+    pub port: u16,
+}
+
+/// Endpoints of UDP, who may come in at each, and its backends in rotation.
+pub type Entrances = BTreeMap<Entrance, (Vec<AccessRule>, BTreeSet<IpAddr>)>;
+
+/// What says which flows may stay as they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Flows {
+    /// Endpoints, of UDP only: a connection of TCP would be lost where a flow of UDP goes on, and it may be that its backend is only
+    /// slow.
+    pub entrances: Entrances,
+    /// Guests that are being drained.
+    pub leaving: BTreeSet<IpAddr>,
+    /// Guests that there are.
+    pub there: BTreeSet<IpAddr>,
+    /// What IPv6 addresses begin with, if there are any.
+    pub ipv6: Option<Ipv6Prefix>,
+}
+
+impl Flows {
+    /// Whether there may be flows to forget, where `before` was obeyed.
+    pub fn may_have_strays(&self, before: &Flows) -> bool {
+        before.entrances != self.entrances || before.there.difference(&self.there).next().is_some()
+    }
+
+    /// Whether the kernel has to forget a flow with these addresses.
+    fn is_stray(&self, before: Option<&Flows>, there: &[Tuple], back: &[Tuple]) -> bool {
+        if [there, back].iter().filter_map(|way| source(way)).any(|address| self.is_gone(address)) {
+            return true;
+        }
+        let (Some(entrance), Some(backend)) = (entrance(there), source(back)) else { return false };
+        let access_before = before.and_then(|before| before.entrances.get(&entrance)).map(|(access, _)| access);
+        match self.entrances.get(&entrance) {
+            Some((access, up)) => {
+                access_before.is_some_and(|before| before != access)
+                    || !up.contains(&backend) && !self.leaving.contains(&backend)
+            }
+            None => access_before.is_some(),
+        }
+    }
+
+    fn is_gone(&self, address: IpAddr) -> bool {
+        let dip = match address {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(address) => self.ipv6.and_then(|prefix| prefix.embedded(address)),
+        };
+        let of_network = |dip| u32::from(dip) >> (32 - DIP_PREFIX) == u32::from(DIP_NETWORK) >> (32 - DIP_PREFIX);
+        dip.is_some_and(of_network) && !self.there.contains(&address)
     }
 }
 
-/// Forgets the flows that this host leads to backends that are gone, or in `flows`. One that is only being drained keeps its own.
+/// Has the kernel forget flows that may not stay, where `before` was obeyed. Those to a guest that is only being drained stay.
 /// Returns how many there were.
 ///
 /// # Errors
 /// [`NetError::Io`].
-pub async fn forget_strays(flows: &Flows, has_route: impl Fn(&IpAddr) -> bool) -> Result<usize, NetError> {
+pub async fn forget_strays(flows: &Flows, before: Option<&Flows>) -> Result<usize, NetError> {
     let kernel = connect::<NetfilterMessage>(NETLINK_NETFILTER).map_err(NetError::io("open netlink"))?;
     let mut forgotten = 0;
-    for family in [NetfilterProtoFamily::IPv4, NetfilterProtoFamily::IPv6] {
-        if !flows.keys().any(|one| one.address.is_ipv4() == (family == NetfilterProtoFamily::IPv4)) {
-            continue;
-        }
+    let newer = flows.ipv6.map(|_| NetfilterProtoFamily::IPv6);
+    for family in [Some(NetfilterProtoFamily::IPv4), newer].into_iter().flatten() {
         let message = |inner| NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), inner);
         let listed = ask(&kernel, message(ConntrackMessage::Get(Vec::new())), NLM_F_REQUEST | NLM_F_DUMP).await;
         for entry in listed.map_err(NetError::io("list connections"))? {
             let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) = entry.inner else { continue };
             let Some((there, back)) = ways(&attributes) else { continue };
-            let (Some(entrance), Some(backend)) = (entrance(there), source(back)) else { continue };
-            let Some(out) = flows.get(&entrance) else { continue };
-            if !out.contains(&backend) && has_route(&backend) {
+            if !flows.is_stray(before, there, back) {
                 continue;
             }
             let which = ConntrackMessage::Delete(vec![ConntrackAttribute::CtaTupleOrig(there.clone())]);
@@ -68,26 +117,21 @@ fn ways(attributes: &[ConntrackAttribute]) -> Option<(&Vec<Tuple>, &Vec<Tuple>)>
     Some((there?, back?))
 }
 
-/// Where the first packet of a flow was sent to.
+/// Where the first packet of a flow of UDP was sent to.
 fn entrance(way: &[Tuple]) -> Option<Entrance> {
-    let parts = way.iter().find_map(|part| match part {
-        Tuple::Proto(parts) => Some(parts),
+    let protocol = way.iter().find_map(|part| match part {
+        Tuple::Proto(parts) if parts.contains(&ProtoTuple::Protocol(Protocol::Udp)) => Some(parts),
         _ => None,
-    })?;
-    let udp = parts.iter().find_map(|part| match part {
-        ProtoTuple::Protocol(Protocol::Udp) => Some(true),
-        ProtoTuple::Protocol(Protocol::Tcp) => Some(false),
-        _ => None,
-    })?;
-    let port = parts.iter().find_map(|part| match part {
+    });
+    let port = protocol?.iter().find_map(|part| match part {
         ProtoTuple::DestinationPort(port) => Some(*port),
         _ => None,
-    })?;
+    });
     let address = addresses(way).find_map(|part| match part {
         IPTuple::DestinationAddress(address) => Some(*address),
         _ => None,
     });
-    Some(Entrance { address: address?, udp, port })
+    Some(Entrance { address: address?, port: port? })
 }
 
 fn source(way: &[Tuple]) -> Option<IpAddr> {

@@ -32,7 +32,7 @@ mod tunnel;
 pub use dhcp::DhcpLease;
 pub use dns::{Asked, DnsServer, Forwarder, Limit, NameObserver, Zone};
 pub use error::NetError;
-pub use flows::forget_strays;
+pub use flows::{Flows, forget_strays};
 pub use garp::announce;
 pub use guest::serve_guest;
 pub use links::Links;

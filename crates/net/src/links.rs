@@ -1,7 +1,7 @@
 //! Devices and their addresses, through netlink; the tunnel is in `overlay.rs`, routes are in `routes.rs`.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, CacheInfo};
@@ -215,27 +215,24 @@ impl Links {
         Ok(messages.iter().filter_map(address).collect())
     }
 
-    /// Makes the /32 addresses of the underlay device, and those /128 ones of which `is_public` says so, exactly `wanted`.
-    /// Returns those that are new.
+    /// Makes those addresses of the underlay device that are alone in their network, and of which `is_public` says so, exactly
+    /// `wanted`. Returns those that are new.
     ///
     /// # Errors
     /// [`NetError`].
     pub async fn set_vips(
         &self,
         wanted: &BTreeSet<IpAddr>,
-        is_public: impl Fn(Ipv6Addr) -> bool,
+        is_public: impl Fn(IpAddr) -> bool,
     ) -> Result<Vec<IpAddr>, NetError> {
         let index = self.index(UNDERLAY_DEVICE).await?;
         let listed = self.handle.address().get().set_link_index_filter(index).execute();
         let messages: Vec<_> = listed.try_collect().await.map_err(NetError::netlink("list public addresses"))?;
         let mut present = BTreeSet::new();
         for message in messages {
-            let public = match (local(&message), message.header.prefix_len) {
-                (Some(IpAddr::V6(address)), 128) => is_public(address).then_some(IpAddr::V6(address)),
-                (Some(address @ IpAddr::V4(_)), 32) => Some(address),
-                _ => None,
-            };
-            match public {
+            let bits = |address: &IpAddr| if address.is_ipv4() { 32 } else { 128 };
+            let alone = local(&message).filter(|address| message.header.prefix_len == bits(address));
+            match alone.filter(|address| is_public(*address)) {
                 Some(address) if wanted.contains(&address) => drop(present.insert(address)),
                 Some(_) => {
                     let dropped = self.handle.address().del(message).execute().await;

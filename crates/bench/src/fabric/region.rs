@@ -12,7 +12,7 @@ use mayfly_fabric::address::AddressRange;
 use mayfly_fabric::{Change, Command, Config, Core, HealingPolicy, Input, Overcommit, Record, Rejected};
 use mayfly_model::{
     DeploymentKey, Digest, Host, HostCondition, Image, LeaseTimings, Resources, RoleConfiguration, RoleDefinition,
-    RoleKind, ServiceConfiguration, ServiceDefinition, Slot, Time, Transit, Version, VmSize,
+    RoleKind, ServiceConfiguration, ServiceDefinition, Slot, Time, Version, VmSize,
 };
 use mayfly_store::{EmbeddedStore, Store, StoreError};
 use rand::{Rng, SeedableRng};
@@ -64,7 +64,7 @@ fn host(number: usize) -> anyhow::Result<Host> {
         capacity: CAPACITY,
         labels: BTreeMap::new(),
         features: BTreeSet::new(),
-        transit: Transit::default(),
+        transit: None,
         tunnel_key: None,
         images: BTreeSet::new(),
         condition: HostCondition::Up,

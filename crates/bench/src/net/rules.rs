@@ -67,6 +67,7 @@ fn large() -> NetworkGoal {
         port: 80,
         local_port: 8080,
         backends: (0..BACKENDS).map(|number| backend(vip, number)).collect(),
+        instances: 0,
         access: vec![],
         distribution: Distribution::Connection,
     };
@@ -84,6 +85,7 @@ fn large() -> NetworkGoal {
         index: number,
         update_domain: 0,
         ipv6: false,
+        leaving: false,
     };
     let all = (0..VIPS).flat_map(|vip| (0..BACKENDS).map(move |number| (vip, number)));
     NetworkGoal {
@@ -222,6 +224,7 @@ fn whole(report: &mut Report, guests: u32) -> anyhow::Result<()> {
             index: 0,
             update_domain: 0,
             ipv6: false,
+            leaving: false,
         });
     }
     let live = BTreeSet::from([name.clone()]);

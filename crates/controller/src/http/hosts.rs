@@ -34,7 +34,7 @@ fn view(state: &Records, host: &Host) -> HostView {
         instances: state.instances_on(&host.name).count(),
         labels: host.labels.clone(),
         features: host.features.clone(),
-        transit: host.transit,
+        transit: host.transit.unwrap_or_default(),
     }
 }
 

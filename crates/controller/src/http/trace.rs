@@ -10,7 +10,7 @@ use mayfly_api::{ApiError, ErrorCode, TraceStep, TraceView};
 use mayfly_fabric::{Core, goal, names};
 use mayfly_model::{
     EGRESS_FEATURE, EGRESS6_FEATURE, Host, HostCondition, HostName, Instance, InstanceKey, InstanceStatus, NetworkGoal,
-    Transport,
+    Transit, Transport,
 };
 use mayfly_net::address::tap_name;
 use mayfly_net::plan::trace::{Receiver, Sender, trace};
@@ -154,7 +154,9 @@ fn with_inputs(
     let health: Health = healthy.map(|backend| (backend.vm, backend.probe.clone())).collect();
     let leads_out = |feature: &str| host.features.contains(feature).then_some("");
     let (underlay, underlay6) = (leads_out(EGRESS_FEATURE), leads_out(EGRESS6_FEATURE));
-    let (transit, host, health, live) = (host.transit, &host.name, &health, &live);
+    // How packets get to other hosts decides nothing.
+    let transit = Transit::default();
+    let (host, health, live) = (&host.name, &health, &live);
     let inputs =
         Inputs { host, goal: network, guests, health, live, underlay, underlay6, transit, direct_return: true };
     act(&inputs).into_iter().map(|step| TraceStep { rule: step.rule, passes: step.passes }).collect()

@@ -6,13 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use mayfly_model::{EndpointGoal, Transit};
+use mayfly_model::{AccessRule, EndpointGoal, Transit};
 
 use crate::address::{OVERLAY_DEVICE, UNDERLAY_DEVICE};
+use crate::flows::Entrance;
 use crate::plan::family::Family;
 use crate::plan::ruleset::{Elements, Ruleset};
 use crate::plan::slots::{Choice, Door, HERE, door, mark, marks, protocol};
-use crate::plan::{Entrance, Inputs, LocalGuest};
+use crate::plan::{Inputs, LocalGuest};
 
 /// The map of backends' addresses.
 const DIPS: &str = "dips";
@@ -118,13 +119,15 @@ fn sent(door: &Door<'_>, counter: &str, anybody: Ipv4Addr, family: Family) -> St
     chosen + &format!("{protocol} dnat {ip} to {}\n", family.door(anybody, port))
 }
 
-/// Which flows have to find another backend: of UDP, those of all that are out of rotation. A connection of TCP would be lost by
-/// that, and it may be that its backend is only slow.
-pub(super) fn flows(doors: &[Door<'_>], family: Family) -> impl Iterator<Item = (Entrance, BTreeSet<IpAddr>)> {
-    doors.iter().map(move |door| {
-        let EndpointGoal { udp, port, .. } = *door.endpoint;
-        let out = door.out.iter().filter(|_| udp).map(|dip| family.address(*dip)).collect();
-        (Entrance { address: family.address(door.vip.vip), udp, port }, out)
+/// What decides whether flows of UDP stay where they are.
+pub(super) fn entrances(
+    doors: &[Door<'_>],
+    family: Family,
+) -> impl Iterator<Item = (Entrance, (Vec<AccessRule>, BTreeSet<IpAddr>))> {
+    doors.iter().filter(|door| door.endpoint.udp).map(move |door| {
+        let up = door.up.iter().map(|dip| family.address(*dip)).collect();
+        let entrance = Entrance { address: family.address(door.vip.vip), port: door.endpoint.port };
+        (entrance, (door.endpoint.access.clone(), up))
     })
 }
 

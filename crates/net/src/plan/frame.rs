@@ -21,6 +21,8 @@ pub(super) const DENIED: &str = "denied";
 
 /// The set of addresses that this host's lease covers, whose elements come and go with time.
 pub(crate) const LEASED: &str = "leased";
+/// The set of all hosts' addresses in the data centre's network.
+const MACHINES: &str = "machines";
 /// The set of the taps of guests that have IPv6.
 const V6_TAPS: &str = "v6_taps";
 /// Leads each such tap to a chain that knows who speaks there: a guest has few addresses of the link, and each that the host
@@ -176,6 +178,8 @@ fn forward(inputs: &Inputs<'_>) -> Vec<String> {
             ),
         ]
     }));
+    // Hosts may stand in other networks too.
+    rules.push(format!("iifname {guest} ip daddr @{MACHINES} counter name {ISOLATED} drop"));
     if let Some(underlay) = inputs.underlay {
         rules.push(format!("iifname {guest} oifname \"{UNDERLAY_DEVICE}\" ip daddr != {underlay} accept"));
     }
@@ -241,6 +245,8 @@ pub(super) fn guests(rules: &mut Ruleset, inputs: &Inputs<'_>) {
             rules.sets.insert(family.named(name), set);
         }
     }
+    let machines = inputs.goal.peers.iter().map(|peer| peer.address.to_string());
+    rules.sets.insert(MACHINES.to_owned(), Elements::set("type ipv4_addr;").with(machines));
     let cards = Elements::set("type ifname . ether_addr;").with(guests.iter().map(card));
     rules.sets.insert("cards".to_owned(), cards);
     if inputs.goal.ipv6.is_some() {

@@ -16,6 +16,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use mayfly_model::{Egress, HostName, Ipv6Prefix, NetworkGoal, PeerGoal, ProbeGoal, Transit, TunnelKey, VipGoal, VmId};
 
+use crate::flows::{Entrances, Flows};
 pub use crate::plan::balance::endpoint_name;
 pub use crate::plan::clear::clear;
 pub use crate::plan::egress::{learned_set, learned_set6};
@@ -98,8 +99,8 @@ pub struct Plan {
     pub routes: BTreeMap<IpAddr, NextHop>,
     /// VIPs that this host answers for.
     pub vips: BTreeSet<IpAddr>,
-    /// Backends whose flows have to find another.
-    pub flows: Flows,
+    /// Which flows may stay, once the others are known.
+    pub flows: Option<Flows>,
     /// The other hosts in the overlay, if there is one, as (overlay address, hardware address, underlay address).
     pub peers: BTreeSet<(Ipv4Addr, [u8; 6], Ipv4Addr)>,
     /// The other ends of encrypted tunnels, by their addresses on the network below.
@@ -108,31 +109,18 @@ pub struct Plan {
     pub ipv6: Option<Ipv6Prefix>,
 }
 
-/// An endpoint over one version of IP, as its clients name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Entrance {
-    /// The public address.
-    pub address: IpAddr,
-    /// UDP, or else TCP.
-    pub udp: bool,
-    /// The public port.
-    pub port: u16,
-}
-
-/// Endpoints, and which of their backends are there but cannot keep the flows they have.
-pub type Flows = BTreeMap<Entrance, BTreeSet<IpAddr>>;
-
 /// Makes the plan.
 pub fn plan(inputs: &Inputs<'_>) -> Plan {
     let Inputs { host, goal, guests, .. } = *inputs;
     let own: BTreeMap<Ipv4Addr, &LocalGuest> = guests.iter().map(|guest| (guest.dip, guest)).collect();
     let encrypts = inputs.transit.encrypts();
     let others = || goal.peers.iter().filter(|peer| peer.host != *host);
-    let Tables { rules, spread, flows } = tables(inputs, &own);
+    let Tables { rules, spread, entrances } = tables(inputs, &own);
+    let is_known = goal.peers.iter().any(|peer| peer.host == *host);
     Plan {
         rules,
         spread,
-        flows,
+        flows: is_known.then(|| flows(inputs, &own, entrances)),
         ipv6: goal.ipv6,
         arp: frame::arp(guests),
         routes: Family::of(inputs).flat_map(|family| routes(inputs, &own, family)).collect(),
@@ -167,18 +155,34 @@ fn routes(inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>, family: Fa
     remote.chain(local).collect()
 }
 
+/// Which flows may stay.
+fn flows(inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>, entrances: Entrances) -> Flows {
+    let routes = || inputs.goal.routes.iter();
+    let all = |dips: Vec<Ipv4Addr>| {
+        Family::of(inputs)
+            .flat_map(|family| dips.iter().map(move |dip| family.address(*dip)).collect::<Vec<_>>())
+            .collect()
+    };
+    Flows {
+        entrances,
+        leaving: all(routes().filter(|route| route.leaving).map(|route| route.dip).collect()),
+        there: all(routes().map(|route| route.dip).chain(own.keys().copied()).collect()),
+        ipv6: inputs.goal.ipv6,
+    }
+}
+
 /// What is made of endpoints.
 struct Tables {
     rules: Ruleset,
     spread: Ruleset,
-    flows: Flows,
+    entrances: Entrances,
 }
 
-/// The table of addresses and ports, the one of what comes in, and flows.
+/// The table of addresses and ports, the one of what comes in, and endpoints.
 fn tables(inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>) -> Tables {
     let mut rules = Ruleset { frame: frame::frame(inputs), ..Ruleset::new(TABLE) };
     frame::guests(&mut rules, inputs);
-    let (mut spread, mut flows) = (Ruleset::new(INGRESS_TABLE), Flows::new());
+    let (mut spread, mut entrances) = (Ruleset::new(INGRESS_TABLE), Entrances::new());
     for family in Family::of(inputs) {
         let doors = slots::doors(inputs, family);
         let choice = Choice::among(&doors, family);
@@ -186,12 +190,12 @@ fn tables(inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>) -> Tables 
             spread = spread::spread(inputs, own, (&doors, &choice));
             balance::near(&mut rules, inputs, &doors, own);
         }
-        flows.extend(balance::flows(&doors, family));
+        entrances.extend(balance::entrances(&doors, family));
         balance::endpoints(&mut rules, (&doors, &choice), own, family);
     }
     isolation::members(&mut rules, inputs, own);
     egress::exits(&mut rules, inputs);
-    Tables { rules, spread, flows }
+    Tables { rules, spread, entrances }
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! Which backend a client gets. Clients are hashed to slots, and slots belong to backends, in the same way on every host: so
 //! it does not matter who is asked, and a host that takes over a public address leads its clients where they were led before.
 //!
-//! Who is out of rotation stands in a set by itself, and whoever is hashed to one of those is hashed again, to another
-//! slot. So when a host dies, and with it a backend of a thousand endpoints, a thousand elements are added; besides, only
-//! those endpoints change whose first backend in rotation it was.
+//! Who is in rotation stands in a set by itself, and whoever is hashed to another is hashed again, to another slot. So when
+//! a host dies, and with it a backend of a thousand endpoints, a thousand elements go; besides, only those endpoints change
+//! whose first backend in rotation it was.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
@@ -22,6 +22,8 @@ const SEED: u32 = 0x6d61_7966;
 const TRIES: (u32, u32) = (6, 16);
 /// The set of the numbers of this host's own guests.
 pub(super) const HERE: &str = "here";
+/// The set of who is in rotation.
+pub(super) const UP: &str = "up";
 /// What divides evenly among up to six backends, ten, twelve, fifteen.
 const FEW_SLOTS: u32 = 60;
 /// Slots that a backend has at least, so that shares differ by a fifth at the most.
@@ -59,9 +61,9 @@ impl Door<'_> {
         if with_out { self.all().collect() } else { self.up.clone() }
     }
 
-    /// The number of slots depends on all backends, so that it stays when some go and come.
+    /// The number of slots depends on all backends that there are to be, so that it stays when some go and come.
     fn slots(&self) -> u32 {
-        let all = (self.up.len() + self.out.len()) as u32;
+        let all = self.endpoint.instances.max((self.up.len() + self.out.len()) as u32);
         let mut slots = FEW_SLOTS;
         while slots < all * SLOTS_EACH {
             slots *= 4;
@@ -116,7 +118,7 @@ pub(super) fn marks(own: &BTreeMap<Ipv4Addr, &LocalGuest>) -> Elements {
 /// The choice among the backends of all endpoints, as sets and maps that both tables have.
 pub(super) struct Choice {
     slots: Arc<Rows>,
-    out: Vec<String>,
+    up: Vec<String>,
     last: Vec<(String, String)>,
     kinds: BTreeSet<(Distribution, u32)>,
     family: Family,
@@ -125,14 +127,14 @@ pub(super) struct Choice {
 impl Choice {
     pub(super) fn among(doors: &[Door<'_>], family: Family) -> Choice {
         let marks = |door: &Door<'_>| share(door.slots(), &door.members()).into_iter().map(mark).collect();
-        let out = |door: &Door<'_>| {
+        let up = |door: &Door<'_>| {
             let element = |dip: &Ipv4Addr| format!("{} . {:#x}", door.key, mark(*dip));
-            door.out.iter().map(element).collect::<Vec<_>>()
+            door.up.iter().map(element).collect::<Vec<_>>()
         };
         let last = |door: &Door<'_>| Some((door.key.clone(), format!("{:#x}", mark(*door.up.first()?))));
         Choice {
             slots: Arc::new(doors.iter().map(|door| (door.key.clone(), marks(door))).collect()),
-            out: doors.iter().flat_map(out).collect(),
+            up: doors.iter().flat_map(up).collect(),
             last: doors.iter().filter_map(last).collect(),
             kinds: doors.iter().map(|door| (door.endpoint.distribution, door.slots())).collect(),
             family,
@@ -142,20 +144,20 @@ impl Choice {
     /// Writes it down. The chains mark the packet with its backend, and then do as `then` says.
     pub(super) fn write(&self, rules: &mut Ruleset, then: &str) {
         let (family, kind) = (self.family, self.family.kind());
-        let [slots, out, last] = ["slots", "out", "last"].map(|name| family.named(name));
+        let [slots, up, last] = ["slots", UP, "last"].map(|name| family.named(name));
         for (distribution, count) in &self.kinds {
             let tries = if *distribution == Distribution::Connection { TRIES.0 } else { TRIES.1 };
             let text = (0..tries).map(|number| {
                 let hashed = format!("{} mod {count} seed {:#x}", hash(*distribution, family), SEED + number);
                 let (slot, key) = (format!("{} . meta mark map @{slots}", door(family)), door(family));
-                format!("meta mark set {hashed} meta mark set {slot} {key} . meta mark != @{out} {then}\n")
+                format!("meta mark set {hashed} meta mark set {slot} {key} . meta mark @{up} {then}\n")
             });
             let rest = format!("meta mark set {} map @{last} {then}\n", door(family));
             rules.chains.insert(pick_chain(*distribution, *count, family), text.chain([rest]).collect());
         }
         let door = format!("type {kind} . inet_proto . inet_service");
         rules.rows.insert(slots, (format!("{door} . mark : mark;"), Arc::clone(&self.slots)));
-        rules.sets.insert(out, Elements::set(&format!("{door} . mark;")).with(self.out.iter().cloned()));
+        rules.sets.insert(up, Elements::set(&format!("{door} . mark;")).with(self.up.iter().cloned()));
         let mut lasts = Elements::map(&format!("{door} : mark;"));
         lasts.elements.extend(self.last.iter().cloned());
         rules.sets.insert(last, lasts);

@@ -16,7 +16,7 @@ use crate::address::UNDERLAY_DEVICE;
 use crate::plan::family::Family;
 use crate::plan::frame::{hook_in, known_as, wire};
 use crate::plan::ruleset::{Elements, INGRESS_TABLE, Kind, Ruleset};
-use crate::plan::slots::{Choice, Door, HERE, door, mark, marks};
+use crate::plan::slots::{Choice, Door, HERE, UP, door, mark, marks};
 use crate::plan::{Inputs, LocalGuest};
 
 /// Flows that are remembered at the most, of TCP and of UDP; a flood takes the room from others, which are led by hash then.
@@ -29,6 +29,8 @@ const OPENING: &str = "30s";
 const CLOSING: &str = "60s";
 /// The same of UDP, as in the kernel's table.
 const UDP: &str = "2m";
+/// The set of the numbers of guests that are being drained.
+const LEAVING: &str = "leaving";
 /// A flow, as a key of the maps that remember.
 const FLOW: &str = "ip saddr . th sport . ip daddr . th dport";
 
@@ -65,6 +67,9 @@ pub(super) fn spread(
     rules.sets.insert("doors".to_owned(), open);
     let hosts = inputs.goal.peers.iter().map(|peer| peer.address.to_string());
     rules.sets.insert("hosts".to_owned(), Elements::set("type ipv4_addr;").with(hosts));
+    let leaving =
+        inputs.goal.routes.iter().filter(|route| route.leaving).map(|route| format!("{:#x}", mark(route.dip)));
+    rules.sets.insert(LEAVING.to_owned(), Elements::set("type mark;").with(leaving));
     choice.write(&mut rules, "goto chosen");
     remember(&mut rules);
     ways(&mut rules, inputs, own);
@@ -77,9 +82,10 @@ fn enter(udp: bool, pick: &str) -> String {
     // back to it as its own words.
     let whole = "ip frag-off & 0x3fff != 0 accept\nip saddr @hosts accept";
     if udp {
-        // Who keeps a port keeps the backend, until that is not well.
-        let known = format!("meta mark set {FLOW} map @flows_udp {} jump known", is_well());
-        return format!("{whole}\n{known}\n{}goto {pick}\n", forget("flows_udp"));
+        // Who keeps a port keeps the backend, until that is not well; also one that is being drained.
+        let known = |what: &str| format!("meta mark set {FLOW} map @flows_udp {what} jump known\n");
+        let known = known(&is_up()) + &known(&format!("meta mark @{LEAVING}"));
+        return format!("{whole}\n{known}{}goto {pick}\n", forget("flows_udp"));
     }
     // What is said to one that is gone goes to any of them, by way of this host, and is refused.
     format!(
@@ -91,14 +97,15 @@ fn enter(udp: bool, pick: &str) -> String {
 }
 
 /// What becomes of a new connection of TCP: its ports may have been another's a moment ago, of which packets may still come.
-/// There is no way any more to a backend that is gone, and the next rules choose another.
 fn start(pick: &str) -> String {
-    let known = |map| format!("meta mark set {FLOW} map @{map} {} jump chosen\n", is_well());
-    [known("closing"), known("flows"), forget("closing"), forget("flows"), format!("goto {pick}\n")].concat()
+    let known = |map, then| format!("meta mark set {FLOW} map @{map} {} jump {then}\n", is_up());
+    // Where the ports are still among those that are closing, which have little time, the other map has it for long.
+    [known("closing", "known"), known("flows", "chosen"), forget("closing"), forget("flows"), format!("goto {pick}\n")]
+        .concat()
 }
 
-fn is_well() -> String {
-    format!("{} . meta mark != @out", door(Family::V4))
+fn is_up() -> String {
+    format!("{} . meta mark @{UP}", door(Family::V4))
 }
 
 /// What stands there already would stay. It is called seldom for what is there: kernels before 6.5 never free it.

@@ -34,6 +34,7 @@ fn goal() -> NetworkGoal {
         index: 0,
         update_domain: 0,
         ipv6: last != 12,
+        leaving: false,
     };
     let backends = (1..=3).map(|number| Backend {
         vm: VmId(u64::from(number)),
@@ -48,6 +49,7 @@ fn goal() -> NetworkGoal {
         port: 80,
         local_port: 8080,
         backends: backends.collect(),
+        instances: 0,
         access: vec![],
         distribution: Distribution::Connection,
     };
@@ -106,8 +108,8 @@ const KEY: &str = "10.78.0.2 . tcp . 80";
 /// Whom the rules send a client to that is hashed to these slots, one after the other.
 fn chosen(rules: &Ruleset, slots: &[usize]) -> Option<String> {
     let row = rules.rows["slots"].1.get(KEY)?;
-    let is_out = |mark: &&u32| rules.sets["out"].elements.contains_key(&format!("{KEY} . {mark:#x}"));
-    let hashed = slots.iter().filter_map(|slot| row.get(*slot)).find(|mark| !is_out(mark));
+    let is_up = |mark: &&u32| rules.sets["up"].elements.contains_key(&format!("{KEY} . {mark:#x}"));
+    let hashed = slots.iter().filter_map(|slot| row.get(*slot)).find(is_up);
     let mark = hashed.map(|mark| format!("{mark:#x}")).or_else(|| rules.sets["last"].elements.get(KEY).cloned())?;
     rules.sets["dips"].elements.get(&mark).cloned()
 }
@@ -161,8 +163,10 @@ fn packets_for_other_hosts_are_handed_on_as_they_come_in() {
     // A backend that is being drained keeps its connections: behind no endpoint any more, it still has its way.
     let mut drained = goal();
     drained.vips[0].endpoints[0].backends.retain(|backend| backend.dip != dip(12));
+    drained.routes[1].leaving = true;
     let after = plan_with(&drained, &[1, 2, 3], &[1, 2, 3]).spread;
     assert_eq!(after.sets["hops"], spread.sets["hops"]);
+    assert_eq!(after.sets["leaving"].elements.keys().collect::<Vec<_>>(), ["0xa50000c"]);
     // So does the last one.
     drained.vips[0].endpoints[0].backends.clear();
     let after = plan_with(&drained, &[1, 2, 3], &[1, 2, 3]).spread;
@@ -312,7 +316,7 @@ fn the_rules_are_what_they_were() {
 fn a_change_costs_what_changes() {
     let (before, after) = (plan_of(&[1, 2, 3], &[1, 2, 3]).rules, plan_of(&[1, 2, 3], &[1, 3]).rules);
     let script = after.change(&before);
-    assert_eq!(script, "add element inet mayfly out { 10.78.0.2 . tcp . 80 . 0xa50000c }\n");
+    assert_eq!(script, "delete element inet mayfly up { 10.78.0.2 . tcp . 80 . 0xa50000c }\n");
     assert_eq!(after.change(&after), "");
 }
 

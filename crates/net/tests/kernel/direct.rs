@@ -79,7 +79,7 @@ fn move_address(lab: &mut Lab) {
     for (host, owns) in lab.hosts.iter().zip([false, true]) {
         host.namespace.run(move |kit| {
             let vips = owns.then_some(IpAddr::V4(VIP)).into_iter().collect();
-            kit.runtime.block_on(kit.links.set_vips(&vips, |_| false)).unwrap();
+            kit.runtime.block_on(kit.links.set_vips(&vips, |address| address == VIP)).unwrap();
             if owns {
                 let index = kit.runtime.block_on(kit.links.index(UNDERLAY_DEVICE)).unwrap();
                 let mac = kit.runtime.block_on(kit.links.mac(UNDERLAY_DEVICE)).unwrap();

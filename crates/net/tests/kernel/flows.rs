@@ -65,6 +65,7 @@ fn a_client_that_keeps_its_port_finds_another_backend() {
     assert_eq!(told(&lab), second, "one that is well again takes nobody away");
     // One that is being drained is behind no endpoint any more, and there as long as it has a route.
     lab.goal.vips[0].endpoints[0].backends.retain(|backend| backend.vm.0 != 2);
+    lab.goal.routes[1].leaving = true;
     lab.follow(&all);
     assert_eq!(told(&lab), second);
     lab.goal.routes.retain(|route| route.host.as_str() != "host-2");

@@ -257,6 +257,7 @@ impl Lab {
             port: PORT,
             local_port: PORT,
             backends: backends.collect(),
+            instances: 0,
             access: vec![],
             distribution: Distribution::Connection,
             name: "web/http".to_owned(),
@@ -283,6 +284,7 @@ impl Lab {
                     index: 0,
                     update_domain: 0,
                     ipv6: self.goal.ipv6.is_some(),
+                    leaving: false,
                 })
                 .collect(),
             vips: vec![VipGoal {
@@ -367,9 +369,11 @@ fn apply(
     }
     let script = kit.nft.script(before, wanted).unwrap();
     kit.nft.apply(&script).unwrap_or_else(|error| panic!("{error}\n{script}"));
-    if wanted.may_have_strays(before) {
-        let forgotten = forget_strays(&wanted.flows, |backend| wanted.routes.contains_key(backend));
-        kit.runtime.block_on(forgotten).unwrap();
+    if let Some(flows) = &wanted.flows {
+        let before = before.and_then(|before| before.flows.as_ref());
+        if before.is_none_or(|before| flows.may_have_strays(before)) {
+            kit.runtime.block_on(forget_strays(flows, before)).unwrap();
+        }
     }
     if before.is_some() {
         return;
@@ -385,7 +389,10 @@ fn apply(
             kit.links.set_peers(&wanted.peers, wanted.ipv6).await.unwrap();
         }
         kit.links.set_routes(&wanted.routes).await.unwrap();
-        let is_public = |address| wanted.ipv6.and_then(|prefix| prefix.embedded(address)).is_some_and(|one| one == VIP);
+        let is_public = |address| match address {
+            IpAddr::V4(address) => address == VIP,
+            IpAddr::V6(address) => wanted.ipv6.and_then(|prefix| prefix.embedded(address)) == Some(VIP),
+        };
         kit.links.set_vips(&wanted.vips, is_public).await.unwrap();
     });
 }

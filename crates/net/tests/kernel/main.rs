@@ -15,7 +15,7 @@ mod narrowed;
 mod traced;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
@@ -157,14 +157,20 @@ fn overlay_and_public_addresses_can_be_set_again_and_again() {
         assert_eq!(links.set_routes(&BTreeMap::new()).await.unwrap(), 2);
         let vip = Ipv4Addr::new(10, 78, 0, 2);
         let vips = BTreeSet::from([vip.into(), Ipv4Addr::new(10, 78, 0, 3).into(), prefix.embed(vip).into()]);
-        let is_public = |address| prefix.embedded(address).is_some();
+        // The host's own address may be alone in its network too.
+        let alone = Ipv4Addr::new(10, 77, 9, 9);
+        links.add_address("eth0", alone, 32).await.unwrap();
+        let is_public = |address| match address {
+            IpAddr::V4(address) => address != alone,
+            IpAddr::V6(address) => prefix.embedded(address).is_some(),
+        };
         for new in [3, 0] {
             assert_eq!(links.set_vips(&vips, is_public).await.unwrap().len(), new);
         }
         links.set_vips(&BTreeSet::new(), is_public).await.unwrap();
         let left = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
         assert!(left.contains("fd000000000000000000000000000001") && !left.contains("0a4e0002"), "{left}");
-        assert_eq!(links.addresses("eth0").await.unwrap(), [(underlay, 24)]);
+        assert_eq!(links.addresses("eth0").await.unwrap(), [(underlay, 24), (alone, 32)]);
         let index = links.index("eth0").await.unwrap();
         for address in [underlay.into(), prefix.embed(vip).into()] {
             mayfly_net::announce(index, links.mac("eth0").await.unwrap(), address).unwrap();
@@ -209,6 +215,7 @@ fn any_members(dice: &mut Dice) -> (Vec<RouteGoal>, Vec<LocalGuest>, Vec<Backend
             index: 0,
             update_domain: 0,
             ipv6: dice.below(2) == 0,
+            leaving: false,
         });
         backends.push(Backend {
             vm: VmId(u64::from(last)),
@@ -249,6 +256,7 @@ fn any_plan(dice: &mut Dice) -> Plan {
         port,
         local_port: 8000 + dice.below(3) as u16,
         backends: backends.iter().filter(|_| dice.below(3) > 0).cloned().collect(),
+        instances: 0,
         access: (0..dice.below(3))
             .map(|rule| AccessRule {
                 permit: rule == 0,
