@@ -218,6 +218,9 @@ async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Resu
 
 fn set_rules(agent: &Agent, before: Option<&Plan>, wanted: &Plan, new_overlay: bool) -> Result<(), NetError> {
     let mut nft = lock(&agent.nft);
+    if let Some(before) = before {
+        nft.give_up(before, wanted)?;
+    }
     // Rules name the overlay's device by its number.
     let script = nft.script(before.filter(|_| !new_overlay), wanted)?;
     nft.apply(&script)?;

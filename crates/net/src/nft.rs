@@ -10,7 +10,7 @@ use libloading::Library;
 
 use crate::error::NetError;
 use crate::plan::ruleset::{Present, Ruleset, TABLE};
-use crate::plan::{LEASED, Plan, learned_set6};
+use crate::plan::{LEASED, MOVED, Plan, learned_set6};
 
 const LIBRARY: &str = "libnftables.so.1";
 
@@ -18,6 +18,9 @@ type Context = *mut c_void;
 
 /// Lists without elements (`NFT_CTX_OUTPUT_TERSE`).
 const TERSE: c_uint = 1 << 11;
+
+/// How long clients may need to learn that a public address has moved.
+const MOVES_SECONDS: u32 = 10;
 
 /// While it runs, the library keeps the devices' names and numbers for the whole process: threads in several network namespaces would
 /// be given each other's.
@@ -129,6 +132,15 @@ impl Nft {
             "add table {table}\nadd chain {table} trial {{ type filter hook ingress device \"lo\" priority 0; policy accept; }}\n\
              add rule {table} trial ip daddr 192.0.2.1 fwd ip to 192.0.2.1 device \"lo\"\ndelete table {table}\n"
         ))
+    }
+
+    /// Says which public addresses this host is about to lose to another, where it has followed a plan before.
+    ///
+    /// # Errors
+    /// [`NetError::Nft`].
+    pub fn give_up(&mut self, before: &Plan, wanted: &Plan) -> Result<(), NetError> {
+        let lost = before.vips.difference(&wanted.vips).filter(|address| address.is_ipv4());
+        self.learn(MOVED, &lost.copied().collect::<Vec<_>>(), MOVES_SECONDS)
     }
 
     /// The script that leads to a plan's rules from those that the kernel holds, or from whatever there is if that is not known.

@@ -11,10 +11,12 @@ use mayfly_model::{AccessRule, EndpointGoal, Transit};
 use crate::address::{OVERLAY_DEVICE, UNDERLAY_DEVICE};
 use crate::flows::Entrance;
 use crate::plan::family::Family;
-use crate::plan::ruleset::{Elements, Ruleset};
+use crate::plan::ruleset::{Elements, Kind, Ruleset};
 use crate::plan::slots::{Choice, Door, HERE, door, mark, marks, protocol};
 use crate::plan::{Inputs, LocalGuest};
 
+/// The set of public addresses that this host had a moment ago, whose elements go with time.
+pub(crate) const MOVED: &str = "moved";
 /// The map of backends' addresses.
 const DIPS: &str = "dips";
 
@@ -38,8 +40,7 @@ pub(super) fn hook(inputs: &Inputs<'_>, family: Family) -> Vec<String> {
     let mut rules = vec![format!("{handed_on} {near}")];
     if inputs.transit == Transit::Routed {
         // An address that has just moved: its clients will say again to its new host what they said here.
-        let again = format!("{handed_on} ip daddr @vips tcp flags & (syn | ack) != syn drop");
-        rules.insert(0, again);
+        rules.insert(0, format!("{handed_on} ip daddr @{MOVED} tcp flags & (syn | ack) != syn drop"));
     }
     if inputs.direct_return {
         // What was found to be for a guest of this host when it came in.
@@ -92,6 +93,7 @@ pub(super) fn near(
     own: &BTreeMap<Ipv4Addr, &LocalGuest>,
 ) {
     let owned = inputs.goal.vips.iter().filter(|vip| inputs.owns(vip)).map(|vip| vip.vip.to_string());
+    rules.kept.insert(MOVED.to_owned(), (Kind::Set, "type ipv4_addr; flags timeout;".to_owned()));
     rules.sets.insert("owned".to_owned(), Elements::set("type ipv4_addr;").with(owned));
     let mut near = Elements::map("type ipv4_addr . inet_proto . inet_service : verdict;");
     for door in doors {

@@ -17,6 +17,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use mayfly_model::{Egress, HostName, Ipv6Prefix, NetworkGoal, PeerGoal, ProbeGoal, Transit, TunnelKey, VipGoal, VmId};
 
 use crate::flows::{Entrances, Flows};
+pub(crate) use crate::plan::balance::MOVED;
 pub use crate::plan::balance::endpoint_name;
 pub use crate::plan::clear::clear;
 pub use crate::plan::egress::{learned_set, learned_set6};

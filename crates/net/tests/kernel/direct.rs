@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use mayfly_model::Transit;
 use mayfly_net::address::{OVERLAY_DEVICE, UNDERLAY_DEVICE};
-use mayfly_net::announce;
 use mayfly_net::plan::ruleset::{INGRESS_TABLE, Present};
+use mayfly_net::{Flows, announce, forget_strays};
 use socket2::{Domain, Socket, Type};
 
 use crate::lab::{Lab, Namespace, PORT, VIP, dip, reach_public, underlay};
@@ -56,14 +56,14 @@ fn open() -> TcpStream {
     stream
 }
 
-/// Asks from a port of the client's choice, and leaves it free for another connection at once.
-fn ask_from(port: u16) -> std::io::Result<Ipv4Addr> {
+/// Connects from a port of the client's choice; at its end, that is free for another connection at once.
+fn open_from(port: u16) -> std::io::Result<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_linger(Some(Duration::ZERO))?;
     socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
     socket.connect_timeout(&SocketAddr::from((VIP, PORT)).into(), Duration::from_secs(5))?;
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-    ask(&mut socket.into())
+    Ok(socket.into())
 }
 
 /// Connects many times, and says who the backends say it is.
@@ -148,23 +148,36 @@ fn clients_of_an_instance_that_is_gone_are_told_and_find_another() {
         lab.follow(&lab.all());
         lab.backends.iter().for_each(tell);
         let which = format!("{transit}, direct return: {direct_return}");
-        let ask_all = |lab: &Lab| {
+        // From the same ports again and again.
+        let ask_all = |lab: &Lab| -> Vec<TcpStream> {
             let which = which.clone();
             lab.clients[0].run(move |_| {
-                for port in 20_000..20_000 + HELD as u16 {
-                    ask_from(port).unwrap_or_else(|error| panic!("{which}: from port {port}: {error}"));
-                }
-            });
+                let ask = |port| {
+                    let mut stream = open_from(port)?;
+                    ask(&mut stream)?;
+                    Ok::<_, std::io::Error>(stream)
+                };
+                let ports = 20_000..20_000 + HELD as u16;
+                ports.map(|port| ask(port).unwrap_or_else(|error| panic!("{which}: from {port}: {error}"))).collect()
+            })
         };
-        ask_all(&lab);
+        drop(ask_all(&lab));
         let mut held: Vec<TcpStream> = lab.clients[0].run(|_| (0..HELD).map(|_| open()).collect());
         // One of another host, then one of the host that has the public address.
         for gone in [2, 1] {
-            lab.goal.routes.retain(|route| route.dip != dip(gone));
             lab.goal.vips[0].endpoints[0].backends.retain(|backend| backend.dip != dip(gone));
+            lab.goal.routes.iter_mut().for_each(|route| route.leaving |= route.dip == dip(gone));
+            lab.follow(&lab.all());
+            // Nobody new is sent to one that is being drained, so its end is nothing to them.
+            let mut late = ask_all(&lab);
+            lab.goal.routes.retain(|route| route.dip != dip(gone));
             lab.hosts[gone - 1].guests.clear();
             lab.follow(&lab.all());
-            ask_all(&lab);
+            for (number, stream) in late.iter_mut().enumerate() {
+                ask(stream).unwrap_or_else(|error| panic!("{which}: connection {number} since {gone} left: {error}"));
+            }
+            drop(late);
+            drop(ask_all(&lab));
             // Connections that were open with it are told; the others live on.
             let before = held.len();
             held.retain_mut(|stream| match ask(stream) {
@@ -175,6 +188,29 @@ fn clients_of_an_instance_that_is_gone_are_told_and_find_another() {
             assert!(held.len() < before, "{which}: none was open with {gone}");
         }
         assert!(!held.is_empty(), "{which}: all were cut");
+    }
+}
+
+#[test]
+fn connections_outlive_a_host_that_forgets_them() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: this needs root");
+        return;
+    }
+    for transit in [Transit::Vxlan, Transit::Routed] {
+        let lab = Lab::new(BACKENDS, 1, transit);
+        lab.backends.iter().for_each(tell);
+        let mut held: Vec<TcpStream> = lab.clients[0].run(|_| (0..HELD).map(|_| open()).collect());
+        for host in &lab.hosts {
+            let forgotten = host.namespace.run(|kit| {
+                // To somebody who knows of no guests, all are gone.
+                kit.runtime.block_on(forget_strays(&Flows::default(), None)).unwrap()
+            });
+            assert!(forgotten > 0, "{transit}: {} had connections", host.name);
+        }
+        for (number, stream) in held.iter_mut().enumerate() {
+            ask(stream).unwrap_or_else(|error| panic!("{transit}: connection {number}: {error}"));
+        }
     }
 }
 

@@ -88,6 +88,8 @@ pub struct LabHost {
     pub guests: Vec<LocalGuest>,
     /// Whether it hands on what comes in, so that hosts answer their guests' clients themselves.
     pub direct_return: bool,
+    /// The hosts' own network, if guests may leave the fabric.
+    pub egress: Option<&'static str>,
     /// What its kernel holds.
     pub applied: Option<Plan>,
 }
@@ -106,7 +108,7 @@ impl LabHost {
             guests: &self.guests,
             health,
             live,
-            underlay: None,
+            underlay: self.egress,
             underlay6: None,
             transit,
             direct_return: self.direct_return,
@@ -201,7 +203,14 @@ impl Lab {
             lab.keys.push(transit.encrypts().then(|| open_tunnel(&namespace, number)));
             lab.backends.push(backend);
             let name = HostName::new(format!("host-{number}")).unwrap();
-            lab.hosts.push(LabHost { name, namespace, guests: vec![guest], direct_return: true, applied: None });
+            lab.hosts.push(LabHost {
+                name,
+                namespace,
+                guests: vec![guest],
+                direct_return: true,
+                egress: None,
+                applied: None,
+            });
         }
         for number in 1..=clients {
             let namespace = Namespace::new();
@@ -366,6 +375,9 @@ fn apply(
         }
         let mac = [2, 0x6d, 0x66, 0, 0, number as u8];
         kit.runtime.block_on(kit.links.create_overlay(overlay(number), mac, (underlay(number), transit))).unwrap();
+    }
+    if let Some(before) = before {
+        kit.nft.give_up(before, wanted).unwrap();
     }
     let script = kit.nft.script(before, wanted).unwrap();
     kit.nft.apply(&script).unwrap_or_else(|error| panic!("{error}\n{script}"));
