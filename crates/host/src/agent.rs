@@ -16,6 +16,7 @@ use mayfly_net::address::{UNDERLAY_DEVICE, WIRE_SERVER};
 use mayfly_net::mesh::Peers;
 use mayfly_net::{Flows, Links, Nft, Zone};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::net::UdpSocket;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use crate::clock;
@@ -237,23 +238,29 @@ pub async fn run(config: HostConfig, boot_id: u64) -> anyhow::Result<()> {
     servers::start(&agent).await.context("cannot serve guests")?;
     let mesh = mesh::start(&agent).await.context("cannot talk to the other hosts")?;
     tracing::info!(host = %agent.config.name, incarnation = %goal.incarnation, "the agent is up");
-    tokio::spawn(guard::run(Arc::clone(&agent)));
-    tokio::spawn(probes::run(Arc::clone(&agent)));
-    tokio::spawn(network::count(Arc::clone(&agent)));
-    tokio::spawn(disks::run(Arc::clone(&agent)));
-    tokio::spawn(joining::renew(Arc::clone(&agent)));
-    tokio::spawn(reporting::listen(Arc::clone(&agent)));
-    // VMs of before are known before the first report, which lists all that exist.
-    let known = vm::adopt_all(&agent)?;
-    tokio::spawn(vm::run(Arc::clone(&agent), known));
-    let network_agent = Arc::clone(&agent);
-    tokio::spawn(async move {
-        vm::settled(&network_agent).await;
-        tokio::spawn(mesh::speak(Arc::clone(&network_agent), mesh));
-        mesh::acquainted(&network_agent).await;
-        tokio::spawn(strays::run(Arc::clone(&network_agent)));
-        network::run(network_agent).await;
-    });
+    start(&agent, mesh)?;
     reporting::run(agent).await;
+    Ok(())
+}
+
+/// Starts everything that goes on for ever, besides the reports.
+fn start(agent: &Arc<Agent>, mesh: Arc<UdpSocket>) -> anyhow::Result<()> {
+    tokio::spawn(guard::run(Arc::clone(agent)));
+    tokio::spawn(probes::run(Arc::clone(agent)));
+    tokio::spawn(network::count(Arc::clone(agent)));
+    tokio::spawn(disks::run(Arc::clone(agent)));
+    tokio::spawn(joining::renew(Arc::clone(agent)));
+    tokio::spawn(reporting::listen(Arc::clone(agent)));
+    // VMs of before are known before the first report, which lists all that exist.
+    let known = vm::adopt_all(agent)?;
+    tokio::spawn(vm::run(Arc::clone(agent), known));
+    let agent = Arc::clone(agent);
+    tokio::spawn(async move {
+        vm::settled(&agent).await;
+        tokio::spawn(mesh::speak(Arc::clone(&agent), mesh));
+        mesh::acquainted(&agent).await;
+        tokio::spawn(strays::run(Arc::clone(&agent)));
+        network::run(agent).await;
+    });
     Ok(())
 }

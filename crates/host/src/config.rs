@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use mayfly_model::{HostName, LeaseTimings, Resources, Transit};
+use mayfly_model::{HostName, LeaseTimings, Resources, Subnet, Transit};
 use mayfly_net::address::{GATEWAY, METADATA, WIRE_SERVER};
 use mayfly_qemu::Accelerator;
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,10 @@ pub struct HostConfig {
     pub gateway: Option<Ipv4Addr>,
     /// Whether guests may reach what lies beyond the gateway.
     pub guest_egress: bool,
+    /// Networks that guests do not reach all the same: of controllers, of other machines that are nobody's business. All hosts and
+    /// the host's own network are closed to them anyway.
+    #[serde(default)]
+    pub closed_networks: Vec<Subnet>,
     /// The hosts' own IPv6 network, which guests must not reach; only where it is named may they leave the fabric over IPv6.
     #[serde(default)]
     pub underlay6: Option<(Ipv6Addr, u8)>,

@@ -36,6 +36,7 @@ pub(crate) fn check(agent: &Agent) {
     let newer = guests.iter().filter(|(_, ipv6)| *ipv6).filter_map(|(dip, _)| prefix.map(|prefix| prefix.embed(*dip)));
     let dips: BTreeSet<IpAddr> = guests.iter().map(|(dip, _)| (*dip).into()).chain(newer.map(IpAddr::V6)).collect();
     let dips: Vec<_> = dips.into_iter().collect();
+    let vips = lock(&agent.vips).clone();
     let mut nft = lock(&agent.nft);
     // After the lock: whoever waits for it must not hand out time that has passed.
     let now = clock::now();
@@ -65,7 +66,7 @@ pub(crate) fn check(agent: &Agent) {
         MayServe::Orphaned => ORPHAN_MILLIS,
         MayServe::No => 0,
     };
-    let done = if millis > 0 { nft.lease(&dips, millis) } else { nft.revoke(prefix.is_some()) };
+    let done = if millis > 0 { nft.lease(&dips, &vips, millis) } else { nft.revoke(prefix.is_some()) };
     drop(nft);
     if let Err(error) = done {
         tracing::error!(%error, "the kernel's leases cannot be set");

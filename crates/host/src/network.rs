@@ -136,6 +136,7 @@ fn current(agent: &Agent) -> Plan {
         live: &live,
         underlay: agent.config.guest_egress.then_some(underlay.as_str()),
         underlay6: underlay6.as_deref(),
+        closed: &agent.config.closed_networks,
         transit: agent.config.transit,
         direct_return: agent.direct_return,
     };
@@ -177,6 +178,7 @@ async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Resu
     }
     let other_rules =
         |before: &Plan| (&before.rules, &before.spread, &before.arp) != (&wanted.rules, &wanted.spread, &wanted.arp);
+    lock(&agent.vips).clone_from(&wanted.vips);
     if new_overlay || before.is_none_or(other_rules) {
         set_rules(agent, before, wanted, new_overlay)?;
         crate::guard::check(agent);
@@ -207,7 +209,6 @@ async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Resu
             }
         };
         let new = agent.links.set_vips(&wanted.vips, is_public).await?;
-        lock(&agent.vips).clone_from(&wanted.vips);
         if !new.is_empty() {
             tracing::info!(?new, "public addresses taken");
             tokio::spawn(announce_all(Arc::clone(agent), new));

@@ -1,7 +1,7 @@
 //! nftables, in process: libnftables is loaded at run time, so that a change costs a tenth of a millisecond instead of
 //! the twenty that starting `nft` takes. A script is one transaction.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +10,7 @@ use libloading::Library;
 
 use crate::error::NetError;
 use crate::plan::ruleset::{Present, Ruleset, TABLE};
-use crate::plan::{LEASED, MOVED, Plan, learned_set6};
+use crate::plan::{ANSWERED, ARP_TABLE, LEASED, MOVED, Plan, learned_set6};
 
 const LIBRARY: &str = "libnftables.so.1";
 
@@ -171,32 +171,34 @@ impl Nft {
     /// # Errors
     /// [`NetError::Nft`], also when there is no such set any more.
     pub fn learn(&mut self, set: &str, addresses: &[IpAddr], seconds: u32) -> Result<(), NetError> {
-        self.refresh(set, addresses, &format!("{seconds}s"))
+        self.refresh((TABLE, set), addresses, &format!("{seconds}s"))
     }
 
     /// An element that is there keeps its old time when it is added again, so it has to go first.
-    fn refresh(&mut self, set: &str, addresses: &[IpAddr], time: &str) -> Result<(), NetError> {
+    fn refresh(&mut self, (table, set): (&str, &str), addresses: &[IpAddr], time: &str) -> Result<(), NetError> {
         if addresses.is_empty() {
             return Ok(());
         }
         let list = |suffix: &str| addresses.iter().map(|one| format!("{one}{suffix}")).collect::<Vec<_>>().join(", ");
         let (plain, timed) = (list(""), list(&format!(" timeout {time}")));
         self.apply(&format!(
-            "add element {TABLE} {set} {{ {timed} }}\ndelete element {TABLE} {set} {{ {plain} }}\n\
-             add element {TABLE} {set} {{ {timed} }}\n"
+            "add element {table} {set} {{ {timed} }}\ndelete element {table} {set} {{ {plain} }}\n\
+             add element {table} {set} {{ {timed} }}\n"
         ))
     }
 
-    /// Lets the kernel pass packets of these DIPs for so many milliseconds from now, and no longer.
+    /// Lets the kernel pass packets of these DIPs, and answer for these VIPs by ARP, for so many milliseconds from now, and no longer.
     ///
     /// # Errors
     /// [`NetError::Nft`].
-    pub fn lease(&mut self, dips: &[IpAddr], millis: u64) -> Result<(), NetError> {
+    pub fn lease(&mut self, dips: &[IpAddr], vips: &BTreeSet<IpAddr>, millis: u64) -> Result<(), NetError> {
         let (older, newer): (Vec<IpAddr>, Vec<IpAddr>) = dips.iter().partition(|address| address.is_ipv4());
         let time = format!("{millis}ms");
         // The older come first, and pass even if the kernel has no set for the newer yet.
-        self.refresh(LEASED, &older, &time)?;
-        self.refresh(&learned_set6(LEASED), &newer, &time)
+        self.refresh((TABLE, LEASED), &older, &time)?;
+        self.refresh((TABLE, &learned_set6(LEASED)), &newer, &time)?;
+        let vips: Vec<IpAddr> = vips.iter().filter(|vip| vip.is_ipv4()).copied().collect();
+        self.refresh((ARP_TABLE, ANSWERED), &vips, &time)
     }
 
     /// Takes all DIPs off the network at once, those with `ipv6` too.

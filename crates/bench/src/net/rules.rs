@@ -111,6 +111,7 @@ fn changes(report: &mut Report) {
             live,
             underlay: None,
             underlay6: None,
+            closed: &[],
             transit: Transit::Vxlan,
             direct_return: true,
         })
@@ -237,6 +238,7 @@ fn whole(report: &mut Report, guests: u32) -> anyhow::Result<()> {
         live: &live,
         underlay: None,
         underlay6: None,
+        closed: &[],
         transit: Transit::Vxlan,
         direct_return: true,
     };

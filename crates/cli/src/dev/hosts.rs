@@ -78,6 +78,7 @@ pub(super) fn configure(
         prefix: 24,
         gateway: Some(fabric.machine()),
         guest_egress: false,
+        closed_networks: Vec::new(),
         underlay6: None,
         dns_forwarders: None,
         limit_rates: true,

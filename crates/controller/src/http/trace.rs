@@ -157,7 +157,17 @@ fn with_inputs(
     // How packets get to other hosts decides nothing.
     let transit = Transit::default();
     let (host, health, live) = (&host.name, &health, &live);
-    let inputs =
-        Inputs { host, goal: network, guests, health, live, underlay, underlay6, transit, direct_return: true };
+    let inputs = Inputs {
+        host,
+        goal: network,
+        guests,
+        health,
+        live,
+        underlay,
+        underlay6,
+        closed: &[],
+        transit,
+        direct_return: true,
+    };
     act(&inputs).into_iter().map(|step| TraceStep { rule: step.rule, passes: step.passes }).collect()
 }

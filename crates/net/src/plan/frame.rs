@@ -1,5 +1,6 @@
 //! What is the same whatever is deployed: the hooks, in the order in which packets meet them, and who the guests are.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::net::IpAddr;
 
@@ -21,6 +22,10 @@ pub(super) const DENIED: &str = "denied";
 
 /// The set of addresses that this host's lease covers, whose elements come and go with time.
 pub(crate) const LEASED: &str = "leased";
+/// The table of what is said by ARP.
+pub(crate) const ARP_TABLE: &str = "arp mayfly";
+/// The set of public addresses that this host answers for, whose elements come and go with time.
+pub(crate) const ANSWERED: &str = "answered";
 /// The set of all hosts' addresses in the data centre's network.
 const MACHINES: &str = "machines";
 /// The set of the taps of guests that have IPv6.
@@ -180,6 +185,10 @@ fn forward(inputs: &Inputs<'_>) -> Vec<String> {
     }));
     // Hosts may stand in other networks too.
     rules.push(format!("iifname {guest} ip daddr @{MACHINES} counter name {ISOLATED} drop"));
+    for network in inputs.closed {
+        let ip = if network.address.is_ipv4() { "ip" } else { "ip6" };
+        rules.push(format!("iifname {guest} {ip} daddr {network} counter name {ISOLATED} drop"));
+    }
     if let Some(underlay) = inputs.underlay {
         rules.push(format!("iifname {guest} oifname \"{UNDERLAY_DEVICE}\" ip daddr != {underlay} accept"));
     }
@@ -281,19 +290,27 @@ fn place(guest: &LocalGuest, family: Family) -> String {
 }
 
 /// What guests may say by ARP: their own hardware address, and their own address or (when they look whether it is
-/// taken) none.
-pub(super) fn arp(guests: &[LocalGuest]) -> String {
-    let mut text = String::from("add table arp mayfly\ndelete table arp mayfly\ntable arp mayfly {\n");
-    text.push_str(" chain input { type filter hook input priority 0; policy accept;\n");
-    let _ = writeln!(text, "  iifname != \"{TAP_PREFIX}*\" accept");
-    if guests.is_empty() {
-        text.push_str("  drop\n }\n}\n");
-        return text;
+/// taken) none. And for which public addresses this host answers: as long as somebody says so, as another host takes those of one
+/// that says nothing.
+pub(super) fn arp(guests: &[LocalGuest], vips: &BTreeSet<IpAddr>) -> String {
+    let mut text =
+        format!("add table {ARP_TABLE}\nadd set {ARP_TABLE} {ANSWERED} {{ type ipv4_addr; flags timeout; }}\n");
+    let vips: Vec<String> = vips.iter().filter(|vip| vip.is_ipv4()).map(IpAddr::to_string).collect();
+    let mut rules = Vec::new();
+    if !vips.is_empty() {
+        let asked = format!("arp operation request arp daddr ip {{ {} }}", vips.join(", "));
+        rules.push(format!("{asked} arp daddr ip != @{ANSWERED} drop"));
     }
-    let cards: Vec<String> = guests.iter().map(card).collect();
-    let places: Vec<String> = guests.iter().map(|guest| place(guest, Family::V4)).collect();
-    let _ = writeln!(text, "  iifname . arp saddr ether != {{ {} }} drop", cards.join(", "));
-    let _ = writeln!(text, "  arp saddr ip 0.0.0.0 accept");
-    let _ = writeln!(text, "  iifname . arp saddr ip != {{ {} }} drop\n }}\n}}", places.join(", "));
+    rules.push(format!("iifname != \"{TAP_PREFIX}*\" accept"));
+    if guests.is_empty() {
+        rules.push("drop".to_owned());
+    } else {
+        let cards: Vec<String> = guests.iter().map(card).collect();
+        let places: Vec<String> = guests.iter().map(|guest| place(guest, Family::V4)).collect();
+        rules.push(format!("iifname . arp saddr ether != {{ {} }} drop", cards.join(", ")));
+        rules.push("arp saddr ip 0.0.0.0 accept".to_owned());
+        rules.push(format!("iifname . arp saddr ip != {{ {} }} drop", places.join(", ")));
+    }
+    hook_in(ARP_TABLE, &mut text, "input", "filter hook input priority 0; policy accept", &rules);
     text
 }

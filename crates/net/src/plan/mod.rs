@@ -14,7 +14,9 @@ pub mod trace;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use mayfly_model::{Egress, HostName, Ipv6Prefix, NetworkGoal, PeerGoal, ProbeGoal, Transit, TunnelKey, VipGoal, VmId};
+use mayfly_model::{
+    Egress, HostName, Ipv6Prefix, NetworkGoal, PeerGoal, ProbeGoal, Subnet, Transit, TunnelKey, VipGoal, VmId,
+};
 
 use crate::flows::{Entrances, Flows};
 pub(crate) use crate::plan::balance::MOVED;
@@ -22,7 +24,7 @@ pub use crate::plan::balance::endpoint_name;
 pub use crate::plan::clear::clear;
 pub use crate::plan::egress::{learned_set, learned_set6};
 use crate::plan::family::Family;
-pub(crate) use crate::plan::frame::LEASED;
+pub(crate) use crate::plan::frame::{ANSWERED, ARP_TABLE, LEASED};
 use crate::plan::ruleset::{INGRESS_TABLE, Ruleset, TABLE};
 use crate::plan::slots::Choice;
 
@@ -63,6 +65,8 @@ pub struct Inputs<'a> {
     pub underlay: Option<&'a str>,
     /// The same over IPv6.
     pub underlay6: Option<&'a str>,
+    /// Networks that guests do not reach although they lie beyond.
+    pub closed: &'a [Subnet],
     /// How packets get to other hosts' guests.
     pub transit: Transit,
     /// Whether this host, where it has a public address, leaves it to the hosts of its backends to answer clients.
@@ -94,7 +98,7 @@ pub struct Plan {
     pub rules: Ruleset,
     /// What is handed on to other hosts as soon as it comes in.
     pub spread: Ruleset,
-    /// What guests may say by ARP: a script by itself.
+    /// What is said and answered by ARP: a script by itself.
     pub arp: String,
     /// Routes to DIPs.
     pub routes: BTreeMap<IpAddr, NextHop>,
@@ -118,19 +122,18 @@ pub fn plan(inputs: &Inputs<'_>) -> Plan {
     let others = || goal.peers.iter().filter(|peer| peer.host != *host);
     let Tables { rules, spread, entrances } = tables(inputs, &own);
     let is_known = goal.peers.iter().any(|peer| peer.host == *host);
+    let there = |family: Family| goal.vips.iter().filter(move |vip| vip.ipv6 || family == Family::V4);
+    let vips = Family::of(inputs)
+        .flat_map(|family| there(family).filter(|vip| inputs.owns(vip)).map(move |vip| family.address(vip.vip)));
+    let vips: BTreeSet<IpAddr> = vips.collect();
     Plan {
         rules,
         spread,
         flows: is_known.then(|| flows(inputs, &own, entrances)),
         ipv6: goal.ipv6,
-        arp: frame::arp(guests),
+        arp: frame::arp(guests, &vips),
+        vips,
         routes: Family::of(inputs).flat_map(|family| routes(inputs, &own, family)).collect(),
-        vips: Family::of(inputs)
-            .flat_map(|family| {
-                let there = goal.vips.iter().filter(move |vip| vip.ipv6 || family == Family::V4);
-                there.filter(|vip| inputs.owns(vip)).map(move |vip| family.address(vip.vip))
-            })
-            .collect(),
         // A host that has no key yet gets nothing, rather than something that all can read.
         peers: others()
             .filter(|peer| inputs.transit.has_overlay() && (!encrypts || peer.tunnel_key.is_some()))

@@ -96,6 +96,7 @@ fn plan_for(goal: &NetworkGoal, live: &[u8], healthy: &[u64], egress: &str) -> P
         live: &live.iter().map(|number| host(*number)).collect(),
         underlay: Some("10.77.0.0/24"),
         underlay6: None,
+        closed: &[],
         transit: Transit::Vxlan,
         direct_return: true,
     })
@@ -335,6 +336,7 @@ fn who_has_no_key_gets_nothing_through_encrypted_tunnels() {
             live: &live,
             underlay: None,
             underlay6: None,
+            closed: &[],
             transit,
             direct_return: true,
         })

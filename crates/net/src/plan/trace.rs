@@ -234,6 +234,9 @@ fn away(inputs: &Inputs<'_>, from: Sender<'_>, to: &Receiver, family: Family) ->
     {
         return stops(format!("nobody in the fabric has {address}, and nobody outside is reached at it"));
     }
+    if inputs.closed.iter().any(|network| network.contains(to.address)) {
+        return stops("its host's configuration closes that network to guests");
+    }
     let way_out = if family == Family::V4 { inputs.underlay } else { inputs.underlay6 };
     match way_out {
         Some(_) => passes("it leaves the fabric, under its host's address"),

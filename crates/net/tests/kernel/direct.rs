@@ -71,6 +71,31 @@ fn known_as(client: &Namespace) -> BTreeSet<Ipv4Addr> {
     client.run(|_| (0..HELD).map(|_| ask(&mut open()).unwrap()).collect())
 }
 
+#[test]
+fn a_host_that_says_nothing_for_long_does_not_answer_for_its_public_addresses() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: this needs root");
+        return;
+    }
+    let lab = Lab::new(1, 2, Transit::Vxlan);
+    lab.backends.iter().for_each(tell);
+    assert_eq!(known_as(&lab.clients[0]).len(), 1);
+    let speaks = |millis: u64| {
+        let host = &lab.hosts[0].namespace;
+        host.run(move |kit| kit.nft.lease(&[], &BTreeSet::from([VIP.into()]), millis)).unwrap();
+    };
+    speaks(300);
+    std::thread::sleep(Duration::from_millis(600));
+    let connect = |client: &Namespace| {
+        let connected =
+            client.run(|_| TcpStream::connect_timeout(&SocketAddr::from((VIP, PORT)), Duration::from_secs(9)));
+        connected.map(drop).map_err(|error| error.kind())
+    };
+    assert_eq!(connect(&lab.clients[1]), Err(ErrorKind::HostUnreachable), "nobody answers for the address");
+    speaks(60_000);
+    assert_eq!(connect(&lab.clients[1]), Ok(()), "once it speaks again, it does");
+}
+
 /// Gives the public address to the second host, whose clients do not know of it at once.
 fn move_address(lab: &mut Lab) {
     lab.goal.vips[0].owners.swap(0, 1);

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use mayfly_model::{
     Backend, Distribution, Egress, EndpointGoal, HostName, Ipv6Prefix, NetworkGoal, PeerGoal, RoleName, RouteGoal,
-    Transit, TunnelKey, VipGoal, VmId,
+    Subnet, Transit, TunnelKey, VipGoal, VmId,
 };
 use mayfly_net::address::{GATEWAY, TAP_GATEWAY, UNDERLAY_DEVICE};
 use mayfly_net::plan::{Health, Inputs, LocalGuest, Plan, clear, plan};
@@ -90,6 +90,8 @@ pub struct LabHost {
     pub direct_return: bool,
     /// The hosts' own network, if guests may leave the fabric.
     pub egress: Option<&'static str>,
+    /// Networks that are closed to them all the same.
+    pub closed: Vec<Subnet>,
     /// What its kernel holds.
     pub applied: Option<Plan>,
 }
@@ -110,6 +112,7 @@ impl LabHost {
             live,
             underlay: self.egress,
             underlay6: None,
+            closed: &self.closed,
             transit,
             direct_return: self.direct_return,
         }
@@ -209,6 +212,7 @@ impl Lab {
                 guests: vec![guest],
                 direct_return: true,
                 egress: None,
+                closed: vec![],
                 applied: None,
             });
         }
@@ -387,11 +391,13 @@ fn apply(
             kit.runtime.block_on(forget_strays(flows, before)).unwrap();
         }
     }
+    if before.is_none_or(|before| before.arp != wanted.arp) {
+        kit.nft.apply(&wanted.arp).unwrap();
+        kit.nft.lease(dips, &wanted.vips, 3_600_000).unwrap();
+    }
     if before.is_some() {
         return;
     }
-    kit.nft.apply(&wanted.arp).unwrap();
-    kit.nft.lease(dips, 3_600_000).unwrap();
     kit.runtime.block_on(async {
         if let Some(prefix) = wanted.ipv6 {
             prepare_ipv6(&kit.links, prefix, own, (transit, 24)).await.unwrap();

@@ -55,10 +55,10 @@ fn rules_are_accepted_and_leases_end_by_themselves() {
         for _ in 0..2 {
             nft.apply(include_str!("../ingress.golden")).unwrap();
         }
-        nft.lease(&[Ipv4Addr::new(10, 80, 0, 11).into()], 5000).unwrap();
+        nft.lease(&[Ipv4Addr::new(10, 80, 0, 11).into()], &BTreeSet::new(), 5000).unwrap();
         nft.apply(include_str!("../rules.golden")).unwrap();
         nft.apply("get element inet mayfly leased { 10.80.0.11 }").expect("a new rule set must not end a lease");
-        nft.lease(&[Ipv4Addr::new(10, 80, 0, 11).into()], 200).unwrap();
+        nft.lease(&[Ipv4Addr::new(10, 80, 0, 11).into()], &BTreeSet::new(), 200).unwrap();
         tokio::time::sleep(Duration::from_millis(600)).await;
         nft.apply("get element inet mayfly leased { 10.80.0.11 }").expect_err("the lease is over");
         let error = nft.apply("add rule inet mayfly nonsense").unwrap_err().to_string();
@@ -155,27 +155,31 @@ fn overlay_and_public_addresses_can_be_set_again_and_again() {
             assert_eq!(links.set_routes(&way).await.unwrap(), changed);
         }
         assert_eq!(links.set_routes(&BTreeMap::new()).await.unwrap(), 2);
-        let vip = Ipv4Addr::new(10, 78, 0, 2);
-        let vips = BTreeSet::from([vip.into(), Ipv4Addr::new(10, 78, 0, 3).into(), prefix.embed(vip).into()]);
-        // The host's own address may be alone in its network too.
-        let alone = Ipv4Addr::new(10, 77, 9, 9);
-        links.add_address("eth0", alone, 32).await.unwrap();
-        let is_public = |address| match address {
-            IpAddr::V4(address) => address != alone,
-            IpAddr::V6(address) => prefix.embedded(address).is_some(),
-        };
-        for new in [3, 0] {
-            assert_eq!(links.set_vips(&vips, is_public).await.unwrap().len(), new);
-        }
-        links.set_vips(&BTreeSet::new(), is_public).await.unwrap();
-        let left = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
-        assert!(left.contains("fd000000000000000000000000000001") && !left.contains("0a4e0002"), "{left}");
-        assert_eq!(links.addresses("eth0").await.unwrap(), [(underlay, 24), (alone, 32)]);
-        let index = links.index("eth0").await.unwrap();
-        for address in [underlay.into(), prefix.embed(vip).into()] {
-            mayfly_net::announce(index, links.mac("eth0").await.unwrap(), address).unwrap();
-        }
+        public_addresses_come_and_go(&links, prefix, underlay).await;
     });
+}
+
+async fn public_addresses_come_and_go(links: &Links, prefix: Ipv6Prefix, underlay: Ipv4Addr) {
+    let vip = Ipv4Addr::new(10, 78, 0, 2);
+    let vips = BTreeSet::from([vip.into(), Ipv4Addr::new(10, 78, 0, 3).into(), prefix.embed(vip).into()]);
+    // The host's own address may be alone in its network too.
+    let alone = Ipv4Addr::new(10, 77, 9, 9);
+    links.add_address("eth0", alone, 32).await.unwrap();
+    let is_public = |address| match address {
+        IpAddr::V4(address) => address != alone,
+        IpAddr::V6(address) => prefix.embedded(address).is_some(),
+    };
+    for new in [3, 0] {
+        assert_eq!(links.set_vips(&vips, is_public).await.unwrap().len(), new);
+    }
+    links.set_vips(&BTreeSet::new(), is_public).await.unwrap();
+    let left = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
+    assert!(left.contains("fd000000000000000000000000000001") && !left.contains("0a4e0002"), "{left}");
+    assert_eq!(links.addresses("eth0").await.unwrap(), [(underlay, 24), (alone, 32)]);
+    let index = links.index("eth0").await.unwrap();
+    for address in [underlay.into(), prefix.embed(vip).into()] {
+        mayfly_net::announce(index, links.mac("eth0").await.unwrap(), address).unwrap();
+    }
 }
 
 /// A row of pseudo-random numbers (SplitMix64).
@@ -289,6 +293,7 @@ fn any_plan(dice: &mut Dice) -> Plan {
         live: &live,
         underlay,
         underlay6: underlay.map(|_| "fd00:77::/64"),
+        closed: &["192.0.2.0/24".parse().unwrap(), "2001:db8:1::/48".parse().unwrap()],
         transit: if dice.below(2) == 0 { Transit::Vxlan } else { Transit::Routed },
         direct_return: dice.below(8) > 0,
     })

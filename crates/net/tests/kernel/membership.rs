@@ -16,6 +16,8 @@ const CHANGES: u32 = 10_000;
 const BACKENDS: usize = 3;
 /// Connections that are held open through all changes.
 const HELD: usize = 60;
+/// Between two visits.
+const PACE: Duration = Duration::from_millis(4);
 
 /// Answers each byte with the backend's number.
 pub fn echo(number: u8) {
@@ -71,6 +73,8 @@ fn connections_survive_ten_thousand_changes_of_membership() {
             while !told.load(Relaxed) {
                 open().unwrap_or_else(|error| panic!("connection {visits} beside the changes: {error}"));
                 visits += 1;
+                // A port is not free again for a minute.
+                std::thread::sleep(PACE);
             }
             visits
         })
