@@ -102,7 +102,7 @@ pub(crate) async fn run(agent: Arc<Agent>) {
             }
         }
         let hosts = live(&agent).0;
-        if hosts.difference(&heard).next().is_some() {
+        if applied.is_some() && hosts.difference(&heard).next().is_some() {
             // Somebody who was not heard may have taken this one's addresses meanwhile, and told everybody.
             let own = lock(&agent.vips).iter().copied().collect();
             tokio::spawn(announce_all(Arc::clone(&agent), own));

@@ -75,7 +75,8 @@ pub(super) fn endpoints(
         // Without anybody behind it, the address itself refuses.
         if let Some(anybody) = door.up.first() {
             let chain = family.named(&name);
-            rules.chains.insert(chain.clone(), admit(door, &sent(door, &name, *anybody, family), family));
+            let text = format!("jump {}\n", door.chain(family)) + &sent(door, &name, *anybody, family);
+            rules.chains.insert(chain.clone(), admit(door, &text, family));
             open.elements.insert(door.key.clone(), format!("goto {chain}"));
         }
     }
@@ -97,11 +98,16 @@ pub(super) fn near(
     rules.sets.insert("owned".to_owned(), Elements::set("type ipv4_addr;").with(owned));
     let mut near = Elements::map("type ipv4_addr . inet_proto . inet_service : verdict;");
     for door in doors {
-        let Some(here) = door.up.iter().find(|dip| own.contains_key(dip)) else { continue };
+        let mut near_by = door.up.iter().filter(|dip| own.contains_key(dip));
+        let Some(here) = near_by.next() else { continue };
         let name = endpoint_name(door.vip.vip, door.endpoint);
-        // The host that sent it here may have remembered one that would not be chosen now.
-        let anybody = format!("meta mark != @{HERE} meta mark set {:#x}\n", mark(*here));
-        let text = anybody + &sent(door, &name, *here, Family::V4);
+        let anybody = format!("meta mark set {:#x}\n", mark(*here));
+        let choice = match near_by.next() {
+            None => anybody,
+            // The host that sent it here may have remembered one that would not be chosen now.
+            Some(_) => format!("jump {}\nmeta mark != @{HERE} {anybody}", door.chain(Family::V4)),
+        };
+        let text = choice + &sent(door, &name, *here, Family::V4);
         let chain = format!("n{name}");
         rules.chains.insert(chain.clone(), admit(door, &text, Family::V4));
         // A packet that is here at the very moment of a change may find the element and its chain still empty, and goes on.
@@ -137,7 +143,6 @@ pub(super) fn entrances(
 fn admit(door: &Door<'_>, sent: &str, family: Family) -> String {
     let ip = family.word();
     let access = &door.endpoint.access;
-    let let_in = format!("jump {}\n{sent}", door.chain(family));
     let mut text = String::new();
     // Nobody who is kept out is chosen for.
     for rule in access {
@@ -145,12 +150,12 @@ fn admit(door: &Door<'_>, sent: &str, family: Family) -> String {
         let Some(network) = family.network(subnet) else { continue };
         let who = if subnet.is_everybody() { String::new() } else { format!("{ip} saddr {network} ") };
         if rule.permit {
-            text.extend(let_in.lines().map(|line| format!("{who}{line}\n")));
+            text.extend(sent.lines().map(|line| format!("{who}{line}\n")));
         } else {
             text.push_str(&format!("{who}drop\n"));
         }
     }
     // Where some are let in by name, the others are not.
-    text.push_str(if access.iter().any(|rule| rule.permit) { "drop\n" } else { &let_in });
+    text.push_str(if access.iter().any(|rule| rule.permit) { "drop\n" } else { sent });
     text
 }

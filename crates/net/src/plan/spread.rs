@@ -31,6 +31,8 @@ const CLOSING: &str = "60s";
 const UDP: &str = "2m";
 /// The set of the numbers of guests that are being drained.
 const LEAVING: &str = "leaving";
+/// What holds for packets of which no map knew anything.
+const NEW: &str = "meta mark 0x0";
 /// A flow, as a key of the maps that remember.
 const FLOW: &str = "ip saddr . th sport . ip daddr . th dport";
 
@@ -83,9 +85,12 @@ fn enter(udp: bool, pick: &str) -> String {
     let whole = "ip frag-off & 0x3fff != 0 accept\nip saddr @hosts accept";
     if udp {
         // Who keeps a port keeps the backend, until that is not well; also one that is being drained.
-        let known = |what: &str| format!("meta mark set {FLOW} map @flows_udp {what} jump known\n");
-        let known = known(&is_up()) + &known(&format!("meta mark @{LEAVING}"));
-        return format!("{whole}\n{known}{}goto {pick}\n", forget("flows_udp"));
+        return format!(
+            "{whole}\nmeta mark set {FLOW} map @flows_udp {} jump known\n{NEW} goto {pick}\n\
+             meta mark @{LEAVING} jump known\n{}goto {pick}\n",
+            is_up(),
+            forget("flows_udp")
+        );
     }
     // What is said to one that is gone goes to any of them, by way of this host, and is refused.
     format!(
@@ -100,8 +105,8 @@ fn enter(udp: bool, pick: &str) -> String {
 fn start(pick: &str) -> String {
     let known = |map, then| format!("meta mark set {FLOW} map @{map} {} jump {then}\n", is_up());
     // Where the ports are still among those that are closing, which have little time, the other map has it for long.
-    [known("closing", "known"), known("flows", "chosen"), forget("closing"), forget("flows"), format!("goto {pick}\n")]
-        .concat()
+    let known = known("closing", "known") + &known("flows", "chosen");
+    format!("{known}{NEW} goto {pick}\n{}{}goto {pick}\n", forget("closing"), forget("flows"))
 }
 
 fn is_up() -> String {
