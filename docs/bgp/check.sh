@@ -92,10 +92,12 @@ for number in 1 2; do
     ip netns exec mfbgp-h$number python3 "$FOLDER/serve.py" $address h$number & PIDS="$PIDS $!"
   done
   sed -e "s/@HOST_IP@/10.79.0.1$number/" -e 's/@HOST_AS@/65001/' -e 's/@TOR_IP@/10.79.0.1/' -e 's/@TOR_AS@/65000/' \
-    -e 's|@VIP_RANGE@|10.78.0.0/24|' -e "s|@VIP_RANGE6@|$RANGE6|" -e 's/^log .*/log stderr all;/' "$HERE/host.conf" >"$FOLDER/mfbgp-h$number.conf"
+    -e 's|@VIP_RANGE@|10.78.0.0/24|' -e "s|@VIP_RANGE6@|$RANGE6|" -e "s/@HOST_IP6@/fd00:79::1$number/" -e 's/^log .*/log stderr all;/' "$HERE/host.conf" >"$FOLDER/mfbgp-h$number.conf"
 done
 sed -e 's/@TOR_IP@/10.79.0.1/' -e 's/@TOR_AS@/65000/' -e 's/@TOR_DEV@/br0/' -e 's|@HOSTS@|10.79.0.0/24|' -e 's/@HOST_AS@/65001/' \
   -e 's|@VIP_RANGE@|10.78.0.0/24|' -e "s|@VIP_RANGE6@|$RANGE6|" -e 's/^log .*/log stderr all;/' "$HERE/router.conf" >"$FOLDER/$ROUTER.conf"
+# One that was there before BIRD was.
+ip -n $HOST1 addr add fd6d:6179:666c:79::a4e:4/128 dev eth0 nodad
 for name in $ROUTER $HOST1 $HOST2; do
   ip netns exec $name bird -f -c "$FOLDER/$name.conf" -s "$FOLDER/$name.ctl" -P "$FOLDER/$name.pid" 2>"$FOLDER/$name.log" &
   PIDS="$PIDS $!"
@@ -103,6 +105,9 @@ done
 for name in $HOST1 $HOST2; do holds "$name has a session with the router" is_up $name; done
 [ $RESULT = 0 ] || { RESULT=2; cat "$FOLDER"/*.log; exit; }
 
+holds "an address that was there first leads to it" \
+  sh -c "ip -n $ROUTER -6 route show fd6d:6179:666c:79::a4e:4 | grep -q 'via fd00:79::11 '"
+ip -n $HOST1 addr del fd6d:6179:666c:79::a4e:4/128 dev eth0
 takes $HOST1
 holds "an address that a host takes leads to it" leads_to 10.79.0.11
 holds "so does its IPv6 address" leads6_to fd00:79::11

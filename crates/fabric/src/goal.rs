@@ -149,6 +149,7 @@ fn routes(core: &Core) -> Vec<RouteGoal> {
                 index: instance.key.index,
                 update_domain: instance.update_domain,
                 ipv6: core.config().ipv6.is_some() && has_ipv6(state, instance),
+                vm: Some(vm.id),
                 leaving: instance.wanted_vm().is_none(),
             })
         })

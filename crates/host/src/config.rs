@@ -24,8 +24,8 @@ pub struct HostConfig {
     pub gateway: Option<Ipv4Addr>,
     /// Whether guests may reach what lies beyond the gateway.
     pub guest_egress: bool,
-    /// Networks that guests do not reach all the same: of controllers, of other machines that are nobody's business. All hosts and
-    /// the host's own network are closed to them anyway.
+    /// Networks that guests do not reach all the same: of controllers, of other machines that are nobody's business. Hosts' IPv4
+    /// addresses and the host's own networks are closed to them anyway.
     #[serde(default)]
     pub closed_networks: Vec<Subnet>,
     /// The hosts' own IPv6 network, which guests must not reach; only where it is named may they leave the fabric over IPv6.

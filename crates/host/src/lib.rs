@@ -17,6 +17,7 @@
 //! - servers for guests: wire server, metadata, DNS, DHCP.
 
 mod agent;
+mod announcer;
 mod calls;
 mod clock;
 mod config;

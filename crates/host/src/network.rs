@@ -10,9 +10,10 @@ use mayfly_model::{HostName, NetworkGoal};
 use mayfly_net::address::UNDERLAY_DEVICE;
 use mayfly_net::plan::ruleset::Present;
 use mayfly_net::plan::{Health, Inputs, Plan, clear, plan};
-use mayfly_net::{Links, NetError, Nft, announce, prepare_host, prepare_ipv6};
+use mayfly_net::{Links, NetError, Nft, prepare_host, prepare_ipv6};
 
 use crate::agent::{Agent, lock};
+use crate::announcer::Announcer;
 use crate::clock;
 use crate::config::HostConfig;
 
@@ -22,9 +23,6 @@ const LOOK: Duration = Duration::from_millis(200);
 const COUNT: Duration = Duration::from_secs(5);
 /// How often it is tried whether packets can be handed on.
 const TRIALS: usize = 3;
-/// When a public address that has moved is announced: at once, and again in case that was lost or came too early.
-const ANNOUNCEMENTS: [Duration; 4] =
-    [Duration::ZERO, Duration::from_millis(300), Duration::from_millis(1100), Duration::from_millis(2500)];
 
 /// Takes the host's address in the data centre's network, which it needs to reach anybody.
 pub(crate) async fn join_underlay(config: &HostConfig, links: &Links) -> anyhow::Result<()> {
@@ -55,7 +53,11 @@ pub(crate) async fn prepare(agent: &Agent) -> anyhow::Result<()> {
     prepare_host(&agent.links).await?;
     // Where there are rules already, an earlier agent made them for guests that may still run; they hold until it is
     // known how those are doing.
-    let first = current(agent);
+    // Those that the last agent took are answered for until it is known whose they are.
+    let alone = agent.links.addresses(UNDERLAY_DEVICE).await?.into_iter().filter(|(_, prefix)| *prefix == 32);
+    let taken = alone.map(|(address, _)| address).filter(|address| *address != agent.config.address);
+    lock(&agent.vips).extend(taken.map(IpAddr::V4));
+    let first = current(agent, &BTreeSet::new(), Health::new());
     // Before anything is said or heard, also where an earlier agent had another transit.
     lock(&agent.nft).apply(&clear(agent.config.transit))?;
     if let Some(own) = &agent.tunnel {
@@ -89,38 +91,52 @@ pub(crate) async fn run(agent: Arc<Agent>) {
     let mut changed = agent.changed.subscribe();
     // What the kernel holds as planned; nothing if that is unknown, so that everything is set again.
     let mut applied: Option<Plan> = None;
-    let mut heard = BTreeSet::new();
+    let mut announcer = Announcer::default();
     loop {
-        let wanted = current(&agent);
+        let (live, healthy) = live(&agent);
+        let wanted = current(&agent, &live, healthy);
         if applied.as_ref() != Some(&wanted) {
             match apply(&agent, applied.as_ref(), &wanted).await {
-                Ok(()) => applied = Some(wanted),
+                Ok(new) => {
+                    announcer.has_new |= new;
+                    applied = Some(wanted);
+                }
                 Err(error) => {
                     tracing::error!(%error, cause = ?std::error::Error::source(&error), "the network is not as planned");
                     applied = None;
                 }
             }
         }
-        let hosts = live(&agent).0;
-        if applied.is_some() && hosts.difference(&heard).next().is_some() {
-            // Somebody who was not heard may have taken this one's addresses meanwhile, and told everybody.
-            let own = lock(&agent.vips).iter().copied().collect();
-            tokio::spawn(announce_all(Arc::clone(&agent), own));
+        if let Some(applied) = &applied {
+            announcer.follow(&agent, live);
+            hand_on_flows(&agent, applied);
         }
-        heard = hosts;
         let _ = tokio::time::timeout(LOOK, changed.changed()).await;
     }
 }
 
+/// Tells who looks after what the kernel remembers.
+fn hand_on_flows(agent: &Agent, applied: &Plan) {
+    // What the last agent wrote down may not know of guests that there are by now.
+    if *agent.confirmed.borrow() {
+        agent.flows.send_if_modified(|flows| {
+            let changed = *flows != applied.flows;
+            if changed {
+                flows.clone_from(&applied.flows);
+            }
+            changed
+        });
+    }
+}
+
 /// The plan for what is known now.
-fn current(agent: &Agent) -> Plan {
+fn current(agent: &Agent, live: &BTreeSet<HostName>, healthy: Health) -> Plan {
     let now = clock::now();
     let goal = agent.goal.borrow().clone();
     let (guests, mut health): (_, Health) = {
         let statuses = agent.statuses();
         (statuses.guests(), statuses.health(now))
     };
-    let (live, healthy) = live(agent);
     health.extend(healthy);
     let (underlay, underlay6) = (agent.config.underlay(), agent.config.underlay6());
     let network = match agent.ipv6() == goal.network.ipv6 {
@@ -133,7 +149,7 @@ fn current(agent: &Agent) -> Plan {
         goal: &network,
         guests: &guests,
         health: &health,
-        live: &live,
+        live,
         underlay: agent.config.guest_egress.then_some(underlay.as_str()),
         underlay6: underlay6.as_deref(),
         closed: &agent.config.closed_networks,
@@ -155,7 +171,9 @@ fn live(agent: &Agent) -> (BTreeSet<HostName>, Health) {
     (live, healthy)
 }
 
-async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Result<(), NetError> {
+/// Makes the network as planned. Returns whether there are public addresses that were not there.
+async fn apply(agent: &Agent, before: Option<&Plan>, wanted: &Plan) -> Result<bool, NetError> {
+    lock(&agent.vips).clone_from(&wanted.vips);
     if let Some(own) = agent.tunnel.as_ref().filter(|_| before.is_none_or(|before| before.tunnels != wanted.tunnels)) {
         own.tunnel.lead_to(&wanted.tunnels).await?;
     }
@@ -178,23 +196,12 @@ async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Resu
     }
     let other_rules =
         |before: &Plan| (&before.rules, &before.spread, &before.arp) != (&wanted.rules, &wanted.spread, &wanted.arp);
-    lock(&agent.vips).clone_from(&wanted.vips);
     if new_overlay || before.is_none_or(other_rules) {
         set_rules(agent, before, wanted, new_overlay)?;
         crate::guard::check(agent);
     }
     if before.is_none_or(|before| before.routes != wanted.routes) {
         agent.links.set_routes(&wanted.routes).await?;
-    }
-    // What the last agent wrote down may not know of guests that there are by now.
-    if *agent.confirmed.borrow() {
-        agent.flows.send_if_modified(|flows| {
-            let changed = *flows != wanted.flows;
-            if changed {
-                flows.clone_from(&wanted.flows);
-            }
-            changed
-        });
     }
     if before.is_none_or(|before| before.vips != wanted.vips) {
         // Also when there is another prefix now, or none.
@@ -211,10 +218,10 @@ async fn apply(agent: &Arc<Agent>, before: Option<&Plan>, wanted: &Plan) -> Resu
         let new = agent.links.set_vips(&wanted.vips, is_public).await?;
         if !new.is_empty() {
             tracing::info!(?new, "public addresses taken");
-            tokio::spawn(announce_all(Arc::clone(agent), new));
+            return Ok(true);
         }
     }
-    Ok(())
+    Ok(false)
 }
 
 fn set_rules(agent: &Agent, before: Option<&Plan>, wanted: &Plan, new_overlay: bool) -> Result<(), NetError> {
@@ -232,21 +239,4 @@ fn set_rules(agent: &Agent, before: Option<&Plan>, wanted: &Plan, new_overlay: b
         nft.apply(&wanted.arp)?;
     }
     Ok(())
-}
-
-async fn announce_all(agent: Arc<Agent>, addresses: Vec<IpAddr>) {
-    let (index, mac) = (agent.links.index(UNDERLAY_DEVICE).await, agent.links.mac(UNDERLAY_DEVICE).await);
-    let (Ok(index), Ok(mac)) = (index, mac) else { return };
-    let start = tokio::time::Instant::now();
-    for at in ANNOUNCEMENTS {
-        tokio::time::sleep_until(start + at).await;
-        // One that has gone to another host meanwhile is that one's to announce.
-        let own: Vec<IpAddr> =
-            addresses.iter().filter(|address| lock(&agent.vips).contains(address)).copied().collect();
-        for address in &own {
-            if let Err(error) = announce(index, mac, *address) {
-                tracing::warn!(%address, %error, "a public address was not announced");
-            }
-        }
-    }
 }

@@ -209,6 +209,9 @@ pub struct RouteGoal {
     /// Whether it has an IPv6 address too, that of the location's prefix.
     #[serde(default)]
     pub ipv6: bool,
+    /// The VM that has it.
+    #[serde(default)]
+    pub vm: Option<VmId>,
     /// Whether it is being drained: who talks to it may go on, and nobody new is sent to it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leaving: bool,

@@ -61,7 +61,7 @@ pub struct Host {
     #[serde(default)]
     pub last_incident: u64,
     /// How it carries packets to other hosts' guests; nothing if an earlier version wrote this down.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transit: Option<Transit>,
     /// The public key of its end of the tunnels between hosts, where they are encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use mayfly_model::{AccessRule, Ipv6Prefix};
+use mayfly_model::{AccessRule, Ipv6Prefix, VmId};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol, Tuple};
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
@@ -36,8 +36,8 @@ pub struct Flows {
     pub entrances: Entrances,
     /// Guests that are being drained.
     pub leaving: BTreeSet<IpAddr>,
-    /// Guests that there are.
-    pub there: BTreeSet<IpAddr>,
+    /// Guests that there are, and their VMs.
+    pub there: BTreeMap<IpAddr, Option<VmId>>,
     /// What IPv6 addresses begin with, if there are any.
     pub ipv6: Option<Ipv6Prefix>,
 }
@@ -45,12 +45,13 @@ pub struct Flows {
 impl Flows {
     /// Whether there may be flows to forget, where `before` was obeyed.
     pub fn may_have_strays(&self, before: &Flows) -> bool {
-        before.entrances != self.entrances || before.there.difference(&self.there).next().is_some()
+        let goes = |(address, vm): (&IpAddr, &Option<VmId>)| self.there.get(address) != Some(vm);
+        before.entrances != self.entrances || before.there.iter().any(goes)
     }
 
     /// Whether the kernel has to forget a flow with these addresses.
     fn is_stray(&self, before: Option<&Flows>, there: &[Tuple], back: &[Tuple]) -> bool {
-        if [there, back].iter().filter_map(|way| source(way)).any(|address| self.is_gone(address)) {
+        if [there, back].iter().filter_map(|way| source(way)).any(|address| self.is_gone(before, address)) {
             return true;
         }
         let (Some(entrance), Some(backend)) = (entrance(there), source(back)) else { return false };
@@ -64,13 +65,15 @@ impl Flows {
         }
     }
 
-    fn is_gone(&self, address: IpAddr) -> bool {
+    /// Whether a guest that had this address is gone, be it that another has the address now.
+    fn is_gone(&self, before: Option<&Flows>, address: IpAddr) -> bool {
         let dip = match address {
             IpAddr::V4(address) => Some(address),
             IpAddr::V6(address) => self.ipv6.and_then(|prefix| prefix.embedded(address)),
         };
         let of_network = |dip| u32::from(dip) >> (32 - DIP_PREFIX) == u32::from(DIP_NETWORK) >> (32 - DIP_PREFIX);
-        dip.is_some_and(of_network) && !self.there.contains(&address)
+        let (now, before) = (self.there.get(&address), before.and_then(|before| before.there.get(&address)));
+        dip.is_some_and(of_network) && (now.is_none() || before.is_some() && before != now)
     }
 }
 
@@ -147,4 +150,26 @@ fn addresses(way: &[Tuple]) -> impl Iterator<Item = &IPTuple> {
         _ => None,
     });
     parts.flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn flows(there: &[(u8, u64)]) -> Flows {
+        let there = there.iter().map(|(last, vm)| (Ipv4Addr::new(10, 80, 0, *last).into(), Some(VmId(*vm))));
+        Flows { there: there.collect(), ..Flows::default() }
+    }
+
+    #[test]
+    fn nobody_inherits_the_flows_of_an_address() {
+        let (before, after) = (flows(&[(2, 1), (3, 2)]), flows(&[(2, 1), (3, 9), (4, 3)]));
+        assert!(after.may_have_strays(&before) && !before.may_have_strays(&before));
+        let gone = |last: u8| after.is_gone(Some(&before), Ipv4Addr::new(10, 80, 0, last).into());
+        assert_eq!([2, 3, 4, 5].map(gone), [false, true, false, true]);
+        assert!(!after.is_gone(Some(&before), Ipv4Addr::new(10, 77, 0, 5).into()), "none of a guest");
+        assert!(!after.is_gone(None, Ipv4Addr::new(10, 80, 0, 3).into()), "for all that is known");
+    }
 }

@@ -194,11 +194,12 @@ impl Nft {
     pub fn lease(&mut self, dips: &[IpAddr], vips: &BTreeSet<IpAddr>, millis: u64) -> Result<(), NetError> {
         let (older, newer): (Vec<IpAddr>, Vec<IpAddr>) = dips.iter().partition(|address| address.is_ipv4());
         let time = format!("{millis}ms");
-        // The older come first, and pass even if the kernel has no set for the newer yet.
-        self.refresh((TABLE, LEASED), &older, &time)?;
-        self.refresh((TABLE, &learned_set6(LEASED)), &newer, &time)?;
+        // Each is tried whatever becomes of the others: the kernel may have no set for the newer yet.
+        let older = self.refresh((TABLE, LEASED), &older, &time);
         let vips: Vec<IpAddr> = vips.iter().filter(|vip| vip.is_ipv4()).copied().collect();
-        self.refresh((ARP_TABLE, ANSWERED), &vips, &time)
+        let answered = self.refresh((ARP_TABLE, ANSWERED), &vips, &time);
+        let newer = self.refresh((TABLE, &learned_set6(LEASED)), &newer, &time);
+        older.and(answered).and(newer)
     }
 
     /// Takes all DIPs off the network at once, those with `ipv6` too.

@@ -24,7 +24,8 @@ pub async fn prepare_host(links: &Links) -> Result<(), NetError> {
     let _ = sysctl("net/ipv6/conf/default/disable_ipv6", "1");
     // Connections that are over are remembered for as long as stray packets of them may come; the usual two minutes would fill
     // the kernel's table at two thousand new connections a second. A kernel that follows none yet lacks these.
-    for (state, seconds) in [("time_wait", "10"), ("last_ack", "10")] {
+    // Of those that one side has closed, the other may have much to say: an earlier version left them less than the kernel does.
+    for (state, seconds) in [("time_wait", "10"), ("last_ack", "10"), ("close_wait", "60"), ("fin_wait", "120")] {
         let _ = sysctl(&format!("net/netfilter/nf_conntrack_tcp_timeout_{state}"), seconds);
     }
     for address in [WIRE_SERVER, METADATA, GATEWAY] {

@@ -85,6 +85,7 @@ fn large() -> NetworkGoal {
         index: number,
         update_domain: 0,
         ipv6: false,
+        vm: None,
         leaving: false,
     };
     let all = (0..VIPS).flat_map(|vip| (0..BACKENDS).map(move |number| (vip, number)));
@@ -225,6 +226,7 @@ fn whole(report: &mut Report, guests: u32) -> anyhow::Result<()> {
             index: 0,
             update_domain: 0,
             ipv6: false,
+            vm: None,
             leaving: false,
         });
     }

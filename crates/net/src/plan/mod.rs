@@ -15,7 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use mayfly_model::{
-    Egress, HostName, Ipv6Prefix, NetworkGoal, PeerGoal, ProbeGoal, Subnet, Transit, TunnelKey, VipGoal, VmId,
+    Egress, HostName, Ipv6Prefix, NetworkGoal, PeerGoal, ProbeGoal, RouteGoal, Subnet, Transit, TunnelKey, VipGoal,
+    VmId,
 };
 
 use crate::flows::{Entrances, Flows};
@@ -161,18 +162,22 @@ fn routes(inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>, family: Fa
 
 /// Which flows may stay.
 fn flows(inputs: &Inputs<'_>, own: &BTreeMap<Ipv4Addr, &LocalGuest>, entrances: Entrances) -> Flows {
-    let routes = || inputs.goal.routes.iter();
-    let all = |dips: Vec<Ipv4Addr>| {
-        Family::of(inputs)
-            .flat_map(|family| dips.iter().map(move |dip| family.address(*dip)).collect::<Vec<_>>())
-            .collect()
-    };
-    Flows {
-        entrances,
-        leaving: all(routes().filter(|route| route.leaving).map(|route| route.dip).collect()),
-        there: all(routes().map(|route| route.dip).chain(own.keys().copied()).collect()),
-        ipv6: inputs.goal.ipv6,
+    let mut flows = Flows { entrances, ipv6: inputs.goal.ipv6, ..Flows::default() };
+    for family in Family::of(inputs) {
+        flows.leaving.extend(leaving(inputs).map(|route| family.address(route.dip)));
+        flows.there.extend(inputs.goal.routes.iter().map(|route| (family.address(route.dip), route.vm)));
+        // One that no route leads to any more is there until its tap is not.
+        for dip in own.keys() {
+            flows.there.entry(family.address(*dip)).or_default();
+        }
     }
+    flows
+}
+
+/// Guests that are being drained, and heard.
+fn leaving<'a>(inputs: &Inputs<'a>) -> impl Iterator<Item = &'a RouteGoal> {
+    let (goal, live) = (inputs.goal, inputs.live);
+    goal.routes.iter().filter(|route| route.leaving && live.contains(&route.host))
 }
 
 /// What is made of endpoints.

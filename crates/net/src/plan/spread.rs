@@ -17,7 +17,7 @@ use crate::plan::family::Family;
 use crate::plan::frame::{hook_in, known_as, wire};
 use crate::plan::ruleset::{Elements, INGRESS_TABLE, Kind, Ruleset};
 use crate::plan::slots::{Choice, Door, HERE, UP, door, mark, marks};
-use crate::plan::{Inputs, LocalGuest};
+use crate::plan::{Inputs, LocalGuest, leaving};
 
 /// Flows that are remembered at the most, of TCP and of UDP; a flood takes the room from others, which are led by hash then.
 const ROOM: u32 = 1 << 20;
@@ -69,8 +69,7 @@ pub(super) fn spread(
     rules.sets.insert("doors".to_owned(), open);
     let hosts = inputs.goal.peers.iter().map(|peer| peer.address.to_string());
     rules.sets.insert("hosts".to_owned(), Elements::set("type ipv4_addr;").with(hosts));
-    let leaving =
-        inputs.goal.routes.iter().filter(|route| route.leaving).map(|route| format!("{:#x}", mark(route.dip)));
+    let leaving = leaving(inputs).map(|route| format!("{:#x}", mark(route.dip)));
     rules.sets.insert(LEAVING.to_owned(), Elements::set("type mark;").with(leaving));
     choice.write(&mut rules, "goto chosen");
     remember(&mut rules);

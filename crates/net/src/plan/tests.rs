@@ -34,6 +34,7 @@ fn goal() -> NetworkGoal {
         index: 0,
         update_domain: 0,
         ipv6: last != 12,
+        vm: None,
         leaving: false,
     };
     let backends = (1..=3).map(|number| Backend {

@@ -297,6 +297,7 @@ impl Lab {
                     index: 0,
                     update_domain: 0,
                     ipv6: self.goal.ipv6.is_some(),
+                    vm: None,
                     leaving: false,
                 })
                 .collect(),

@@ -219,6 +219,7 @@ fn any_members(dice: &mut Dice) -> (Vec<RouteGoal>, Vec<LocalGuest>, Vec<Backend
             index: 0,
             update_domain: 0,
             ipv6: dice.below(2) == 0,
+            vm: None,
             leaving: false,
         });
         backends.push(Backend {
