@@ -51,12 +51,12 @@ pub(crate) fn can_hand_on(nft: &mut Nft) -> bool {
 /// Sets up what is the same for all goal states.
 pub(crate) async fn prepare(agent: &Agent) -> anyhow::Result<()> {
     prepare_host(&agent.links).await?;
-    // Where there are rules already, an earlier agent made them for guests that may still run; they hold until it is
-    // known how those are doing.
-    // Those that the last agent took are answered for until it is known whose they are.
+    // Public addresses that an earlier agent took are answered for until it is known whose they are.
     let alone = agent.links.addresses(UNDERLAY_DEVICE).await?.into_iter().filter(|(_, prefix)| *prefix == 32);
     let taken = alone.map(|(address, _)| address).filter(|address| *address != agent.config.address);
     lock(&agent.vips).extend(taken.map(IpAddr::V4));
+    // Where there are rules already, an earlier agent made them for guests that may still run; they hold until it is
+    // known how those are doing.
     let first = current(agent, &BTreeSet::new(), Health::new());
     // Before anything is said or heard, also where an earlier agent had another transit.
     lock(&agent.nft).apply(&clear(agent.config.transit))?;
