@@ -4,10 +4,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
-
-use super::lab::{Lab, Namespace, PORT, VIP, dip, underlay};
 use mayfly_model::Transit;
 
+use super::lab::{Lab, Namespace, PORT, VIP, dip, underlay};
 use crate::peers::Running;
 use crate::report::{Comparison, Report};
 
